@@ -173,6 +173,22 @@ impl DropCounts {
             Dropped::Bad(_) => &mut self.bad,
         } += 1;
     }
+
+    /// Both together.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        Self {
+            short: self.short + other.short,
+            magic: self.magic + other.magic,
+            version: self.version + other.version,
+            other_cluster: self.other_cluster + other.other_cluster,
+            unknown_key: self.unknown_key + other.unknown_key,
+            seal: self.seal + other.seal,
+            replayed: self.replayed + other.replayed,
+            old_incarnation: self.old_incarnation + other.old_incarnation,
+            bad: self.bad + other.bad,
+        }
+    }
 }
 
 /// Seals the beats of one incarnation of one host.
@@ -283,15 +299,16 @@ impl Opener {
         opened
     }
 
-    /// Like `open`, but nothing is counted, remembered, or dropped as seen before.
+    /// Like `open`, but nothing is remembered, nor dropped as seen before.
     ///
     /// # Errors
-    /// When it is no beat of this cluster.
+    /// When it is no beat of this cluster; it was counted.
     pub fn peek(&mut self, datagram: &[u8]) -> Result<NetBeat, Dropped> {
-        let header = self.header(datagram)?;
-        let key = self.derive(&header)?;
-        unseal(&key, &header, datagram, &mut self.scratch)?;
-        beat::decode(&header, &self.scratch).map_err(Dropped::Bad)
+        let peeked = self.peek_once(datagram);
+        if let Err(dropped) = peeked {
+            self.dropped.count(dropped);
+        }
+        peeked
     }
 
     /// What was dropped so far.
@@ -317,6 +334,13 @@ impl Opener {
     fn derive(&self, header: &SealHeader) -> Result<LessSafeKey, Dropped> {
         let (id, root) = self.ring.iter().find(|(id, _)| *id == header.key_id).ok_or(Dropped::UnknownKey)?;
         Ok(derive(root, *id, header.host, header.incarnation))
+    }
+
+    fn peek_once(&mut self, datagram: &[u8]) -> Result<NetBeat, Dropped> {
+        let header = self.header(datagram)?;
+        let key = self.derive(&header)?;
+        unseal(&key, &header, datagram, &mut self.scratch)?;
+        beat::decode(&header, &self.scratch).map_err(Dropped::Bad)
     }
 
     fn open_once(&mut self, datagram: &[u8]) -> Result<NetBeat, Dropped> {
