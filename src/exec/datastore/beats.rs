@@ -20,7 +20,7 @@ use nix::fcntl::OFlag;
 
 use super::claims;
 use super::files::{
-    Folder, HOSTS, TMP, bad, beats_name, failure, identity, list_name, read_at, root_path, sweep, write_at,
+    CLAIMS, Folder, HOSTS, TMP, bad, beats_name, failure, identity, list_name, read_at, root_path, sweep, write_at,
 };
 use super::members;
 use super::slots::{Book, Doubt, REST, SLOTS, Slots, Stamp};
@@ -30,9 +30,6 @@ use crate::types::{
     VmId, VmList, store::StoreFailure,
 };
 use crate::wire::record::{self, BLOCK, LIST_AREA};
-
-#[cfg(test)]
-mod tests;
 
 /// Size of `hosts/<id>`: slots and one scratch block.
 pub const SLOTS_FILE: usize = (SLOTS + 1) * BLOCK;
@@ -85,13 +82,15 @@ pub struct BeatFile {
     root_path: PathBuf,
     cluster: ClusterId,
     me: HostId,
-    beats: File,
+    pub(super) beats: File,
     beats_path: PathBuf,
     list: File,
     list_path: PathBuf,
-    book: Book,
-    /// The list last written, and until when a failed list write may still land on it.
-    listed: Option<(Vec<u8>, Time)>,
+    pub(super) book: Book,
+    /// The list last tried, as bytes.
+    listed: Option<Vec<u8>>,
+    /// Until then a list write of a dead predecessor, or one that failed, may still land over it.
+    list_doubt_until: Time,
 }
 
 impl BeatFile {
@@ -103,17 +102,21 @@ impl BeatFile {
         let root_path = root_path(root, cluster);
         let root = Folder::open(&root_path)?;
         let (hosts, tmp) = (root.sub(HOSTS)?, root.sub(TMP)?);
-        sweep(&tmp, TMP_KIND, me, |_| false)?;
+        sweep(&tmp, TMP_KIND, me)?;
         members::make_host_file(&hosts, &tmp, TMP_KIND, me, &beats_name(me), SLOTS_FILE)?;
         members::make_host_file(&hosts, &tmp, TMP_KIND, me, &list_name(me), 2 * LIST_AREA)?;
+        // Also if they were there: whoever made them may have died before they were durable.
+        hosts.sync()?;
         let (beats, beats_path) = open_own(&hosts, &beats_name(me), SLOTS_FILE)?;
         let (list, list_path) = open_own(&hosts, &list_name(me), 2 * LIST_AREA)?;
         let raw = read_at(&beats, &beats_path, 0, SLOTS_FILE)?;
         let slots = Slots::parse(raw.as_slice(), cluster, me);
-        let scratch = record::decode_beat(&raw.as_slice()[SLOTS * BLOCK..]).ok();
+        let scratch = raw.as_slice().get(SLOTS * BLOCK..).and_then(|block| record::decode_beat(block).ok());
         let scratch = scratch.filter(|beat| beat.cluster == cluster && beat.host == me);
-        let book = Book::opened(&slots, scratch.as_ref(), clock::now());
-        Ok(Self { root_path, cluster, me, beats, beats_path, list, list_path, book, listed: None })
+        let now = clock::now();
+        let book = Book::opened(&slots, scratch.as_ref(), now);
+        let (listed, list_doubt_until) = (None, now + REST);
+        Ok(Self { root_path, cluster, me, beats, beats_path, list, list_path, book, listed, list_doubt_until })
     }
 
     /// Reads all own slots back.
@@ -128,6 +131,10 @@ impl BeatFile {
 
     fn read_slots(&self) -> Result<Slots, StoreFailure> {
         let raw = read_at(&self.beats, &self.beats_path, 0, SLOTS * BLOCK)?;
+        if raw.as_slice().len() != SLOTS * BLOCK {
+            let why = format!("only {} of {} bytes could be read", raw.as_slice().len(), SLOTS * BLOCK);
+            return Err(StoreFailure::Io { path: self.beats_path.display().to_string(), why });
+        }
         Ok(Slots::parse(raw.as_slice(), self.cluster, self.me))
     }
 
@@ -139,7 +146,7 @@ impl BeatFile {
         assert!(block.host == self.me && block.cluster == self.cluster, "a guard beats only for itself");
         let slots = self.read_slots()?;
         let path = self.beats_path.display().to_string();
-        let compared = self.book.compare(&slots, block.incarnation);
+        let compared = self.book.compare(&slots, block.incarnation, block.boot);
         compared.map_err(|doubt| WriteFailed::Doubt { path: path.clone(), doubt })?;
         if let Some(newest) = self.book.newest().filter(|newest| Stamp::of(block) <= *newest) {
             return Err(WriteFailed::Outdated { newest });
@@ -169,7 +176,7 @@ impl BeatFile {
     fn in_place(&self) -> Result<bool, StoreFailure> {
         let hosts = Folder::open(&self.root_path)?.sub(HOSTS)?;
         let same = |name: String, file: &File, path: &Path| -> Result<bool, StoreFailure> {
-            let found = hosts.look(&name)?.map(|(found, _)| found);
+            let found = hosts.look(&name)?.map(|seen| seen.identity);
             Ok(found == Some(identity(file, path)?))
         };
         Ok(same(beats_name(self.me), &self.beats, &self.beats_path)?
@@ -183,27 +190,29 @@ impl BeatFile {
     /// `Bad` for more than 1,000 entries; else of the system: the outcome is unknown, and no beat may name this list.
     pub fn write_list(&mut self, list: &VmList) -> Result<ListName, StoreFailure> {
         let bytes = record::encode_list(list).map_err(|why| bad(&self.list_path, &why))?;
-        let doubt_until = self.listed.take().map_or(Time::ZERO, |(_, until)| until);
         let written = write_at(&self.list, &self.list_path, list_at(list.sequence.0), &bytes);
-        let doubt_until = if written.is_ok() { doubt_until } else { clock::now() + REST };
-        self.listed = Some((bytes, doubt_until));
+        if written.is_err() {
+            self.list_doubt_until = clock::now() + REST;
+        }
+        self.listed = Some(bytes);
         written?;
         Ok(ListName { sequence: list.sequence, digest: record::list_digest(list) })
     }
 
-    /// While a failed list write may still land, looks whether it did so over the list last written, and repeats that.
+    /// While another list write may still land, looks whether it did so over the list last tried, and repeats that.
     fn mend_list(&mut self, now: Time) -> Result<(), StoreFailure> {
-        let Some((bytes, doubt_until)) = &self.listed else { return Ok(()) };
-        if *doubt_until <= now {
-            return Ok(());
-        }
+        let Some(bytes) = self.listed.as_ref().filter(|_| now < self.list_doubt_until) else { return Ok(()) };
         let list = record::decode_list(bytes).expect("encoded by write_list");
         let at = list_at(list.sequence.0);
         let found = read_at(&self.list, &self.list_path, at, bytes.len())?;
-        if found.as_slice() == bytes {
+        if found.as_slice() == bytes.as_slice() {
             return Ok(());
         }
-        write_at(&self.list, &self.list_path, at, bytes)
+        let mended = write_at(&self.list, &self.list_path, at, bytes);
+        if mended.is_err() {
+            self.list_doubt_until = clock::now() + REST;
+        }
+        mended
     }
 
     /// Reads the roster anew.
@@ -275,7 +284,7 @@ pub fn read_list(hosts: &Folder, beat: &BeatBlock) -> Result<Option<VmList>, Sto
 /// # Errors
 /// `Bad` if it cannot be read: the owner is unknown. Any error says nothing about anybody.
 pub fn highest_claim(root: &Path, cluster: ClusterId, vm: VmId) -> Result<Option<Claim>, StoreFailure> {
-    claims::highest(&Folder::open(&root_path(root, cluster))?, vm)
+    claims::highest(&Folder::open(&root_path(root, cluster))?.sub(CLAIMS)?, vm)
 }
 
 fn list_at(sequence: u64) -> u64 {
