@@ -55,7 +55,8 @@ impl Core {
     }
 
     pub(super) fn forwarded(&mut self, cx: &mut Cx, ask: AskId, reply: Result<Reply, String>) {
-        let reply = reply.unwrap_or_else(|why| Reply::Denied(Denial::Unable(format!("the other host does not answer: {why}"))));
+        let reply =
+            reply.unwrap_or_else(|why| Reply::Denied(Denial::Unable(format!("the other host does not answer: {why}"))));
         cx.answer(ask, reply);
     }
 
@@ -102,7 +103,9 @@ impl Core {
                     cx.act(super::action::Action::OpenDatastore(id, path));
                     cx.store(id, StoreOrder::Prepare(roster), CALL, Pending::Prepare(ask, Box::new(change)));
                 }
-                SettingsChange::AddMember(_) | SettingsChange::ChangeDatastore { .. } | SettingsChange::SetTiming(_) => {
+                SettingsChange::AddMember(_)
+                | SettingsChange::ChangeDatastore { .. }
+                | SettingsChange::SetTiming(_) => {
                     self.carry_out(cx, change);
                     cx.answer(ask, Reply::Done);
                 }
@@ -275,7 +278,8 @@ impl Core {
             return cx.answer(ask, Reply::Denied(Denial::Unable("it is not protected; use virsh".into())));
         };
         if busy {
-            return cx.answer(ask, Reply::Denied(Denial::Unable("it is being worked on; try again in a moment".into())));
+            return cx
+                .answer(ask, Reply::Denied(Denial::Unable("it is being worked on; try again in a moment".into())));
         }
         if claim.owner().is_none() {
             if claim.wanted == Wanted::Stopped {
@@ -303,10 +307,12 @@ impl Core {
         }
         let vm = self.vm(id);
         if vm.attempt.is_some() || vm.moving.is_some() || vm.incoming.is_some() {
-            return cx.answer(ask, Reply::Denied(Denial::Unable("it is being worked on; try again in a moment".into())));
+            return cx
+                .answer(ask, Reply::Denied(Denial::Unable("it is being worked on; try again in a moment".into())));
         }
         let Some(claim) = vm.claim.clone() else {
-            return cx.answer(ask, Reply::Denied(Denial::Unable("it has no claim yet; start it once with virsh".into())));
+            return cx
+                .answer(ask, Reply::Denied(Denial::Unable("it has no claim yet; start it once with virsh".into())));
         };
         let proof = self.proof_of(&claim, cx.now, cx.now).unwrap_or(Proof::Unowned);
         let kind = Kind::Run { proof, reason: ClaimReason::StartedByPerson };

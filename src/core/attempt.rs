@@ -231,7 +231,9 @@ impl Core {
                 }
                 self.expect(cx, id);
             }
-            StoreAnswer::Failed(why) => self.fail(cx, id, Denial::Unable(format!("its record cannot be written: {why}"))),
+            StoreAnswer::Failed(why) => {
+                self.fail(cx, id, Denial::Unable(format!("its record cannot be written: {why}")))
+            }
             _ => {}
         }
     }
@@ -347,7 +349,8 @@ impl Core {
                 if let Kind::Release { .. } = attempt.kind {
                     return self.released(cx, id);
                 }
-                let order = GuardOrder::Claimed { tenure: claim.tenure, epoch: attempt.epoch, deadline: cx.now + ROW_DEADLINE };
+                let order =
+                    GuardOrder::Claimed { tenure: claim.tenure, epoch: attempt.epoch, deadline: cx.now + ROW_DEADLINE };
                 let ticket = cx.guard(order, Pending::Attempt(id));
                 self.stage(id, Stage::Confirming, ticket);
             }
@@ -445,7 +448,12 @@ impl Core {
                 LateWrite::Accepted => {}
                 LateWrite::Open => {
                     let host = self.name_of(debt.host);
-                    return self.wait(cx, id, RETRY * 4, format!("a new boot of {host}, or proof that it is off: nothing else excludes its late writes"));
+                    return self.wait(
+                        cx,
+                        id,
+                        RETRY * 4,
+                        format!("a new boot of {host}, or proof that it is off: nothing else excludes its late writes"),
+                    );
                 }
             }
         }
@@ -490,7 +498,13 @@ impl Core {
                 }
                 self.wait_in(cx, id, Stage::Locks { since }, pause, format!("the image lock of its old copy ({holder}), held at the storage server until its client's lease ends"));
             }
-            Err(why) => self.wait_in(cx, id, Stage::Locks { since }, RETRY * 2, format!("its image locks, which cannot be probed: {why}")),
+            Err(why) => self.wait_in(
+                cx,
+                id,
+                Stage::Locks { since },
+                RETRY * 2,
+                format!("its image locks, which cannot be probed: {why}"),
+            ),
         }
     }
 
@@ -551,14 +565,20 @@ impl Core {
     fn start_failed(&mut self, cx: &mut Cx, id: VmId, why: DomainFailure) {
         match why {
             DomainFailure::ImageLocked(holder) => {
-                let what = format!("the image lock of its old copy ({holder}), held at the storage server until its client's lease ends");
+                let what = format!(
+                    "the image lock of its old copy ({holder}), held at the storage server until its client's lease ends"
+                );
                 self.wait_in(cx, id, Stage::Locks { since: cx.now }, RETRY, what);
             }
-            DomainFailure::NoDaemon(why) => self.give_up(cx, id, Denial::Unable(format!("libvirt does not answer: {why}"))),
+            DomainFailure::NoDaemon(why) => {
+                self.give_up(cx, id, Denial::Unable(format!("libvirt does not answer: {why}")))
+            }
             DomainFailure::NoDomain => self.give_up(cx, id, Denial::Unable("its definition vanished".into())),
             DomainFailure::Host(why) => self.give_up(cx, id, Denial::Host(why)),
             DomainFailure::Capacity(why) => self.give_up(cx, id, Denial::Capacity(why)),
-            DomainFailure::Refused(why) | DomainFailure::Definition(why) => self.give_up(cx, id, Denial::Definition(why)),
+            DomainFailure::Refused(why) | DomainFailure::Definition(why) => {
+                self.give_up(cx, id, Denial::Definition(why))
+            }
             DomainFailure::Timeout => {
                 cx.domain(DomainOrder::Destroy { vm: id }, CALL, Pending::Nothing);
                 self.give_up(cx, id, Denial::Unable("libvirt did not answer in time".into()));
@@ -597,7 +617,11 @@ impl Core {
     }
 
     fn lift_late_pause(&mut self, cx: &mut Cx, id: VmId) {
-        let paused = self.libvirt.domains.get(&id).is_some_and(|domain| domain.state == DomainState::Paused { by_io_error: false });
+        let paused = self
+            .libvirt
+            .domains
+            .get(&id)
+            .is_some_and(|domain| domain.state == DomainState::Paused { by_io_error: false });
         if paused { self.resume(cx, id) } else { self.finish(cx, id) }
     }
 
@@ -605,7 +629,8 @@ impl Core {
         match answer {
             DomainAnswer::Done | DomainAnswer::Listed(_) => self.finish(cx, id),
             DomainAnswer::Failed(why) => {
-                let reclaim = self.vm(id).attempt.as_ref().is_some_and(|attempt| matches!(attempt.kind, Kind::Reclaim { .. }));
+                let reclaim =
+                    self.vm(id).attempt.as_ref().is_some_and(|attempt| matches!(attempt.kind, Kind::Reclaim { .. }));
                 if reclaim {
                     return self.finish(cx, id); // It runs under its claim; reconcile looks at the pause again.
                 }

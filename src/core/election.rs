@@ -90,7 +90,10 @@ impl Core {
             (State::Master, Some(other)) if self.yields_to(&other, cx.now) => {
                 let name = self.name_of(other.host);
                 self.election.follow(&other, cx.now);
-                cx.note(Note::info("master", format!("{name} is master (term {}); this host steps back", other.agent.term)));
+                cx.note(Note::info(
+                    "master",
+                    format!("{name} is master (term {}); this host steps back", other.agent.term),
+                ));
                 self.followed(cx);
             }
             (State::Master, _) => {}

@@ -19,15 +19,13 @@ use super::note::Note;
 use super::placement::{Need, Placed};
 use super::proofs::LateWrite;
 use crate::types::control::{Denial, Reply, Request, RunOrder};
-use crate::types::{Claim, ClaimReason, Debt, Generation, Holder, HostId, Over, Proof, Ticket, Time, VmId, Wanted};
+use crate::types::{Claim, ClaimReason, Debt, Holder, HostId, Over, Proof, Ticket, VmId, Wanted};
 
 /// An order under way.
 #[derive(Clone, Debug)]
 pub struct Placing {
     /// Who shall run it.
     pub host: HostId,
-    /// The claim that it follows.
-    pub generation: Generation,
     /// Memory that it will take.
     pub memory_kib: u64,
     ticket: Ticket,
@@ -57,7 +55,8 @@ impl Core {
     }
 
     fn fail_over_vm(&mut self, cx: &mut Cx, id: VmId) {
-        let Some((claim, known)) = self.vms.get(&id).and_then(|vm| vm.claim.clone().map(|claim| (claim, vm.known))) else {
+        let Some((claim, known)) = self.vms.get(&id).and_then(|vm| vm.claim.clone().map(|claim| (claim, vm.known)))
+        else {
             return;
         };
         if let Some(placing) = self.vms.get(&id).and_then(|vm| vm.placing.clone()) {
@@ -161,7 +160,10 @@ impl Core {
         };
         let (name, target) = (self.vm_name(id), self.name_of(host));
         let generation = claim.tenure.generation;
-        let text = format!("{name} is to run on {target}: generation {generation} is over ({})", self.proof_text(&claim, proof));
+        let text = format!(
+            "{name} is to run on {target}: generation {generation} is over ({})",
+            self.proof_text(&claim, proof)
+        );
         cx.note(Note::warning("vm-restart", text).of(&name));
         self.vm(id).waits = None;
         if host == self.me.host {
@@ -169,7 +171,7 @@ impl Core {
         }
         let order = RunOrder { claim, proof, reason };
         let ticket = cx.send(host, Request::Run(Box::new(order)), ORDER_TIME, Pending::Placed(id, host));
-        self.vm(id).placing = Some(Placing { host, generation, memory_kib: need.memory_kib, ticket });
+        self.vm(id).placing = Some(Placing { host, memory_kib: need.memory_kib, ticket });
     }
 
     pub(super) fn proof_text(&self, claim: &Claim, proof: Proof) -> String {
@@ -186,7 +188,14 @@ impl Core {
         }
     }
 
-    pub(super) fn placed_done(&mut self, cx: &mut Cx, id: VmId, host: HostId, ticket: Ticket, reply: Result<Reply, String>) {
+    pub(super) fn placed_done(
+        &mut self,
+        cx: &mut Cx,
+        id: VmId,
+        host: HostId,
+        ticket: Ticket,
+        reply: Result<Reply, String>,
+    ) {
         let stale = self.vms.get(&id).and_then(|vm| vm.placing.as_ref()).is_none_or(|placing| placing.ticket != ticket);
         if stale {
             return;
@@ -198,7 +207,9 @@ impl Core {
             Ok(Reply::Ran { generation }) => {
                 vm.failed.clear();
                 vm.waits = None;
-                cx.note(Note::info("vm-restarted", format!("{name} runs on {target} (generation {generation})")).of(&name));
+                cx.note(
+                    Note::info("vm-restarted", format!("{name} runs on {target} (generation {generation})")).of(&name),
+                );
                 self.look = true;
                 return;
             }
@@ -242,7 +253,8 @@ impl Core {
         }
         if vm.incoming.is_some() {
             self.drop_incoming(cx, id);
-            return cx.answer(ask, Reply::Denied(Denial::Unable("a half-finished move of it is thrown away first".into())));
+            return cx
+                .answer(ask, Reply::Denied(Denial::Unable("a half-finished move of it is thrown away first".into())));
         }
         if self.going_down {
             return cx.answer(ask, Reply::Denied(Denial::Unable("this host goes down".into())));
@@ -250,4 +262,3 @@ impl Core {
         self.begin(cx, id, Kind::Run { proof: order.proof, reason: order.reason }, home, vec![ask]);
     }
 }
-

@@ -55,10 +55,10 @@ impl Core {
 
     /// A saved image may only go on where nothing ran since: this host made the newest claim when it was saved.
     fn hook_restore(&mut self, cx: &mut Cx, ask: AskId, id: VmId, name: &str) {
-        let stale = match &self.vm(id).claim {
+        let stale = match self.vms.get(&id).and_then(|vm| vm.claim.as_ref()) {
             None => None,
             Some(claim) if claim.maker == self.me.host && claim.holder == Holder::None => None,
-            Some(claim) => Some((self.holder_text(&claim.clone()), claim.tenure.generation)),
+            Some(claim) => Some((self.holder_text(claim), claim.tenure.generation)),
         };
         let result = match stale {
             None => Ok(()),
@@ -76,7 +76,9 @@ impl Core {
         let Some(claim) = &vm.claim else { return Ok(()) };
         match claim.holder {
             Holder::None | Holder::Deleted => Ok(()),
-            Holder::MovedTo(to) => Err(Denial::Unable(format!("its claims live on datastore {} now", self.store_name(to)))),
+            Holder::MovedTo(to) => {
+                Err(Denial::Unable(format!("its claims live on datastore {} now", self.store_name(to))))
+            }
             Holder::Handover { .. } => Err(Denial::Unable("it is being migrated".into())),
             Holder::Host(owner) if owner.host == self.me.host => {
                 let running = self.guard.rows.get(&claim.tenure).map(|row| row.state) == Some(VmState::Running);

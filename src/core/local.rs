@@ -23,9 +23,7 @@ use super::event::Recorded;
 use super::note::Note;
 use crate::types::guard::{GuardOrder, RowView};
 use crate::types::vm::{DomainAnswer, DomainChange, DomainInfo, DomainOrder, DomainState, OffReason};
-use crate::types::{
-    Claim, ClaimReason, DatastoreId, Holder, Incarnation, Over, Proof, Tenure, Time, VmId, VmState, Wanted,
-};
+use crate::types::{Claim, ClaimReason, Holder, Incarnation, Over, Proof, Tenure, VmId, VmState, Wanted};
 
 /// libvirt's time for a list.
 const LIST: Duration = Duration::from_secs(10);
@@ -74,7 +72,10 @@ impl Core {
             }
             if state == VmState::Over(Over::Lapsed) {
                 let home = self.store_name(row.home);
-                let text = format!("{name} is stopped by the guard: its lease on {home} lapsed (generation {} is over)", tenure.generation);
+                let text = format!(
+                    "{name} is stopped by the guard: its lease on {home} lapsed (generation {} is over)",
+                    tenure.generation
+                );
                 cx.note(Note::warning("vm-stopped-by-guard", text).of(&name));
             }
             self.adoption(cx, tenure.vm);
@@ -157,7 +158,9 @@ impl Core {
                 cx.note(Note::warning("guest-panicked", format!("{name}: its kernel panicked")).of(name));
                 None
             }
-            DomainChange::Defined | DomainChange::Undefined | DomainChange::Rebooted | DomainChange::WatchdogFired => None,
+            DomainChange::Defined | DomainChange::Undefined | DomainChange::Rebooted | DomainChange::WatchdogFired => {
+                None
+            }
         };
         if let (Some(state), Some(domain)) = (state, self.libvirt.domains.get_mut(&id)) {
             domain.state = state;
@@ -212,7 +215,7 @@ impl Core {
         let ours = claim.owner().is_some_and(|owner| owner.host == self.me.host);
         if row.pid.is_none() {
             cx.guard(GuardOrder::Forget { tenure: row.tenure }, Pending::Nothing);
-        } else if !ours && !(matches!(claim.holder, Holder::None) && claim.wanted == Wanted::Running) {
+        } else if !(ours || matches!(claim.holder, Holder::None) && claim.wanted == Wanted::Running) {
             cx.guard(GuardOrder::Kill { tenure: row.tenure, seen: claim.tenure.generation }, Pending::Nothing);
         } else if matches!(row.state, VmState::Over(_)) {
             // Ours or nobody's, from a try whose claim landed late: the next generation is claimed.
@@ -272,7 +275,8 @@ impl Core {
         let what = format!("it runs here, but its claim names {owner}");
         if self.vm(id).waits.as_ref() != Some(&what) {
             self.vm(id).waits = Some(what.clone());
-            let text = format!("{name}: {what}; nothing is stopped; see 'mainstay vm explain {name}' and stop the wrong copy");
+            let text =
+                format!("{name}: {what}; nothing is stopped; see 'mainstay vm explain {name}' and stop the wrong copy");
             cx.note(Note::alarm("runs-against-claim", text).of(&name));
         }
     }
@@ -284,14 +288,19 @@ impl Core {
             return;
         }
         let same = vm.record.as_ref().and_then(|record| record.as_ref().ok()).is_some_and(|record| {
-            crate::wire::record::record_digest(record) == claim.record
+            crate::wire::record::encode_record(record)
+                .is_ok_and(|bytes| crate::wire::record::digest(&bytes) == claim.record)
         });
         if !same {
-            let what = format!("its definition here differs from the one that generation {} runs with", claim.tenure.generation);
+            let what = format!(
+                "its definition here differs from the one that generation {} runs with",
+                claim.tenure.generation
+            );
             if vm.waits.as_ref() != Some(&what) {
                 vm.waits = Some(what.clone());
                 let name = self.vm_name(id);
-                let text = format!("{name}: {what}; it is kept; remove it with 'virsh undefine {name}' when it is not needed");
+                let text =
+                    format!("{name}: {what}; it is kept; remove it with 'virsh undefine {name}' when it is not needed");
                 cx.note(Note::warning("stale-definition", text).of(&name));
             }
             return;
@@ -305,7 +314,9 @@ impl Core {
         let name = self.vm_name(id);
         match answer {
             DomainAnswer::Done | DomainAnswer::Listed(_) => {
-                cx.note(Note::info("stale-definition", format!("{name}: its stale definition here was removed")).of(&name));
+                cx.note(
+                    Note::info("stale-definition", format!("{name}: its stale definition here was removed")).of(&name),
+                );
                 self.libvirt.domains.remove(&id);
                 self.list_domains(cx);
             }
@@ -336,7 +347,11 @@ impl Core {
                 cx.note(Note::alarm("migrated-away", text).of(&name));
                 self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedByPerson);
             }
-            OffReason::Crashed | OffReason::Failed | OffReason::Daemon | OffReason::Unknown | OffReason::FromSnapshot => {
+            OffReason::Crashed
+            | OffReason::Failed
+            | OffReason::Daemon
+            | OffReason::Unknown
+            | OffReason::FromSnapshot => {
                 self.crashed(cx, id, claim, reason);
             }
         }
@@ -380,6 +395,7 @@ impl Core {
         let name = self.vm_name(id);
         let home = claim.home;
         let clean = matches!(self.said_over(self.me.host, claim.tenure), Some(Over::Exited { clean: true }));
+        let leased = self.guard.leases.get(&home).is_some_and(|lease| lease.until.is_some());
         let vm = self.vm(id);
         vm.restarts.retain(|at| now.since(*at) < HOUR);
         if limit <= vm.restarts.len() {
@@ -387,7 +403,7 @@ impl Core {
             cx.note(Note::warning("vm-restart-limit", text).of(&name));
             return self.release(cx, id, claim, Wanted::Running, ClaimReason::StartFailed);
         }
-        if self.guard.leases.get(&home).is_none_or(|lease| lease.until.is_none()) {
+        if !leased {
             return; // Tried again when the lease is valid.
         }
         vm.restarts.push(now);
@@ -402,4 +418,3 @@ impl Core {
 fn tenure_from(vm: VmId) -> Tenure {
     Tenure { vm, generation: crate::types::Generation(0) }
 }
-

@@ -237,9 +237,10 @@ impl Core {
 
     fn signs(&self, host: HostId, now: Time) -> Signs {
         let peer = self.peers.get(&host);
-        let heard = peer.filter(|_| self.is_heard(host, now)).and_then(|peer| peer.beat.as_ref()).map(|beat| {
-            (beat.agent.flags, self.datastores_in(beat.agent.storage_lost))
-        });
+        let heard = peer
+            .filter(|_| self.is_heard(host, now))
+            .and_then(|peer| peer.beat.as_ref())
+            .map(|beat| (beat.agent.flags, self.datastores_in(beat.agent.storage_lost)));
         let flags = self.stores.values().filter_map(|store| store.newest_of(host)).max_by_key(|beat| beat.counter);
         Signs {
             heard,
@@ -275,10 +276,6 @@ impl Core {
     pub(super) fn datastores_in(&self, set: DatastoreSet) -> Vec<DatastoreId> {
         let is_in = |position: usize| position < 64 && set.0 & (1 << position) != 0;
         self.settings.datastores.iter().enumerate().filter(|(n, _)| is_in(*n)).map(|(_, d)| d.id).collect()
-    }
-
-    pub(super) fn position(&self, datastore: DatastoreId) -> Option<u8> {
-        self.settings.datastores.iter().position(|d| d.id == datastore).and_then(|n| u8::try_from(n).ok())
     }
 
     /// Once per beat period: tell the guard the agent's part, look at everybody, elect.

@@ -108,7 +108,8 @@ impl Core {
         let to = match to {
             Some(to) if to == self.me.host => return Err(Denial::Contradiction("it runs on that host already".into())),
             Some(to) => {
-                self.room_on(to, id, &need, now).map_err(|why| Denial::Capacity(format!("{} {why}", self.name_of(to))))?;
+                self.room_on(to, id, &need, now)
+                    .map_err(|why| Denial::Capacity(format!("{} {why}", self.name_of(to))))?;
                 to
             }
             None => match self.place(id, &need, Some(self.me.host), now) {
@@ -170,7 +171,9 @@ impl Core {
     pub(super) fn move_saw(&mut self, cx: &mut Cx, id: VmId, change: DomainChange) {
         let Some(moving) = self.vms.get(&id).and_then(|vm| vm.moving.clone()) else { return };
         match change {
-            DomainChange::Stopped(OffReason::Migrated) if moving.stage == MoveStage::Migrating => self.leave(cx, id, &moving),
+            DomainChange::Stopped(OffReason::Migrated) if moving.stage == MoveStage::Migrating => {
+                self.leave(cx, id, &moving)
+            }
             DomainChange::Stopped(_) if moving.stage == MoveStage::Migrating => {
                 self.move_failed(cx, id, Denial::Unable("it ended during the migration".into()));
             }
@@ -265,7 +268,10 @@ impl Core {
         let vm = self.vm(id);
         let busy = vm.attempt.is_some() || vm.incoming.is_some() || alive;
         if busy || newest != Some(tenure) || order.claim.owner().map(|owner| owner.host) != Some(from) {
-            return cx.answer(ask, Reply::Denied(Denial::Unable("it is being worked on there, or its claim has changed".into())));
+            return cx.answer(
+                ask,
+                Reply::Denied(Denial::Unable("it is being worked on there, or its claim has changed".into())),
+            );
         }
         if self.going_down {
             return cx.answer(ask, Reply::Denied(Denial::Unable("that host goes down".into())));
@@ -298,7 +304,10 @@ impl Core {
         let newest = self.vm(id).tenure();
         if incoming.from != from || incoming.tenure != tenure || newest != Some(tenure) || !confirmed {
             self.drop_incoming(cx, id);
-            return cx.answer(ask, Reply::Denied(Denial::Unable("the copy there is not the one that was handed over".into())));
+            return cx.answer(
+                ask,
+                Reply::Denied(Denial::Unable("the copy there is not the one that was handed over".into())),
+            );
         }
         if self.vm(id).attempt.is_some() {
             return cx.answer(ask, Reply::Denied(Denial::Unable("it is being worked on there".into())));
@@ -321,13 +330,16 @@ impl Core {
 
     /// The source is silent: its memory may be older than its disks, so the copy is never resumed.
     pub(super) fn incoming_from_silent(&mut self, cx: &mut Cx, host: HostId) {
-        let from = |vm: &super::vms::Vm| vm.incoming.as_ref().is_some_and(|incoming| incoming.from == host) && vm.attempt.is_none();
+        let from = |vm: &super::vms::Vm| {
+            vm.incoming.as_ref().is_some_and(|incoming| incoming.from == host) && vm.attempt.is_none()
+        };
         let lost: Vec<VmId> = self.vms.iter().filter(|(_, vm)| from(vm)).map(|(id, _)| *id).collect();
         for id in lost {
             self.drop_incoming(cx, id);
         }
         // The other side: a target that is silent cannot be told; libvirt ends the migration, or we do.
-        let to = |vm: &super::vms::Vm| vm.moving.as_ref().is_some_and(|m| m.to == host && m.stage == MoveStage::Migrating);
+        let to =
+            |vm: &super::vms::Vm| vm.moving.as_ref().is_some_and(|m| m.to == host && m.stage == MoveStage::Migrating);
         let stuck: Vec<VmId> = self.vms.iter().filter(|(_, vm)| to(vm)).map(|(id, _)| *id).collect();
         for id in stuck {
             cx.domain(DomainOrder::AbortJob { vm: id }, CALL, Pending::Nothing);
@@ -341,7 +353,10 @@ impl Core {
         cx.domain(DomainOrder::Destroy { vm: id }, CALL, Pending::Nothing);
         cx.guard(GuardOrder::Abandon { tenure: incoming.tenure }, Pending::Nothing);
         let from = self.name_of(incoming.from);
-        cx.note(Note::warning("vm-move-failed", format!("{name}: the half-finished copy from {from} is thrown away")).of(&name));
+        cx.note(
+            Note::warning("vm-move-failed", format!("{name}: the half-finished copy from {from} is thrown away"))
+                .of(&name),
+        );
         self.check = true;
     }
 }

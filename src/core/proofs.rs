@@ -2,10 +2,10 @@
 //! that another host owned. Absence, silence on the network, errors and verdicts are no proofs.
 
 use super::Core;
+use crate::types::settings::LateWrites;
 use crate::types::{
     BootId, Claim, Debt, Holder, HostId, Incarnation, Over, Proof, StorageFence, Tenure, Time, VmRecord, VmState,
 };
-use crate::types::settings::LateWrites;
 
 /// What must happen between the claim and the start, because of writes that may still be under way.
 #[derive(Clone, PartialEq, Eq, Debug)]

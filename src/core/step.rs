@@ -119,7 +119,10 @@ impl Core {
             (Pending::Undefine(vm), Outcome::Domain(answer)) => self.undefined(cx, vm, &answer),
             // Any other pair: an answer of the wrong kind, or a failure that nobody waits for.
             (Pending::Stop(_, ask) | Pending::Forward(ask), Outcome::Store(StoreAnswer::Failed(why))) => {
-                cx.answer(ask, crate::types::control::Reply::Denied(crate::types::control::Denial::Unable(why.to_string())));
+                cx.answer(
+                    ask,
+                    crate::types::control::Reply::Denied(crate::types::control::Denial::Unable(why.to_string())),
+                );
             }
             _ => {}
         }

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::Core;
 use super::cx::{Cx, Pending, Timer};
-use super::lease::{Observation, Silence};
+use super::lease::{Seen as SilenceSeen, Silence};
 use super::note::Note;
 use crate::types::guard::LeaseView;
 use crate::types::store::{ClaimsOf, CompleteRead, StoreAnswer, StoreFailure, StoreOrder};
@@ -128,23 +128,14 @@ impl Core {
         for (host, incarnation, boot) in boots {
             self.saw_boot(host, incarnation, boot);
         }
+        let own_lease = self.settings.timing.lease;
         let Some(store) = self.stores.get_mut(&id) else { return };
         let gap = store.read_at.is_none();
         store.read_at = Some(read.ended);
         let mut changed_lists = gap;
         for member in &read.members {
-            let index = read.roster.members.iter().find(|entry| entry.host == member.host).map(|entry| entry.index);
-            let attested = read.attestations.iter().find(|a| Some(a.index) == index).copied();
-            let observation = Observation {
-                began: read.began,
-                ended: read.ended,
-                bytes: member.bytes,
-                attested,
-                lease: member.beat.as_ref().map(|beat| beat.lease),
-                unpunctual: member.beat.as_ref().is_some_and(|beat| beat.flags.unpunctual),
-                roster: read.roster.generation,
-            };
-            store.silence.entry(member.host).or_default().observe(&observation);
+            let silence = store.silence.entry(member.host).or_insert_with(|| Silence::new(own_lease));
+            silence.read(SilenceSeen::of(&read, member.host));
             let list_of = |seen: &Seen| seen.list.as_ref().map(|list| (list.incarnation, list.sequence));
             match store.seen.get_mut(&member.host) {
                 Some(seen) if seen.bytes == member.bytes => {}
@@ -159,8 +150,12 @@ impl Core {
                     changed_lists |= before != list_of(seen);
                 }
                 None => {
-                    let seen =
-                        Seen { bytes: member.bytes, changed: read.ended, beat: member.beat.clone(), list: member.list.clone() };
+                    let seen = Seen {
+                        bytes: member.bytes,
+                        changed: read.ended,
+                        beat: member.beat.clone(),
+                        list: member.list.clone(),
+                    };
                     store.seen.insert(member.host, seen);
                 }
             }
@@ -200,12 +195,8 @@ impl Core {
         if !self.is_master() {
             return;
         }
-        let wanted: Vec<RosterEntry> = self
-            .settings
-            .members
-            .iter()
-            .map(|member| RosterEntry { index: member.index, host: member.host })
-            .collect();
+        let wanted: Vec<RosterEntry> =
+            self.settings.members.iter().map(|member| RosterEntry { index: member.index, host: member.host }).collect();
         let within = self.settings.timing.lease;
         let Some(store) = self.stores.get_mut(&id) else { return };
         let Some(roster) = &store.roster else { return };
@@ -311,9 +302,13 @@ impl Core {
     /// The guard's word on a lease: R4's witness, and the right to claim.
     pub(super) fn lease_changed(&mut self, cx: &mut Cx, lease: LeaseView) {
         let id = lease.datastore;
-        if let Some(store) = self.stores.get_mut(&id) {
+        let (own_lease, now) = (self.settings.timing.lease, cx.now);
+        if let Some(store) = self.stores.get_mut(&id)
+            && lease.written != Time::ZERO
+        {
             for silence in store.silence.values_mut() {
-                silence.witness(lease.written, lease.own_path);
+                silence.set_lease(own_lease);
+                silence.persisted(lease.written, now);
             }
         }
         let name = self.store_name(id);

@@ -1,8 +1,8 @@
 //! What people are shown: the cluster as this agent sees it.
 
 use super::Core;
-use super::vms::Vm;
 use super::proofs::LateWrite;
+use super::vms::Vm;
 use crate::types::settings::LateWrites;
 use crate::types::view::{ClusterView, DatastoreView, HostView, VIEW_SCHEMA, VmView};
 use crate::types::vm::DomainState;
@@ -28,7 +28,12 @@ impl Core {
             term: self.election.term().0,
             settings_version: self.settings.version,
             hosts: self.settings.members.iter().map(|member| self.host_view(member.host, &vms, now)).collect(),
-            datastores: self.settings.datastores.iter().map(|datastore| self.datastore_view(datastore.id, now)).collect(),
+            datastores: self
+                .settings
+                .datastores
+                .iter()
+                .map(|datastore| self.datastore_view(datastore.id, now))
+                .collect(),
             vms,
         }
     }
@@ -53,11 +58,20 @@ impl Core {
         HostView {
             id: host,
             role: role.to_owned(),
-            verdict: if me { "live".to_owned() } else { peer.map_or_else(|| "unknown".into(), |peer| peer.verdict.to_string()) },
+            verdict: if me {
+                "live".to_owned()
+            } else {
+                peer.map_or_else(|| "unknown".into(), |peer| peer.verdict.to_string())
+            },
             evidence: if me { "this host".to_owned() } else { self.evidence(host, now) },
-            beat_age_ms: peer.and_then(|peer| peer.heard).map(|at| u64::try_from(now.since(at).as_millis()).unwrap_or(u64::MAX)),
+            beat_age_ms: peer
+                .and_then(|peer| peer.heard)
+                .map(|at| u64::try_from(now.since(at).as_millis()).unwrap_or(u64::MAX)),
             libvirt: if me { Some(self.libvirt.up) } else { report.map(|report| report.libvirt) },
-            vms: u32::try_from(vms.iter().filter(|vm| vm.host.as_ref() == Some(&name) && vm.state == "running").count()).unwrap_or(u32::MAX),
+            vms: u32::try_from(
+                vms.iter().filter(|vm| vm.host.as_ref() == Some(&name) && vm.state == "running").count(),
+            )
+            .unwrap_or(u32::MAX),
             free_mib: capacity.map(|capacity| capacity.free_kib / 1024),
             address: self.settings.member(host).map(|member| member.control.to_string()).unwrap_or_default(),
             name,
@@ -127,7 +141,8 @@ impl Core {
             .or_else(|| report.and_then(|report| report.unprotected.clone()));
         let doing = self.doing(vm).or_else(|| report.and_then(|report| report.doing.clone()));
         let silent = owner.is_some_and(|host| !self.is_heard(host, now));
-        let placing = vm.placing.is_some() || vm.attempt.as_ref().is_some_and(|attempt| matches!(attempt.kind, super::attempt::Kind::Run { .. }));
+        let placing = vm.placing.is_some()
+            || vm.attempt.as_ref().is_some_and(|attempt| matches!(attempt.kind, super::attempt::Kind::Run { .. }));
         let state = if stopped {
             "stopped-by-guard"
         } else if placing {
@@ -175,7 +190,12 @@ impl Core {
             return Some(format!("comes from {}", self.name_of(incoming.from)));
         }
         let attempt = vm.attempt.as_ref()?;
-        Some(attempt.waits.as_ref().map_or_else(|| format!("{:?}", attempt.stage).to_lowercase(), |what| format!("waits for {what}")))
+        Some(
+            attempt
+                .waits
+                .as_ref()
+                .map_or_else(|| format!("{:?}", attempt.stage).to_lowercase(), |what| format!("waits for {what}")),
+        )
     }
 
     /// Lines of `vm explain`.
@@ -205,7 +225,9 @@ impl Core {
             let host = self.name_of(owner.host);
             let row = self.guard.rows.get(&claim.tenure).map(|row| row.state);
             match row {
-                Some(VmState::Running) => lines.push(format!("the guard of {host} sees it running under that generation")),
+                Some(VmState::Running) => {
+                    lines.push(format!("the guard of {host} sees it running under that generation"))
+                }
                 Some(VmState::Over(over)) => lines.push(format!("the guard of {host} says that it is over: {over:?}")),
                 Some(VmState::Expected | VmState::Incoming) => lines.push(format!("the guard of {host} expects it")),
                 None => {}
@@ -216,7 +238,11 @@ impl Core {
             }
         }
         for debt in claim.debts.iter().filter(|debt| !self.is_paid(debt)) {
-            lines.push(format!("late writes of {} on {} are not excluded for good before its next boot", self.name_of(debt.host), self.store_name(debt.datastore)));
+            lines.push(format!(
+                "late writes of {} on {} are not excluded for good before its next boot",
+                self.name_of(debt.host),
+                self.store_name(debt.datastore)
+            ));
         }
         if let Some(what) = vm.waits.as_ref().or(vm.attempt.as_ref().and_then(|attempt| attempt.waits.as_ref())) {
             lines.push(format!("waits for {what}"));
@@ -231,7 +257,7 @@ impl Core {
             return Vec::new();
         }
         let timing = self.settings.timing;
-        let window = super::timing::window(&timing).as_secs_f64();
+        let window = super::timing::window(timing.lease, false).as_secs_f64();
         let mut lines = vec![format!(
             "if {host} died now: its lease lapses, proven {:.1} to {window:.1} s later; then the next host claims generation {}",
             window - timing.renew.as_secs_f64(),
@@ -260,4 +286,3 @@ fn fence_name(fence: &StorageFence) -> String {
         StorageFence::None => "none".into(),
     }
 }
-

@@ -13,7 +13,7 @@ use super::moving::{Incoming, Moving};
 use super::note::Note;
 use crate::types::control::VmReport;
 use crate::types::vm::OffReason;
-use crate::types::{Claim, Debt, Generation, HostId, Nonce, Tenure, Time, VmId, VmRecord, Wanted};
+use crate::types::{Claim, Debt, HostId, Tenure, Time, VmId, VmRecord, Wanted};
 
 /// One VM.
 #[derive(Debug, Default)]
@@ -71,11 +71,6 @@ impl Vm {
     pub fn tenure(&self) -> Option<Tenure> {
         self.claim.as_ref().map(|claim| claim.tenure)
     }
-    /// Generation and nonce of the newest claim: what the next one follows.
-    #[must_use]
-    pub fn after(&self) -> Option<(Generation, Nonce)> {
-        self.claim.as_ref().map(|claim| (claim.tenure.generation, claim.nonce))
-    }
 }
 
 impl Core {
@@ -107,12 +102,7 @@ impl Core {
         if !mine {
             vm.ended = None;
         }
-        let text = format!(
-            "{}: generation {} {}",
-            claim.name,
-            claim.tenure.generation,
-            self.holder_text(&claim)
-        );
+        let text = format!("{}: generation {} {}", claim.name, claim.tenure.generation, self.holder_text(&claim));
         self.vm(id).claim = Some(claim);
         if theirs && newest.is_some() {
             let name = self.vm_name(id);

@@ -211,7 +211,8 @@ fn the_readers_own_beats_must_cover_the_window() {
 fn a_read_from_before_the_end_of_a_stall_opens_no_window() {
     let s = 10_010 + WINDOW;
     // The first own beat after the stall was persisted at 10,505, after the read.
-    let steps = vec![Beats(2000, 2000), Beats(10_500, 10_500), Read(seen(10_000)), Beats(11_500, 15_500), Read(seen(s))];
+    let steps =
+        vec![Beats(2000, 2000), Beats(10_500, 10_500), Read(seen(10_000)), Beats(11_500, 15_500), Read(seen(s))];
     check("the read lies in the stall", steps, 9000, false);
     let mut later = vec![Beats(2000, 2000), Beats(10_500, 10_500), Read(seen(10_000)), Read(seen(10_600))];
     later.extend([Beats(11_500, 15_500), Read(seen(10_610 + WINDOW))]);
