@@ -21,3 +21,4 @@ pub mod exec;
 pub mod guard;
 pub mod types;
 pub mod wire;
+pub mod agent;

@@ -66,6 +66,8 @@ struct GuardSide {
     incarnation: Option<Incarnation>,
     /// From then on its rows are complete.
     settled: Option<Time>,
+    /// It said that it is not real-time, or was late.
+    unpunctual: bool,
     beaten: Counter,
     leases: BTreeMap<DatastoreId, LeaseView>,
     rows: BTreeMap<Tenure, RowView>,

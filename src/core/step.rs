@@ -95,7 +95,10 @@ impl Core {
             GuardReport::Row(row) => self.row_changed(cx, row),
             GuardReport::Forgotten { tenure } => self.row_forgotten(tenure),
             GuardReport::Beaten { counter } => self.guard.beaten = counter,
-            GuardReport::Alarm(text) => cx.note(Note::alarm("guard", text)),
+            GuardReport::Alarm(text) => {
+                self.guard.unpunctual |= text.contains("real-time") || text.contains("late");
+                cx.note(Note::alarm("guard", text));
+            }
         }
     }
 

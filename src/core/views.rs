@@ -286,3 +286,40 @@ fn fence_name(fence: &StorageFence) -> String {
         StorageFence::None => "none".into(),
     }
 }
+
+/// Facts for `doctor`.
+impl Core {
+    /// Members heard now, this host left out.
+    #[must_use]
+    pub fn heard_hosts(&self, now: Time) -> Vec<HostId> {
+        self.peers.keys().copied().filter(|host| self.is_heard(*host, now)).collect()
+    }
+    /// Other members whose beats on a datastore are fresh as read here.
+    #[must_use]
+    pub fn peers_on(&self, datastore: crate::types::DatastoreId, now: Time) -> usize {
+        let fresh = |host: &&HostId| self.freshness(datastore, **host, now) == Some(crate::types::Freshness::Fresh);
+        self.peers.keys().filter(fresh).count()
+    }
+    /// libvirt's hook has asked since the agent started.
+    #[must_use]
+    pub fn hook_seen(&self) -> bool {
+        self.hook_seen.is_some()
+    }
+    /// Whether the guard is real-time and in time; none = it does not answer.
+    #[must_use]
+    pub fn guard_punctual(&self) -> Option<bool> {
+        self.guard.connected.then_some(!self.guard.unpunctual)
+    }
+    /// Per peer: name, age of its last opened beat in milliseconds, and whether it hears us.
+    #[must_use]
+    pub fn peers_heard(&self, now: Time) -> Vec<(String, Option<u64>, bool)> {
+        let age = |at: Time| u64::try_from(now.since(at).as_millis()).unwrap_or(u64::MAX);
+        self.peers.iter().map(|(host, peer)| (self.name_of(*host), peer.opened.map(age), self.is_heard(*host, now))).collect()
+    }
+    /// Protected VMs that libvirt starts at boot.
+    #[must_use]
+    pub fn autostart(&self) -> Vec<String> {
+        let protected = |vm: &VmId| self.vms.get(vm).is_some_and(|vm| vm.claim.is_some());
+        self.libvirt.domains.values().filter(|d| d.autostart && protected(&d.vm)).map(|d| d.name.clone()).collect()
+    }
+}
