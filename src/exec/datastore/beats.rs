@@ -20,7 +20,7 @@ use nix::fcntl::OFlag;
 
 use super::claims;
 use super::files::{
-    Folder, HOSTS, TMP, bad, beats_name, failure, identity, list_name, read_at, root_path, sweep, write_at,
+    CLAIMS, Folder, HOSTS, TMP, bad, beats_name, failure, identity, list_name, read_at, root_path, sweep, write_at,
 };
 use super::members;
 use super::slots::{Book, Doubt, REST, SLOTS, Slots, Stamp};
@@ -90,8 +90,10 @@ pub struct BeatFile {
     list: File,
     list_path: PathBuf,
     book: Book,
-    /// The list last written, and until when a failed list write may still land on it.
-    listed: Option<(Vec<u8>, Time)>,
+    /// The list last tried, as bytes.
+    listed: Option<Vec<u8>>,
+    /// Until then a list write of a dead predecessor, or one that failed, may still land over it.
+    list_doubt_until: Time,
 }
 
 impl BeatFile {
@@ -103,7 +105,7 @@ impl BeatFile {
         let root_path = root_path(root, cluster);
         let root = Folder::open(&root_path)?;
         let (hosts, tmp) = (root.sub(HOSTS)?, root.sub(TMP)?);
-        sweep(&tmp, TMP_KIND, me, |_| false)?;
+        sweep(&tmp, TMP_KIND, me)?;
         members::make_host_file(&hosts, &tmp, TMP_KIND, me, &beats_name(me), SLOTS_FILE)?;
         members::make_host_file(&hosts, &tmp, TMP_KIND, me, &list_name(me), 2 * LIST_AREA)?;
         let (beats, beats_path) = open_own(&hosts, &beats_name(me), SLOTS_FILE)?;
@@ -112,8 +114,10 @@ impl BeatFile {
         let slots = Slots::parse(raw.as_slice(), cluster, me);
         let scratch = record::decode_beat(&raw.as_slice()[SLOTS * BLOCK..]).ok();
         let scratch = scratch.filter(|beat| beat.cluster == cluster && beat.host == me);
-        let book = Book::opened(&slots, scratch.as_ref(), clock::now());
-        Ok(Self { root_path, cluster, me, beats, beats_path, list, list_path, book, listed: None })
+        let now = clock::now();
+        let book = Book::opened(&slots, scratch.as_ref(), now);
+        let (listed, list_doubt_until) = (None, now + REST);
+        Ok(Self { root_path, cluster, me, beats, beats_path, list, list_path, book, listed, list_doubt_until })
     }
 
     /// Reads all own slots back.
@@ -183,24 +187,22 @@ impl BeatFile {
     /// `Bad` for more than 1,000 entries; else of the system: the outcome is unknown, and no beat may name this list.
     pub fn write_list(&mut self, list: &VmList) -> Result<ListName, StoreFailure> {
         let bytes = record::encode_list(list).map_err(|why| bad(&self.list_path, &why))?;
-        let doubt_until = self.listed.take().map_or(Time::ZERO, |(_, until)| until);
         let written = write_at(&self.list, &self.list_path, list_at(list.sequence.0), &bytes);
-        let doubt_until = if written.is_ok() { doubt_until } else { clock::now() + REST };
-        self.listed = Some((bytes, doubt_until));
+        if written.is_err() {
+            self.list_doubt_until = clock::now() + REST;
+        }
+        self.listed = Some(bytes);
         written?;
         Ok(ListName { sequence: list.sequence, digest: record::list_digest(list) })
     }
 
-    /// While a failed list write may still land, looks whether it did so over the list last written, and repeats that.
+    /// While another list write may still land, looks whether it did so over the list last tried, and repeats that.
     fn mend_list(&mut self, now: Time) -> Result<(), StoreFailure> {
-        let Some((bytes, doubt_until)) = &self.listed else { return Ok(()) };
-        if *doubt_until <= now {
-            return Ok(());
-        }
+        let Some(bytes) = self.listed.as_ref().filter(|_| now < self.list_doubt_until) else { return Ok(()) };
         let list = record::decode_list(bytes).expect("encoded by write_list");
         let at = list_at(list.sequence.0);
         let found = read_at(&self.list, &self.list_path, at, bytes.len())?;
-        if found.as_slice() == bytes {
+        if found.as_slice() == bytes.as_slice() {
             return Ok(());
         }
         write_at(&self.list, &self.list_path, at, bytes)
@@ -275,7 +277,7 @@ pub fn read_list(hosts: &Folder, beat: &BeatBlock) -> Result<Option<VmList>, Sto
 /// # Errors
 /// `Bad` if it cannot be read: the owner is unknown. Any error says nothing about anybody.
 pub fn highest_claim(root: &Path, cluster: ClusterId, vm: VmId) -> Result<Option<Claim>, StoreFailure> {
-    claims::highest(&Folder::open(&root_path(root, cluster))?, vm)
+    claims::highest(&Folder::open(&root_path(root, cluster))?.sub(CLAIMS)?, vm)
 }
 
 fn list_at(sequence: u64) -> u64 {

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use nix::dir;
 use nix::errno::Errno;
@@ -19,7 +20,7 @@ use nix::unistd::{UnlinkatFlags, linkat, unlinkat};
 
 use crate::exec::clock;
 use crate::types::store::StoreFailure;
-use crate::types::{ClusterId, Digest, HostId, VmId};
+use crate::types::{ClusterId, Digest, HostId, Nonce, VmId};
 use crate::wire::record::{BLOCK, BadRecord};
 
 /// How many entries of one folder are looked at; more is an error, not a shorter answer.
@@ -56,10 +57,15 @@ pub fn members_name(generation: u64) -> String {
 pub fn record_name(digest: Digest) -> String {
     format!("record.{digest}")
 }
-/// A name in `tmp/` that nobody else uses. What is left over is told by its first two parts.
+/// A name in `tmp/` that nobody else uses. Its first three parts tell whose it is when it is left over.
 #[must_use]
 pub fn tmp_name(what: &str, host: HostId) -> String {
-    format!("{what}.{host}.{:032x}", clock::nonce().0)
+    format!("{}{:032x}", tmp_prefix(what, host), clock::nonce().0)
+}
+/// What all such names of this process begin with.
+fn tmp_prefix(what: &str, host: HostId) -> String {
+    static PROCESS: OnceLock<Nonce> = OnceLock::new();
+    format!("{what}.{host}.{:032x}.", PROCESS.get_or_init(clock::nonce).0)
 }
 /// The folder of a cluster on a datastore.
 #[must_use]
@@ -318,10 +324,11 @@ impl Folder {
     }
 }
 
-/// Removes what an earlier process of this host left in `tmp` under this first part of a name.
-pub fn sweep(tmp: &Folder, what: &str, host: HostId, keep: impl Fn(&str) -> bool) -> Result<(), StoreFailure> {
-    let prefix = format!("{what}.{host}.");
-    for name in tmp.names()?.iter().filter(|name| name.starts_with(&prefix) && !keep(name)) {
+/// Removes what earlier processes of this host left in `tmp` under this first part of a name. They are never used
+/// again: one of them may be a claim by now, or become one when a lost order to the server lands.
+pub fn sweep(tmp: &Folder, what: &str, host: HostId) -> Result<(), StoreFailure> {
+    let (all, mine) = (format!("{what}.{host}."), tmp_prefix(what, host));
+    for name in tmp.names()?.iter().filter(|name| name.starts_with(&all) && !name.starts_with(&mine)) {
         tmp.remove(name)?;
     }
     Ok(())

@@ -15,7 +15,8 @@ use crate::wire::record::{self, BLOCK, LIST_AREA};
 
 use super::beats::SLOTS_FILE;
 use super::files::{CLAIMS, Folder, HOSTS, MEMBERS, TMP, VMS, bad, beats_name, failure, list_name, members_name};
-use super::files::{root_path, tmp_name, write_at};
+use super::files::{tmp_name, write_at};
+use std::path::Path;
 
 use nix::fcntl::OFlag;
 
@@ -122,9 +123,8 @@ pub fn change(root: &Folder, roster: &Roster, me: HostId) -> Result<(), StoreFai
 ///
 /// To be called once per datastore, by the host on which it is added: on a host where the datastore is not mounted it
 /// would make folders on the local disk.
-pub fn prepare(mount: &std::path::Path, id: DatastoreId, roster: &Roster, me: HostId) -> Result<(), StoreFailure> {
+pub fn prepare(mount: &Path, roster: &Roster, me: HostId) -> Result<(), StoreFailure> {
     let root = Folder::open(mount)?.make_sub(".mainstay")?.make_sub(&roster.cluster.to_string())?;
-    debug_assert_eq!(root.path(""), root_path(mount, roster.cluster).join(""));
     for name in [HOSTS, CLAIMS, VMS] {
         root.make_sub(name)?;
     }
@@ -132,7 +132,6 @@ pub fn prepare(mount: &std::path::Path, id: DatastoreId, roster: &Roster, me: Ho
     let found = match find(&root, roster.cluster)? {
         Some(found) => found.roster,
         None => {
-            check_datastore(&root, roster, id)?;
             let name = members_name(roster.generation);
             let bytes = record::encode_roster(roster).map_err(|why| bad(&root.path(&name), &why))?;
             root.create_whole(&tmp, &tmp_name("roster", me), &name, &bytes)?;
@@ -142,7 +141,7 @@ pub fn prepare(mount: &std::path::Path, id: DatastoreId, roster: &Roster, me: Ho
             })?
         }
     };
-    check_datastore(&root, &found, id)?;
+    check_datastore(&root, &found, roster.datastore)?;
     make_host_files(&root, &tmp, &found, me)?;
     let bytes = record::encode_roster(&found).map_err(|why| bad(&root.path(MEMBERS), &why))?;
     root.create_whole(&tmp, &tmp_name("roster", me), MEMBERS, &bytes)?;
