@@ -128,9 +128,8 @@ pub(super) fn subscribe<'connection>(
     }
     let opaque = opaque(sink);
     // SAFETY: the connection is open, the callback has the documented signature, and `opaque` is freed by `free_sink`.
-    let watched = unsafe {
-        sys::virConnectRegisterCloseCallback(connect.as_ptr(), Some(on_close), opaque, Some(free_sink))
-    };
+    let watched =
+        unsafe { sys::virConnectRegisterCloseCallback(connect.as_ptr(), Some(on_close), opaque, Some(free_sink)) };
     if watched == 0 {
         subscription.watches_close = true;
     } else {

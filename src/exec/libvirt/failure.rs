@@ -194,11 +194,9 @@ mod tests {
                 "Failed to connect socket to '/var/run/libvirt/libvirt-sock': No such file or directory",
                 |f| matches!(f, F::NoDaemon(_)),
             ),
-            (
-                E::SystemError,
-                "unable to connect to server at '10.0.0.2:16509': Connection refused",
-                |f| matches!(f, F::NoDaemon(_)),
-            ),
+            (E::SystemError, "unable to connect to server at '10.0.0.2:16509': Connection refused", |f| {
+                matches!(f, F::NoDaemon(_))
+            }),
             (E::InternalError, "internal error: received hangup event on socket", |f| matches!(f, F::NoDaemon(_))),
             (E::InternalError, "internal error: connection closed due to keepalive timeout", |f| {
                 matches!(f, F::NoDaemon(_))

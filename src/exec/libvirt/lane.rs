@@ -218,8 +218,7 @@ impl Shared {
                 return Some((number, job.order, job.deadline.since(now)));
             }
             state.idle += 1;
-            let (back, waited) =
-                self.work.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
+            let (back, waited) = self.work.wait_timeout(state, IDLE).unwrap_or_else(PoisonError::into_inner);
             state = back;
             state.idle -= 1;
             if waited.timed_out() && state.waiting.is_empty() {

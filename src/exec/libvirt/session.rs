@@ -222,10 +222,8 @@ fn migrate(
     })?;
     let parameters = MigrateParameters { bandwidth: bandwidth_mib, uri: stream, ..MigrateParameters::default() };
     // UNSAFE: libvirt knows few shared folders by name; ours are datastores, proven shared by their beats.
-    let flags = sys::VIR_MIGRATE_LIVE
-        | sys::VIR_MIGRATE_PAUSED
-        | sys::VIR_MIGRATE_ABORT_ON_ERROR
-        | sys::VIR_MIGRATE_UNSAFE;
+    let flags =
+        sys::VIR_MIGRATE_LIVE | sys::VIR_MIGRATE_PAUSED | sys::VIR_MIGRATE_ABORT_ON_ERROR | sys::VIR_MIGRATE_UNSAFE;
     let (over, watch) = channel::<()>();
     let moved = std::thread::scope(|scope| {
         let (domain, target) = (&domain, &target);

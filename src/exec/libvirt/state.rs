@@ -54,7 +54,9 @@ pub(super) fn change_of_lifecycle(event: c_int, detail: c_int) -> Option<DomainC
         sys::VIR_DOMAIN_EVENT_DEFINED => DomainChange::Defined,
         sys::VIR_DOMAIN_EVENT_UNDEFINED => DomainChange::Undefined,
         // A guest that wakes from its own sleep was running all the time as far as its process goes.
-        sys::VIR_DOMAIN_EVENT_STARTED if number(detail) == sys::VIR_DOMAIN_EVENT_STARTED_WAKEUP => DomainChange::Resumed,
+        sys::VIR_DOMAIN_EVENT_STARTED if number(detail) == sys::VIR_DOMAIN_EVENT_STARTED_WAKEUP => {
+            DomainChange::Resumed
+        }
         sys::VIR_DOMAIN_EVENT_STARTED => {
             DomainChange::Started { by_migration: number(detail) == sys::VIR_DOMAIN_EVENT_STARTED_MIGRATED }
         }

@@ -19,8 +19,8 @@ use super::events::{Sink, subscribe};
 use super::lane::Lane;
 use super::session::Session;
 use crate::exec::clock;
-use crate::types::{Time, VmId};
 use crate::types::vm::{DomainAnswer, DomainChange, DomainFailure, DomainOrder};
+use crate::types::{Time, VmId};
 
 /// Events that can wait. More are dropped, and everything is listed instead.
 const HEARD_MAX: usize = 4096;
