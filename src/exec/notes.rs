@@ -14,7 +14,7 @@
 //! note is also a log line, which the agent writes).
 
 use std::collections::VecDeque;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::mpsc;
 
 use tokio::sync::broadcast;
@@ -143,7 +143,7 @@ fn cut(text: &mut String) {
 }
 
 /// The thread: reads what is stored, then stores what comes, until the book is gone.
-fn keep(folder: &PathBuf, notes: &mpsc::Receiver<NoteView>, told: &mpsc::Sender<FromDisk>) {
+fn keep(folder: &Path, notes: &mpsc::Receiver<NoteView>, told: &mpsc::Sender<FromDisk>) {
     // The book may be gone; then nobody needs the line.
     let trouble = |line: String| drop(told.send(FromDisk::Trouble(line)));
     let mut store = match Store::open(folder) {

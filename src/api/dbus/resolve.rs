@@ -77,10 +77,11 @@ fn find<'all, T>(
     }
 }
 
-/// The name that differs least, if it differs by no more than a third of what was typed (at least one letter).
+/// The name that differs least, if it differs by no more than a third of what was typed, or by one letter of several.
 #[must_use]
 pub fn nearest<'names>(wanted: &str, names: impl Iterator<Item = &'names str>) -> Option<String> {
-    let far = (wanted.chars().count() / 3).max(1);
+    let letters = wanted.chars().count();
+    let far = (letters / 3).max(1).min(letters.saturating_sub(1));
     names
         .map(|name| (strsim::damerau_levenshtein(&wanted.to_lowercase(), &name.to_lowercase()), name))
         .filter(|(distance, _)| *distance <= far)
@@ -101,6 +102,9 @@ mod tests {
             ("x", vec!["web", "db"], None),
             ("web", vec![], None),
             ("", vec!["web"], None),
+            ("x", vec!["a"], None),
+            ("dB", vec!["db"], Some("db")),
+            ("DB", vec!["db"], Some("db")),
         ] {
             assert_eq!(nearest(wanted, names.into_iter()).as_deref(), expected, "{wanted}");
         }
