@@ -13,7 +13,7 @@
 //! - `host`: the gate: what happens to an operation of a host, and what is counted.
 //! - `locks`: byte-range locks of all hosts, the lease after which a silent host loses them.
 //! - `tree`: inodes, handles and the system calls on the backing folder.
-//! - `mount`: translates FUSE requests into operations that pass the gate.
+//! - `mount`, `requests`: translate FUSE requests into operations that pass the gate.
 //! - `daemon`: sockets, mounts, life and end of the process.
 //!
 //! Deliberately not here: no cache at all (every attribute and entry expires at once, all I/O is direct), no
@@ -24,6 +24,7 @@ mod daemon;
 mod host;
 mod locks;
 mod mount;
+mod requests;
 #[cfg(test)]
 mod tests;
 mod tree;
