@@ -1,6 +1,6 @@
 //! The lab's command.
 
-mod storage;
+use mainstay_lab::storage;
 
 use std::path::PathBuf;
 

@@ -34,7 +34,7 @@ impl Rig {
         let folder = tempfile::tempdir().unwrap();
         std::fs::create_dir(folder.path().join("backing")).unwrap();
         let daemon = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "storage::tests::daemon_of_the_other_tests", "--ignored", "--nocapture"])
+            .args(["--exact", "storage::tests::daemon_of_the_other_tests", "--nocapture"])
             .env(DIR, folder.path())
             .stdout(Stdio::null())
             .stderr(File::create(folder.path().join("log")).unwrap())
@@ -89,7 +89,6 @@ impl Drop for Rig {
 }
 
 #[test]
-#[ignore = "it is the daemon of the other tests"]
 fn daemon_of_the_other_tests() {
     let Some(folder) = std::env::var_os(DIR).map(PathBuf::from) else { return };
     super::run_daemon(&folder.join("backing"), &folder.join("run")).unwrap();
