@@ -26,15 +26,21 @@ pub struct Group {
 impl Group {
     /// The group of the whole lab.
     pub fn lab() -> Result<Group> {
+        Group::in_hierarchies("cgroup2")?.pop().context("no cgroup v2 hierarchy is mounted")
+    }
+
+    /// Groups of the lab's name in the v1 hierarchies: systemd-nspawn makes some where the machine mixes both.
+    pub fn shadows() -> Result<Vec<Group>> {
+        Group::in_hierarchies("cgroup")
+    }
+
+    fn in_hierarchies(kind: &str) -> Result<Vec<Group>> {
         let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-        for line in mounts.lines() {
-            let Some((fields, kind)) = line.split_once(" - ") else { continue };
-            let Some(mount_point) = fields.split(' ').nth(4) else { continue };
-            if kind.starts_with("cgroup2 ") {
-                return Ok(Group { path: Path::new(mount_point).join("mainstay-lab") });
-            }
-        }
-        bail!("no cgroup v2 hierarchy is mounted")
+        let points = mounts.lines().filter_map(|line| {
+            let (fields, rest) = line.split_once(" - ")?;
+            (rest.split(' ').next() == Some(kind)).then(|| fields.split(' ').nth(4))?
+        });
+        Ok(points.map(|point| Group { path: Path::new(point).join("mainstay-lab") }).collect())
     }
 
     /// A group below this one.

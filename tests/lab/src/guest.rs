@@ -30,8 +30,8 @@ const DISK: &str = include_str!("guest_disk.rs");
 
 /// In the order of loading; one that is built into the kernel has no file.
 const MODULES: &[&str] = &[
-    "virtio",
     "virtio_ring",
+    "virtio",
     "virtio_pci_legacy_dev",
     "virtio_pci_modern_dev",
     "virtio_pci",

@@ -158,7 +158,8 @@ impl Host {
         if expire.exists() {
             nspawn.arg(format!("--bind={}:{}", expire.display(), crate::EXPIRE_INSIDE));
         }
-        nspawn.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin").env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1");
+        nspawn.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        nspawn.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1").env("SYSTEMD_NSPAWN_LOCK", "0");
         command::start_detached(&mut nspawn, &self.console())
     }
 

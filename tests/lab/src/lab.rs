@@ -336,6 +336,9 @@ fn take_down() -> Result<()> {
     }
     note(network::down());
     note(group.remove());
+    for shadow in Group::shadows()? {
+        note(shadow.remove());
+    }
     note(remove_nspawn_files());
     for folder in [Path::new(RUN).to_owned(), Path::new(STATE).join("hosts"), Path::new(STATE).join("shared")] {
         // Never through a mount that is still there.

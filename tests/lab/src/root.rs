@@ -253,7 +253,8 @@ fn key(mirror: &Mirror) -> String {
 
 /// A short name for a text; not against anybody's intent.
 pub fn fnv(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, b| (sum ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
+    let sum = bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, b| (sum ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3));
+    (sum ^ (sum >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93) ^ (sum >> 32) // Spread, so that near texts differ plainly.
 }
 
 fn remove(folder: &Path) -> Result<()> {
