@@ -158,19 +158,28 @@ impl Archive {
     }
 }
 
-/// Says whether KVM really runs a guest here: a node /dev/kvm alone promises nothing.
-pub fn probe(host: &Host) -> Result<Accelerator> {
+/// Says whether KVM really runs a guest here: a node /dev/kvm alone promises nothing. Asked once per machine.
+pub fn probe(host: &Host, initrd: &Path) -> Result<Accelerator> {
     const SECONDS: &str = "10";
     if !Path::new("/dev/kvm").exists() {
         return Ok(Accelerator::Tcg);
     }
+    let kernel = fs::read_to_string("/proc/version")?;
+    let processors = fs::read_to_string("/proc/cpuinfo")?;
+    let model = processors.lines().find(|line| line.starts_with("model name")).unwrap_or_default();
+    let answer = Path::new(CACHE).join(format!("kvm-{:016x}", fnv(format!("{kernel}{model}{initrd:?}").as_bytes())));
+    if let Ok(text) = fs::read_to_string(&answer) {
+        return Ok(if text == "works" { Accelerator::Kvm } else { Accelerator::Tcg });
+    }
+    // The guest says that it is up and ends; a kernel that does not get that far is ended.
     let script = format!(
         "timeout {SECONDS} qemu-system-x86_64 -accel kvm -m {MEMORY_MIB} -nodefaults -display none -no-reboot \
-         -kernel /{GUEST_FILES}/vmlinuz -initrd /{GUEST_FILES}/initrd -append 'console=ttyS0' -serial stdio 2>&1 </dev/null \
-         | grep -q -m1 '^up '"
+         -kernel /{GUEST_FILES}/vmlinuz -initrd /{GUEST_FILES}/initrd -append 'console=ttyS0 quiet once' -serial stdio \
+         2>&1 </dev/null | grep -q '^up '"
     );
-    let output = host.exec(&["sh", "-c", &script])?;
-    Ok(if output.status.success() { Accelerator::Kvm } else { Accelerator::Tcg })
+    let works = host.exec(&["sh", "-c", &script])?.status.success();
+    fs::write(&answer, if works { "works" } else { "fails" })?;
+    Ok(if works { Accelerator::Kvm } else { Accelerator::Tcg })
 }
 
 /// A guest: all that is known of it follows from its name.

@@ -124,7 +124,7 @@ impl Lab {
             host.wait_up(BOOT)?;
         }
         if old == 0 {
-            self.state.accelerator = guest::probe(&Host::new(1))?;
+            self.state.accelerator = guest::probe(&Host::new(1), &initrd)?;
         }
         if let Some(product) = &product {
             product.form_cluster(&self.hosts(), old)?;

@@ -54,6 +54,11 @@ fn main() {
     load_modules();
     std::thread::spawn(watch_power_button);
     let boot = boot_id();
+    // The kernel passes on what it does not know itself: "once" on its command line is a try of the machine.
+    if std::env::args().any(|arg| arg == "once") {
+        say(&format!("up {}", hex(&boot)));
+        end_with(RB_AUTOBOOT);
+    }
     let Some(disk) = open_disk() else {
         say(&format!("up {} without a disk", hex(&boot)));
         loop {
