@@ -98,7 +98,7 @@ pub fn ring_sector(counter: u64) -> u64 {
 
 impl Record {
     /// The sector for this record.
-    pub fn to_bytes(&self, place: Place) -> [u8; SECTOR] {
+    pub fn to_bytes(self, place: Place) -> [u8; SECTOR] {
         let mut bytes = [0; SECTOR];
         bytes[0..8].copy_from_slice(magic(place));
         put_stamp(&mut bytes[8..40], &self.stamp);

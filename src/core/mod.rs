@@ -1,0 +1,3 @@
+//! Decides. Pure: no async, clock, disk, network, log.
+pub mod lease;
+pub mod timing;

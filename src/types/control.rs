@@ -1,0 +1,258 @@
+//! What agents ask each other over TLS: orders, reports and lists (design 3, Control channel). Framed by
+//! `wire/frame.rs`. Every request has a ticket; asking twice gives the first answer.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::settings::{ClusterSettings, SettingsChange};
+use super::view::{ClusterView, NoteView};
+use super::vm::{DomainState, HostCapacity};
+use super::{Claim, Generation, HostId, Proof, Tenure, Ticket, VmId, VmRecord, Wanted};
+
+/// Version of this protocol.
+pub const CONTROL_PROTOCOL: u16 = 1;
+
+/// One request on the wire.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Envelope {
+    /// Version of the sender.
+    pub protocol: u16,
+    /// The sender's; unique per sender and incarnation.
+    pub ticket: Ticket,
+    /// What is asked.
+    pub request: Request,
+}
+
+/// What one agent asks another.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// Subordinate to master, once per beat and at every change.
+    Report(Box<HostReport>),
+    /// A newer settings document.
+    Settings(Box<ClusterSettings>),
+    /// Asks for the other's document, to take it if it is newer.
+    FetchSettings,
+    /// A person's change; only the master carries it out, others answer `NotMaster`.
+    Change(Box<SettingsChange>),
+    /// Master to the host that shall run a VM.
+    Run(Box<RunOrder>),
+    /// A person's wish about a VM; whoever can carry it out does, others answer `NotHere`.
+    Vm(VmCommand),
+    /// Source to target of a move: expect this VM, paused, under the source's generation.
+    Incoming(Box<IncomingOrder>),
+    /// Source to target: QEMU ended, (v, g) is over and handed to you.
+    Handed { tenure: Tenure },
+    /// Source to target: the move failed; throw the copy away.
+    Dropped { tenure: Tenure },
+    /// The cluster as the master sees it.
+    View,
+    /// Notes of the other host since this clock-of-day time.
+    Notes { since_unix_ms: u64 },
+    /// A host that is no member yet; the only request that needs no client certificate.
+    Join(Box<JoinRequest>),
+}
+
+/// A host asks to become a member.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// From the token.
+    pub secret: [u8; 32],
+    /// Its id, chosen by itself.
+    pub host: HostId,
+    /// Its name; must be new in the cluster.
+    pub name: String,
+    /// Where its agent will listen.
+    pub control: SocketAddr,
+    /// Certificate signing request, PEM.
+    pub csr_pem: String,
+}
+
+/// What a new member needs.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Joined {
+    /// With the new member in it.
+    pub settings: ClusterSettings,
+    /// Ring of beat keys.
+    pub keys: Vec<super::guard::BeatKey>,
+    /// The cluster's certificate authority, PEM.
+    pub ca_pem: String,
+    /// Its key, PEM: every member can let others join.
+    pub ca_key_pem: String,
+    /// The new member's certificate, PEM.
+    pub certificate_pem: String,
+    /// Secret of join tokens.
+    pub join_secret: [u8; 32],
+}
+
+impl std::fmt::Debug for Joined {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Joined({:?}, …)", self.settings.name)
+    }
+}
+
+/// Run this VM: you may create exactly g+1.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RunOrder {
+    /// Claim g in full: generation, nonce, home, record, debts.
+    pub claim: Claim,
+    /// Why (v, g) is over.
+    pub proof: Proof,
+    /// Why it is to be started.
+    pub reason: super::ClaimReason,
+}
+
+/// Make ready for a migration.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct IncomingOrder {
+    /// The source's claim.
+    pub claim: Claim,
+    /// So that the target can judge whether it has what the VM needs.
+    pub record: VmRecord,
+}
+
+/// A person's wish about one VM.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum VmCommand {
+    /// Should run; here, or where there is room.
+    Start { vm: VmId },
+    /// Should not run. `force` = end at once.
+    Stop { vm: VmId, force: bool },
+    /// Live migration; `None` = the best host.
+    Move { vm: VmId, to: Option<HostId> },
+}
+
+impl VmCommand {
+    /// Which VM.
+    #[must_use]
+    pub fn vm(&self) -> VmId {
+        match self {
+            Self::Start { vm } | Self::Stop { vm, .. } | Self::Move { vm, .. } => *vm,
+        }
+    }
+}
+
+/// What a host says of itself to its master.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HostReport {
+    /// Who.
+    pub host: HostId,
+    /// Memory and CPUs.
+    pub capacity: HostCapacity,
+    /// libvirtd answers.
+    pub libvirt: bool,
+    /// Every domain that it has or holds a row of.
+    pub vms: Vec<VmReport>,
+}
+
+/// One VM as its host sees it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VmReport {
+    /// Which.
+    pub vm: VmId,
+    /// Its name.
+    pub name: String,
+    /// Newest claim that this host knows.
+    pub claim: Option<Claim>,
+    /// libvirt's state; none = no domain here (yet, or any more).
+    pub domain: Option<DomainState>,
+    /// The guard holds it stopped.
+    pub stopped: bool,
+    /// What this host is doing with it, or what it waits for.
+    pub doing: Option<String>,
+    /// Why it is not protected, if it is not.
+    pub unprotected: Option<String>,
+}
+
+/// Answer to a request.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub enum Reply {
+    /// Done.
+    Done,
+    /// It was so already.
+    AlreadySo,
+    /// Not done.
+    Denied(Denial),
+    /// The VM runs here under this generation.
+    Ran { generation: Generation },
+    /// Of `FetchSettings`.
+    Settings(Box<ClusterSettings>),
+    /// Of `Join`.
+    Joined(Box<Joined>),
+    /// Of `View`.
+    View(Box<ClusterView>),
+    /// Of `Notes`.
+    Notes(Vec<NoteView>),
+}
+
+/// Why not.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
+pub enum Denial {
+    /// Ask that one.
+    #[error("this host is not the master{}", .master.map(|m| format!("; ask {m}")).unwrap_or_default())]
+    NotMaster { master: Option<HostId> },
+    /// The VM is not here.
+    #[error("the VM is not on this host")]
+    NotHere,
+    /// No VM of that id anywhere.
+    #[error("no such VM; `mainstay vm list` shows those known")]
+    UnknownVm,
+    /// Somebody else owns it.
+    #[error("it belongs to {owner} (generation {generation})")]
+    OwnedBy { owner: String, generation: Generation },
+    /// The newest claim is another one than the order names.
+    #[error("its newest claim is generation {newest}")]
+    Superseded { newest: Generation },
+    /// This host lacks something that the VM needs.
+    #[error("this host cannot run it: {0}")]
+    Host(String),
+    /// No place, storage, memory.
+    #[error("no place: {0}")]
+    Capacity(String),
+    /// A lock of the image is still held, a fence has failed: waiting.
+    #[error("waiting: {0}")]
+    Waiting(String),
+    /// The definition does not start.
+    #[error("it does not start: {0}")]
+    Definition(String),
+    /// No lease, no guard, no libvirt, no storage: this host cannot now.
+    #[error("this host cannot now: {0}")]
+    Unable(String),
+    /// Wrong secret, wrong protocol.
+    #[error("not allowed: {0}")]
+    NotAllowed(String),
+    /// The name, id or address is in use, or the change contradicts itself.
+    #[error("{0}")]
+    Contradiction(String),
+}
+
+/// What the VM should be, with the reason, for `vm list`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct WantedView {
+    /// Running or stopped.
+    pub wanted: Wanted,
+    /// By which generation.
+    pub generation: Generation,
+}
+
+/// The VM of a request, if it is about one.
+impl Request {
+    /// Short name for logs.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Report(_) => "report",
+            Self::Settings(_) => "settings",
+            Self::FetchSettings => "fetch settings",
+            Self::Change(_) => "change",
+            Self::Run(_) => "run",
+            Self::Vm(_) => "vm",
+            Self::Incoming(_) => "incoming",
+            Self::Handed { .. } => "handed",
+            Self::Dropped { .. } => "dropped",
+            Self::View => "view",
+            Self::Notes { .. } => "notes",
+            Self::Join(_) => "join",
+        }
+    }
+}

@@ -1,0 +1,23 @@
+//! Plain data: what the other modules talk about. No behaviour beyond what keeps a value right.
+//!
+//! ```text
+//! ids ── time ── beat (network) ── record (datastore) ── settings (cluster document)
+//!                 │                 │                      │
+//!                 └── guard (agent <-> guard)   control (agent <-> agent)   store, vm (orders)   view (for people)
+//! ```
+
+pub mod beat;
+pub mod control;
+pub mod guard;
+pub mod ids;
+pub mod record;
+pub mod settings;
+pub mod store;
+pub mod time;
+pub mod view;
+pub mod vm;
+
+pub use beat::*;
+pub use ids::*;
+pub use record::*;
+pub use time::*;

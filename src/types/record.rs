@@ -1,0 +1,346 @@
+//! Records on a datastore (design 2, Records, and 4). Encoded by `wire/record.rs`, each in 4 KiB blocks.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    BootId, ClusterId, Counter, DatastoreId, Digest, Flags, HostId, HostIndex, Incarnation, ListName, Nonce, Sequence,
+    Tenure, Time, VmId,
+};
+
+/// One member as the datastore names it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct RosterEntry {
+    /// Its place; never reused for another host.
+    pub index: HostIndex,
+    /// The host.
+    pub host: HostId,
+}
+
+/// Block `members`: who may write here. Replaced only by a higher generation, created exclusively.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Roster {
+    /// The cluster that this folder belongs to.
+    pub cluster: ClusterId,
+    /// The datastore's own id, so that a mount of another one is noticed.
+    pub datastore: DatastoreId,
+    /// Rises with every change.
+    pub generation: u64,
+    /// By rising index, at most 128.
+    pub members: Vec<RosterEntry>,
+}
+
+impl Roster {
+    /// Whether `host` may beat here.
+    #[must_use]
+    pub fn names(&self, host: HostId) -> bool {
+        self.members.iter().any(|entry| entry.host == host)
+    }
+}
+
+/// The newest beat of another host heard on the network: what keeps the lease of a host that lost its path.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Attestation {
+    /// For whom.
+    pub index: HostIndex,
+    /// Of its guard.
+    pub incarnation: Incarnation,
+    /// Of the beat heard.
+    pub counter: Counter,
+    /// Its L.
+    pub lease: Duration,
+}
+
+/// One datastore beat: one 4 KiB block in one of the slots of `hosts/<id>`. Written only by that host's guard.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct BeatBlock {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The writer.
+    pub host: HostId,
+    /// Its place.
+    pub index: HostIndex,
+    /// Of its kernel.
+    pub boot: BootId,
+    /// Of its guard.
+    pub incarnation: Incarnation,
+    /// Of this beat.
+    pub counter: Counter,
+    /// t_c: the writer's clock, read once before `counter` was given away. For the writer's own use.
+    pub taken: Time,
+    /// The writer's L.
+    pub lease: Duration,
+    /// Facts about the writer.
+    pub flags: Flags,
+    /// Its VM list here.
+    pub list: ListName,
+    /// Bit n: slot n rests, since a write with unknown outcome may still land in it.
+    pub resting: u8,
+    /// Generation of the roster that the writer saw after its last write.
+    pub roster: u64,
+    /// For other hosts that asked.
+    pub attestations: Vec<Attestation>,
+}
+
+/// Why (v, g) is over, as its owner's guard says it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Over {
+    /// QEMU's exit was seen by pidfd. `clean`: on a host whose own path to the home works, so no write is under way.
+    Exited { clean: bool },
+    /// Never started, and barred from starting.
+    NeverStarted,
+    /// The lease lapsed and the VM was stopped (or its stop is under way at the guard).
+    Lapsed,
+    /// QEMU exited after its memory went to this host.
+    HandedTo(HostId),
+}
+
+/// State of one row of the guard's table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum VmState {
+    /// The row stands, QEMU was not seen yet.
+    Expected,
+    /// QEMU was seen under this generation.
+    Running,
+    /// A migration's target: paused, under the source's generation.
+    Incoming,
+    /// For ever.
+    Over(Over),
+}
+
+/// One line of a VM list.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VmEntry {
+    /// (v, g).
+    pub tenure: Tenure,
+    /// What the guard says of it.
+    pub state: VmState,
+}
+
+/// `hosts/<id>.vms`: every VM of a home here that the host holds a row of.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct VmList {
+    /// The writer.
+    pub host: HostId,
+    /// Of its guard.
+    pub incarnation: Incarnation,
+    /// Rises with every change within an incarnation.
+    pub sequence: Sequence,
+    /// At most 1,000.
+    pub entries: Vec<VmEntry>,
+}
+
+/// Kind of object that a claim owns. Later phases add series, volumes, groups, sites.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum ObjectKind {
+    /// A VM.
+    Vm,
+}
+
+/// An owner: which guard of which boot of which host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Owner {
+    /// The host.
+    pub host: HostId,
+    /// Of its kernel.
+    pub boot: BootId,
+    /// Of its guard.
+    pub incarnation: Incarnation,
+}
+
+/// Who holds a VM by this claim.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Holder {
+    /// Nobody: whoever creates g+1 may run it, if it is wanted running.
+    None,
+    /// This host.
+    Host(Owner),
+    /// `virsh migrate`: `from` until the switch, `to` after it (R6).
+    Handover { from: Owner, to: Owner },
+    /// The home is another datastore now (R7).
+    MovedTo(DatastoreId),
+    /// The VM was removed. A new one with the same id counts on from here.
+    Deleted,
+}
+
+/// What people, or Mainstay for them, want of a VM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Wanted {
+    /// It should run somewhere.
+    Running,
+    /// It should not.
+    Stopped,
+}
+
+/// Why a claim was created.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClaimReason {
+    /// A running VM became protected.
+    Adopted,
+    /// A stopped VM became protected.
+    Registered,
+    /// A person started it.
+    StartedByPerson,
+    /// Taken over with a proof.
+    Failover,
+    /// Restarted in place after a crash.
+    Crashed,
+    /// Its lease had lapsed; the same host goes on.
+    Reclaimed,
+    /// Came by live migration.
+    Migrated,
+    /// A start failed.
+    StartFailed,
+    /// `virsh shutdown`, `virsh destroy`, `mainstay vm stop`.
+    StoppedByPerson,
+    /// The guest powered itself off.
+    StoppedInside,
+    /// The host went down.
+    HostWentDown,
+    /// The definition was removed.
+    Deleted,
+    /// Only the record changed.
+    RecordChanged,
+}
+
+/// Late writes of an earlier owner that are not yet excluded on one datastore.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Debt {
+    /// The earlier owner.
+    pub host: HostId,
+    /// In that boot.
+    pub boot: BootId,
+    /// Where it may still write.
+    pub datastore: DatastoreId,
+}
+
+/// Claim (v, g): created exclusively, never changed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Claim {
+    /// What is owned.
+    pub kind: ObjectKind,
+    /// (v, g).
+    pub tenure: Tenure,
+    /// v's name, for people.
+    pub name: String,
+    /// Who holds it.
+    pub holder: Holder,
+    /// Where v's claims live.
+    pub home: DatastoreId,
+    /// Wanted state; stands here only.
+    pub wanted: Wanted,
+    /// Why this claim was made.
+    pub reason: ClaimReason,
+    /// Of v's record.
+    pub record: Digest,
+    /// The creator's mark.
+    pub nonce: Nonce,
+    /// The creator.
+    pub maker: HostId,
+    /// Milliseconds since 1970 by the creator's clock of day; for people only.
+    pub made_unix_ms: u64,
+    /// Copied from claim to claim until paid; at most 16.
+    pub debts: Vec<Debt>,
+}
+
+impl Claim {
+    /// The host that may run v under this claim, if one alone may.
+    #[must_use]
+    pub fn owner(&self) -> Option<Owner> {
+        match self.holder {
+            Holder::Host(owner) => Some(owner),
+            Holder::None | Holder::Handover { .. } | Holder::MovedTo(_) | Holder::Deleted => None,
+        }
+    }
+}
+
+/// How late writes of a dead host are kept out of a datastore.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StorageFence {
+    /// Wait until QEMU's image locks of the old owner are free at the server.
+    Lock,
+    /// The administrator's program, called as `program HOST_NAME HOST_ID`; 0 = the host's late writes are excluded.
+    Command { program: String },
+    /// Nothing: the VM needs "rebooted" or "power off", or a datastore that accepts late writes.
+    None,
+}
+
+/// Why (v, g) is over (design 2, Proofs). Each allows exactly one thing: that somebody creates g+1.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Proof {
+    /// The owner's guard said so, in its VM list, a beat or over TLS.
+    Said(Over),
+    /// The claim itself names nobody: its owner created it after QEMU's exit, or it never had one.
+    Unowned,
+    /// A beat of the owner with a higher incarnation and another boot id.
+    Rebooted { boot: BootId, incarnation: Incarnation },
+    /// R3 and R4: nothing new from the owner for (L + margin)(1 + rho), by complete reads.
+    Lapsed { window: Duration },
+    /// A fence agent confirmed it.
+    PowerOff,
+}
+
+impl Proof {
+    /// Whether it also excludes writes still under way; else a storage fence is owed.
+    #[must_use]
+    pub fn excludes_late_writes(self) -> bool {
+        match self {
+            Self::Said(Over::Exited { clean }) => clean,
+            Self::Said(Over::NeverStarted | Over::HandedTo(_)) | Self::Unowned => true,
+            Self::Said(Over::Lapsed) | Self::Lapsed { .. } => false,
+            Self::Rebooted { .. } | Self::PowerOff => true,
+        }
+    }
+}
+
+/// One file, block device or network disk that a VM needs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct DiskNeed {
+    /// Path on the host.
+    pub path: String,
+    /// Datastore that holds it; none = local.
+    pub datastore: Option<DatastoreId>,
+    /// The VM writes to it.
+    pub writable: bool,
+    /// Not needed for a start (CD-ROM, `startupPolicy='optional'`).
+    pub optional: bool,
+}
+
+/// `vms/<uuid>/record.<digest>`: what a new host needs to run v without any other host.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct VmRecord {
+    /// The VM.
+    pub vm: VmId,
+    /// Its name.
+    pub name: String,
+    /// Where its claims live.
+    pub home: DatastoreId,
+    /// Persistent domain XML (inactive, secure, migratable), at most 256 KiB.
+    pub xml: String,
+    /// Guest memory in KiB, for placement.
+    pub memory_kib: u64,
+    /// Number of vCPUs, for placement.
+    pub vcpus: u32,
+    /// Everything that it opens.
+    pub disks: Vec<DiskNeed>,
+    /// Bridges and libvirt networks that must exist on the host.
+    pub networks: Vec<String>,
+    /// Why it is only partly protected (NVRAM or TPM state on a local disk); empty = fully.
+    pub gaps: Vec<String>,
+}
+
+impl VmRecord {
+    /// Datastores that hold a writable disk: a storage fence is owed for each.
+    pub fn written(&self) -> impl Iterator<Item = DatastoreId> + '_ {
+        let mut seen = std::collections::BTreeSet::new();
+        self.disks
+            .iter()
+            .filter(|disk| disk.writable)
+            .filter_map(|disk| disk.datastore)
+            .filter(move |d| seen.insert(*d))
+    }
+}

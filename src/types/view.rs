@@ -1,0 +1,121 @@
+//! What people are shown, by D-Bus and CLI; also the JSON of `--json` (schema version in `ClusterView`).
+
+use serde::{Deserialize, Serialize};
+
+use super::{DatastoreId, HostId, VmId};
+
+/// Version of the JSON. Fields are only added within one version.
+pub const VIEW_SCHEMA: u16 = 1;
+
+/// The cluster as one agent sees it.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+pub struct ClusterView {
+    /// `VIEW_SCHEMA`.
+    pub schema: u16,
+    /// Name of the cluster; none = this host is no member yet.
+    pub cluster: Option<String>,
+    /// Who says this.
+    pub seen_by: String,
+    /// The master that it follows or is.
+    pub master: Option<String>,
+    /// Its term.
+    pub term: u64,
+    /// Version of the settings document.
+    pub settings_version: u64,
+    /// By index.
+    pub hosts: Vec<HostView>,
+    /// By name.
+    pub vms: Vec<VmView>,
+    /// In the order of the settings.
+    pub datastores: Vec<DatastoreView>,
+}
+
+/// One host.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct HostView {
+    /// Its id.
+    pub id: HostId,
+    /// Its name.
+    pub name: String,
+    /// master, subordinate, candidate or unknown.
+    pub role: String,
+    /// live, agent-failed, storage-lost, partitioned, isolated, dead, left or unknown.
+    pub verdict: String,
+    /// The evidence: one line.
+    pub evidence: String,
+    /// Milliseconds since its last network beat.
+    pub beat_age_ms: Option<u64>,
+    /// libvirtd answers there.
+    pub libvirt: Option<bool>,
+    /// VMs that run there.
+    pub vms: u32,
+    /// Free memory in MiB.
+    pub free_mib: Option<u64>,
+    /// Its control address.
+    pub address: String,
+}
+
+/// One VM.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct VmView {
+    /// Its id.
+    pub id: VmId,
+    /// Its name.
+    pub name: String,
+    /// running, paused, stopped-by-guard, starting, waiting, off, unknown.
+    pub state: String,
+    /// Host that owns it.
+    pub host: Option<String>,
+    /// Newest claim known.
+    pub generation: Option<u64>,
+    /// running or stopped.
+    pub wanted: Option<String>,
+    /// It has record and claim.
+    pub protected: bool,
+    /// Name of its home datastore.
+    pub home: Option<String>,
+    /// What it waits for and what would release it; or why it is not protected.
+    pub why: Option<String>,
+    /// Lines of `vm explain`: proof that would be used, fence, time to expect.
+    pub explain: Vec<String>,
+}
+
+/// One datastore.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct DatastoreView {
+    /// Its id.
+    pub id: DatastoreId,
+    /// Its name.
+    pub name: String,
+    /// Its mount point.
+    pub path: String,
+    /// lock, command, none.
+    pub fence: String,
+    /// exclude or accept.
+    pub late_writes: String,
+    /// This host's lease: valid, lapsed, none.
+    pub lease: String,
+    /// Milliseconds the last beat took to write.
+    pub latency_ms: Option<f64>,
+    /// Trouble, for people.
+    pub trouble: Option<String>,
+    /// Hosts with a valid lease there, by their beats.
+    pub reached_by: Vec<String>,
+}
+
+/// One note: what happened, where and why.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct NoteView {
+    /// Clock of day, milliseconds since 1970.
+    pub unix_ms: u64,
+    /// The host that says it.
+    pub host: String,
+    /// info, warning or alarm.
+    pub level: String,
+    /// Machine-readable kind, for example `host-dead`.
+    pub kind: String,
+    /// The VM concerned, by name.
+    pub vm: Option<String>,
+    /// One line for people.
+    pub text: String,
+}

@@ -1,0 +1,161 @@
+//! What libvirt says of a domain, in our words.
+
+use serde::{Deserialize, Serialize};
+
+use super::VmId;
+
+/// State of a domain as libvirt lists it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DomainState {
+    /// Its vCPUs may run.
+    Running,
+    /// Paused by somebody, by an I/O error, or not yet resumed.
+    Paused { by_io_error: bool },
+    /// Shutting down.
+    ShuttingDown,
+    /// Not running; why it stopped last.
+    Off(OffReason),
+}
+
+/// Why a domain stopped last (libvirt's shut-off reason or the stop event's detail).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OffReason {
+    /// Never ran, or the daemon does not know.
+    Unknown,
+    /// The guest powered itself off (or was asked to by `virsh shutdown`).
+    Shutdown,
+    /// `virsh destroy`.
+    Destroyed,
+    /// The guest crashed or panicked.
+    Crashed,
+    /// QEMU ended in another way than asked for.
+    Failed,
+    /// Went to another host.
+    Migrated,
+    /// Memory was saved to a file.
+    Saved,
+    /// A snapshot was reverted.
+    FromSnapshot,
+    /// The daemon restarted and found it gone.
+    Daemon,
+}
+
+/// One domain as listed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DomainInfo {
+    /// libvirt's UUID.
+    pub vm: VmId,
+    /// libvirt's name.
+    pub name: String,
+    /// What it does now.
+    pub state: DomainState,
+    /// Has a definition on disk.
+    pub persistent: bool,
+    /// libvirt starts it at boot.
+    pub autostart: bool,
+    /// Inactive XML (migratable, secure), if persistent; else the live XML.
+    pub xml: String,
+    /// QEMU's process, if it runs.
+    pub pid: Option<u32>,
+    /// A saved image waits (`virsh managedsave`).
+    pub managed_save: bool,
+}
+
+/// Something happened to a domain. Events are hints; the list is the truth.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DomainChange {
+    /// Defined or changed on disk.
+    Defined,
+    /// The definition was removed.
+    Undefined,
+    /// QEMU runs.
+    Started { by_migration: bool },
+    /// vCPUs stand still.
+    Suspended { migrated: bool, by_io_error: bool },
+    /// vCPUs go on.
+    Resumed,
+    /// QEMU is gone.
+    Stopped(OffReason),
+    /// The guest is shutting down; `by_guest` = asked for from inside.
+    ShuttingDown { by_guest: bool },
+    /// The guest rebooted itself.
+    Rebooted,
+    /// pvpanic fired.
+    Panicked,
+    /// The guest's watchdog fired.
+    WatchdogFired,
+    /// A disk reported an error; QEMU's action is in the domain's state.
+    IoError,
+}
+
+/// What was ordered of libvirt, and what became of it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum DomainFailure {
+    /// libvirtd does not answer or is down.
+    NoDaemon(String),
+    /// The domain does not exist (any more).
+    NoDomain,
+    /// Another process holds the lock of an image.
+    ImageLocked(String),
+    /// A disk, network, device or memory is missing on this host.
+    Host(String),
+    /// Not enough memory or hugepages.
+    Capacity(String),
+    /// The hook refused.
+    Refused(String),
+    /// The definition is wrong.
+    Definition(String),
+    /// The deadline passed; the call may still take effect.
+    Timeout,
+}
+
+/// Memory and load of this host, for placement.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct HostCapacity {
+    /// MemAvailable in KiB.
+    pub free_kib: u64,
+    /// MemTotal in KiB.
+    pub total_kib: u64,
+    /// Logical CPUs.
+    pub cpus: u32,
+}
+
+/// An order to libvirt. Every one is carried out on a worker thread with a deadline.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum DomainOrder {
+    /// List all domains.
+    List,
+    /// Write this definition (replaces an older one of the same UUID).
+    Define { xml: String },
+    /// Remove the definition; NVRAM, TPM state and checkpoints stay.
+    Undefine { vm: VmId },
+    /// Start the defined domain with its vCPUs standing. `ticket` lets the hook pass it.
+    StartPaused { vm: VmId },
+    /// Let its vCPUs go.
+    Resume { vm: VmId },
+    /// Pause it; on a connection of its own, an answer may never come.
+    Suspend { vm: VmId },
+    /// Ask the guest to power off.
+    Shutdown { vm: VmId },
+    /// End QEMU at once.
+    Destroy { vm: VmId },
+    /// Reset the machine.
+    Reset { vm: VmId },
+    /// Live migration to `uri` (peer to peer is not used); target stays paused, source stays defined.
+    Migrate { vm: VmId, uri: String, bandwidth_mib: Option<u64> },
+    /// Cancel a running migration.
+    AbortJob { vm: VmId },
+}
+
+/// What libvirt answered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum DomainAnswer {
+    /// Done.
+    Done,
+    /// Of `List`.
+    Listed(Vec<DomainInfo>),
+    /// Not done, or not known to be done.
+    Failed(DomainFailure),
+}
