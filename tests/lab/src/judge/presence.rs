@@ -234,7 +234,7 @@ impl Shared {
         let Some(sample) = qemu.sample(now) else {
             finder.forget(qemu.pid);
             if let Some(index) = index {
-                self.seen().copies[*index].gone = Some(now);
+                self.seen().copies[*index].gone = Some(Moment::now());
             }
             return false;
         };
