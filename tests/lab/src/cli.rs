@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::lab::{Lab, Wish};
 use crate::storage::{self, Fault, LockMode};
-use crate::{EXPIRE_INSIDE, network};
+use crate::{EXPIRE_INSIDE, network, product};
 
 /// A lab for Mainstay on one machine: hosts (containers with systemd, libvirt and QEMU), a switch, a datastore, and the
 /// faults of all three.
@@ -37,9 +37,20 @@ enum Command {
         #[arg(default_value_t = 3)]
         hosts: u8,
         /// Hosts with libvirt and guests only, without Mainstay
-        #[arg(long)]
+        #[arg(long, conflicts_with_all = ["profile", "fence", "late_writes"])]
         bare: bool,
+        /// How fast the cluster reacts: default, fast or patient
+        #[arg(long, default_value = "default")]
+        profile: String,
+        /// The datastore's fence: none, lock or command:PATH
+        #[arg(long, default_value = product::FENCE)]
+        fence: String,
+        /// What to do with late writes where there is no fence: exclude or accept
+        #[arg(long, default_value = "exclude")]
+        late_writes: String,
     },
+    /// Build Mainstay anew and put it on all hosts, as an upgrade of its package would
+    Upgrade,
     /// Take everything away: no process, mount, namespace or cgroup is left
     Down,
     /// Show hosts, guests, cuts and storage
@@ -151,7 +162,11 @@ pub fn run() -> ExitCode {
 
 fn act(cli: Cli) -> Result<ExitCode> {
     match cli.command {
-        Command::Up { hosts, bare } => up(Wish { hosts, bare }, cli.json)?,
+        Command::Up { hosts, bare, profile, fence, late_writes } => {
+            let product = product::Wish { profile, fence, late_writes };
+            up(Wish { hosts, product: (!bare).then_some(product) }, cli.json)?;
+        }
+        Command::Upgrade => upgrade()?,
         Command::Down => Lab::down()?,
         Command::Status => status(&Lab::look()?, cli.json)?,
         Command::Sh { host, command } => return sh(&host, &command),
@@ -189,6 +204,12 @@ fn up(wish: Wish, json: bool) -> Result<()> {
         let kind = serde_json::to_value(lab.accelerator())?;
         println!("up: {} (guests by {}) in {seconds:.1} s", names.join(", "), kind.as_str().unwrap_or_default());
     }
+    Ok(())
+}
+
+fn upgrade() -> Result<()> {
+    let changed: Vec<_> = Lab::open()?.upgrade()?.iter().map(crate::host::Host::name).collect();
+    println!("upgraded: {}", if changed.is_empty() { "nothing, all as built".into() } else { changed.join(", ") });
     Ok(())
 }
 

@@ -44,8 +44,8 @@ struct State {
     complete: bool,
     root: PathBuf,
     hosts: u8,
-    /// Without Mainstay itself.
-    bare: bool,
+    /// Mainstay on them, unless they are bare.
+    product: Option<product::Wish>,
     accelerator: Accelerator,
     guests: Vec<Guest>,
 }
@@ -62,12 +62,12 @@ pub struct Qemu {
 }
 
 /// What `up` is to make.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wish {
     /// How many hosts.
     pub hosts: u8,
-    /// Hosts with libvirt only.
-    pub bare: bool,
+    /// Mainstay on them; without it they have libvirt only.
+    pub product: Option<product::Wish>,
 }
 
 impl Lab {
@@ -80,8 +80,9 @@ impl Lab {
         let lock = lock()?;
         let mut lab = match read_state()? {
             Some(state) if state.complete && is_standing() => {
-                if wish.hosts < state.hosts || wish.bare != state.bare {
-                    bail!("another lab is up ({} hosts, bare: {}): take it down first", state.hosts, state.bare);
+                if wish.hosts < state.hosts || wish.product != state.product {
+                    let kind = state.product.map_or("bare".to_owned(), |wish| format!("{wish:?}"));
+                    bail!("another lab is up ({} hosts, {kind}): take it down first", state.hosts);
                 }
                 Lab { state, _lock: Some(lock) }
             }
@@ -89,7 +90,14 @@ impl Lab {
                 take_down()?;
                 let root = root::ensure()?;
                 let accelerator = Accelerator::Tcg;
-                let state = State { complete: false, root, hosts: 0, bare: wish.bare, accelerator, guests: Vec::new() };
+                let state = State {
+                    complete: false,
+                    root,
+                    hosts: 0,
+                    product: wish.product.clone(),
+                    accelerator,
+                    guests: Vec::new(),
+                };
                 let lab = Lab { state, _lock: Some(lock) };
                 lab.save()?;
                 fs::create_dir_all(RUN).with_context(|| format!("making {RUN}"))?;
@@ -105,7 +113,8 @@ impl Lab {
     fn add_hosts(&mut self, hosts: u8) -> Result<()> {
         let old = self.state.hosts;
         let initrd = guest::initrd(&self.state.root)?;
-        let product = if self.state.bare { None } else { Some(product::build()?) };
+        let wish = self.state.product.clone();
+        let product = wish.is_some().then(product::build).transpose()?;
         self.state.hosts = hosts;
         self.state.complete = false;
         self.save()?;
@@ -126,11 +135,28 @@ impl Lab {
         if old == 0 {
             self.state.accelerator = guest::probe(&Host::new(1), &initrd)?;
         }
-        if let Some(product) = &product {
-            product.form_cluster(&self.hosts(), old)?;
+        if let (Some(product), Some(wish)) = (&product, &wish)
+            && old < hosts
+        {
+            product.form_cluster(&self.hosts(), old, wish)?;
         }
         self.state.complete = true;
         self.save()
+    }
+
+    /// Builds Mainstay anew and puts it on all hosts, as an upgrade of its package would; names those that changed.
+    pub fn upgrade(&self) -> Result<Vec<Host>> {
+        if self.state.product.is_none() {
+            bail!("this lab is bare: there is no Mainstay to upgrade");
+        }
+        let product = product::build()?;
+        let mut changed = Vec::new();
+        for host in self.hosts() {
+            if product.upgrade(&host)? {
+                changed.push(host);
+            }
+        }
+        Ok(changed)
     }
 
     /// The lab that is up; nobody else changes it meanwhile.

@@ -226,7 +226,8 @@ fn unpack_kernel(root: &Path) -> Result<()> {
     in_root(root, &["sh", "-c", &script]).map(drop)
 }
 
-fn in_root(root: &Path, args: &[&str]) -> Result<String> {
+/// Runs a command in a root that nothing has booted.
+pub fn in_root(root: &Path, args: &[&str]) -> Result<String> {
     let mut command = Command::new("chroot");
     command.arg(root).args(args).env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C");
     command.env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
