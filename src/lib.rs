@@ -14,6 +14,7 @@
 //!
 //! Modules in reading order: `types`, `core`, `wire`, `exec`, `guard`, `api`, `config`, `agent`.
 
+pub mod agent;
 pub mod api;
 pub mod config;
 pub mod core;
@@ -21,4 +22,3 @@ pub mod exec;
 pub mod guard;
 pub mod types;
 pub mod wire;
-pub mod agent;

@@ -20,7 +20,32 @@ fn say(bus: &PrivateBus, words: &str) -> (i32, String, String) {
 fn probe() {
     let bus = PrivateBus::started();
     let _agent = FakeAgent::on(&bus);
-    for words in ["status", "host list", "host show c", "vm list", "vm show db", "vm explain db", "events --since 2026-11-01", "doctor", "datastore list", "vm start web", "vm start db", "vm start wbe", "vm move web --to x", "cluster set profile=fast", "cluster set a=b", "events --since x", "--help", "datastore add x /nowhere", "datastore add x /usr", "datastore add x /dev/shm", "datastore add x /dev/shm --fence foo", "config check", "cluster join x", "vm stop mute"] {
+    for words in [
+        "status",
+        "host list",
+        "host show c",
+        "vm list",
+        "vm show db",
+        "vm explain db",
+        "events --since 2026-11-01",
+        "doctor",
+        "datastore list",
+        "vm start web",
+        "vm start db",
+        "vm start wbe",
+        "vm move web --to x",
+        "cluster set profile=fast",
+        "cluster set a=b",
+        "events --since x",
+        "--help",
+        "datastore add x /nowhere",
+        "datastore add x /usr",
+        "datastore add x /dev/shm",
+        "datastore add x /dev/shm --fence foo",
+        "config check",
+        "cluster join x",
+        "vm stop mute",
+    ] {
         let (code, out, err) = say(&bus, words);
         println!("$ mainstay {words}\n{out}{err}[{code}]\n");
     }

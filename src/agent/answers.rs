@@ -224,7 +224,9 @@ fn told(reply: Reply, wish: Wish) -> AskReply {
 /// What a host that is no member answers.
 pub(crate) fn as_stranger(message: AskMessage, view: ClusterView) {
     let AskMessage { ask, answer } = message;
-    let denied = || AskReply::Denied(Denial::Unable("it is no member of a cluster; run 'mainstay cluster init' or 'join'".into()));
+    let denied = || {
+        AskReply::Denied(Denial::Unable("it is no member of a cluster; run 'mainstay cluster init' or 'join'".into()))
+    };
     match ask {
         Ask::View => {
             let _ = answer.send(AskReply::View(Box::new(view)));

@@ -8,9 +8,9 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::sync::oneshot;
 
+use super::Events;
 use super::answers::Answers;
 use super::pump::{self, ToPump};
-use super::Events;
 use crate::api::control::{Asked, Control};
 use crate::config::{Config, Here};
 use crate::core::action::{Action, Output};

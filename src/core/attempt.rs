@@ -707,11 +707,15 @@ impl Core {
     /// Nothing was claimed: answer and end. What should go on is begun again by `reconcile` or by the master.
     pub(super) fn fail(&mut self, cx: &mut Cx, id: VmId, denial: Denial) {
         cx.unset(Timer::Attempt(id));
+        let me = self.me.host;
         let name = self.vm_name(id);
         let vm = self.vm(id);
         let Some(attempt) = vm.attempt.take() else { return };
         vm.waits = Some(denial.to_string());
-        vm.retry = cx.now + RETRY;
+        vm.pause = cx.now + RETRY;
+        if let Kind::Run { .. } = &attempt.kind {
+            vm.failed.insert(me, (cx.now, denial.to_string()));
+        }
         match &attempt.kind {
             Kind::Hook { ask } => cx.hook_answer(*ask, Err(refusal_text(&name, &denial))),
             Kind::Release { .. } | Kind::Reclaim { .. } | Kind::Adopt => {
@@ -747,6 +751,10 @@ impl Core {
             self.check = true;
             return;
         }
+        if let Kind::Run { .. } = &attempt.kind {
+            let me = self.me.host;
+            self.vm(id).failed.insert(me, (cx.now, denial.to_string()));
+        }
         cx.guard(GuardOrder::Abandon { tenure: claim.tenure }, Pending::Nothing);
         let wanted = match &attempt.kind {
             Kind::Hook { .. } => attempt.before.as_ref().map_or(Wanted::Stopped, |before| before.wanted),
@@ -754,6 +762,22 @@ impl Core {
         };
         let kind = Kind::Release { wanted, reason: ClaimReason::StartFailed };
         self.begin(cx, id, kind, attempt.home, Vec::new());
+    }
+
+    /// The guard is gone: what it was asked will not be answered.
+    pub(super) fn guard_answers_no_more(&mut self, cx: &mut Cx) {
+        let asked = |vm: &super::vms::Vm| {
+            vm.attempt
+                .as_ref()
+                .map(|attempt| attempt.stage.clone())
+                .filter(|stage| matches!(stage, Stage::Expecting | Stage::Confirming))
+        };
+        let stuck: Vec<(VmId, Stage)> =
+            self.vms.iter().filter_map(|(id, vm)| asked(vm).map(|stage| (*id, stage))).collect();
+        for (id, stage) in stuck {
+            let denial = Denial::Unable("the guard was restarted meanwhile".into());
+            if stage == Stage::Expecting { self.fail(cx, id, denial) } else { self.give_up(cx, id, denial) }
+        }
     }
 
     /// The attempt's timer: a retry, or the end of patience.

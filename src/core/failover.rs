@@ -31,6 +31,11 @@ pub struct Placing {
     ticket: Ticket,
 }
 
+/// Nothing is under way here about this VM, and its owner is known.
+fn is_idle(vm: &super::vms::Vm) -> bool {
+    vm.attempt.is_none() && vm.moving.is_none() && vm.incoming.is_none() && vm.bad.is_none()
+}
+
 /// A host that lives is left to mend its own VMs for this long.
 const OWNER_TIME: Duration = Duration::from_secs(10);
 /// A failed host is tried again after this.
@@ -46,7 +51,7 @@ impl Core {
         let wanted: Vec<VmId> = self
             .vms
             .iter()
-            .filter(|(_, vm)| vm.wanted() == Some(Wanted::Running) && vm.attempt.is_none() && vm.bad.is_none())
+            .filter(|(_, vm)| vm.wanted() == Some(Wanted::Running) && is_idle(vm))
             .map(|(id, _)| *id)
             .collect();
         for id in wanted {

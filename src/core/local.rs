@@ -60,6 +60,8 @@ impl Core {
         }
         self.guard.leases.clear();
         self.guard.settled = None;
+        self.guard_answers_no_more(cx);
+        self.moves_lost_guard(cx);
     }
 
     pub(super) fn row_changed(&mut self, cx: &mut Cx, row: RowView) {
@@ -191,7 +193,7 @@ impl Core {
         for id in ids {
             let vm = self.vm(id);
             let busy = vm.attempt.is_some() || vm.moving.is_some() || vm.incoming.is_some();
-            if !busy && vm.retry <= cx.now {
+            if !busy && vm.pause <= cx.now {
                 self.check_vm(cx, id);
             }
         }
@@ -320,7 +322,7 @@ impl Core {
                 self.libvirt.domains.remove(&id);
                 self.list_domains(cx);
             }
-            DomainAnswer::Failed(_) => self.vm(id).retry = cx.now + HOUR / 60,
+            DomainAnswer::Failed(_) => self.vm(id).pause = cx.now + HOUR / 60,
         }
     }
 

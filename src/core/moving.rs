@@ -249,6 +249,15 @@ impl Core {
         self.tell = true;
     }
 
+    /// The guard is gone: its word about a hand-over will not come; its rows will.
+    pub(super) fn moves_lost_guard(&mut self, cx: &mut Cx) {
+        let leaving = |vm: &super::vms::Vm| vm.moving.as_ref().is_some_and(|moving| moving.stage == MoveStage::Leaving);
+        let stuck: Vec<VmId> = self.vms.iter().filter(|(_, vm)| leaving(vm)).map(|(id, _)| *id).collect();
+        for id in stuck {
+            self.move_failed(cx, id, Denial::Unable("the guard was restarted during the hand-over".into()));
+        }
+    }
+
     fn move_stage(&mut self, id: VmId, stage: MoveStage, ticket: Ticket) {
         if let Some(moving) = &mut self.vm(id).moving {
             moving.stage = stage;

@@ -314,7 +314,10 @@ impl Core {
     #[must_use]
     pub fn peers_heard(&self, now: Time) -> Vec<(String, Option<u64>, bool)> {
         let age = |at: Time| u64::try_from(now.since(at).as_millis()).unwrap_or(u64::MAX);
-        self.peers.iter().map(|(host, peer)| (self.name_of(*host), peer.opened.map(age), self.is_heard(*host, now))).collect()
+        self.peers
+            .iter()
+            .map(|(host, peer)| (self.name_of(*host), peer.opened.map(age), self.is_heard(*host, now)))
+            .collect()
     }
     /// Protected VMs that libvirt starts at boot.
     #[must_use]

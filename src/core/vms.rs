@@ -38,6 +38,8 @@ pub struct Vm {
     pub over_since: Option<Time>,
     /// As master: not tried again before.
     pub retry: Time,
+    /// On this host: not looked at again before.
+    pub pause: Time,
     /// This host moves it away.
     pub moving: Option<Moving>,
     /// It comes here by migration.
