@@ -30,9 +30,13 @@ use aws_lc_rs::hkdf::{HKDF_SHA256, Prk, Salt};
 use uuid::Uuid;
 use zeroize::Zeroize;
 
-use super::beat::{self, BadBeat};
+use super::beat;
 use crate::types::guard::BeatKey;
 use crate::types::{ClusterId, Counter, HostId, Incarnation, MAX_HOSTS, NetBeat};
+
+mod dropped;
+
+pub use dropped::{DropCounts, Dropped};
 
 /// Longest datagram, sealed.
 pub const MAX_DATAGRAM: usize = 1200;
@@ -101,78 +105,6 @@ impl SealHeader {
 /// `N` bytes of the header, which is there.
 fn part<const N: usize>(datagram: &[u8], at: usize) -> [u8; N] {
     datagram[at..at + N].try_into().expect("a range of N bytes has N bytes")
-}
-
-/// Why a datagram was dropped. Each is counted, none is logged.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum Dropped {
-    /// Too short to be sealed.
-    #[error("too short")]
-    Short,
-    /// Not ours.
-    #[error("not a beat")]
-    Magic,
-    /// A layout that we do not know.
-    #[error("layout version {0} is unknown")]
-    Version(u8),
-    /// Another cluster uses the same group and port.
-    #[error("of another cluster")]
-    OtherCluster,
-    /// Not in our ring.
-    #[error("sealed with a key that is not in the ring")]
-    UnknownKey,
-    /// Changed on the way, or sealed by somebody without the key.
-    #[error("wrong seal")]
-    Seal,
-    /// Seen before, or too old to tell. Beats that come by a second interface are dropped like this, too.
-    #[error("seen before")]
-    Replayed,
-    /// The sender has begun a newer incarnation.
-    #[error("of an older incarnation")]
-    OldIncarnation,
-    /// Rightly sealed, but no beat.
-    #[error("bad beat: {0}")]
-    Bad(BadBeat),
-}
-
-/// How many datagrams were dropped, by reason.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct DropCounts {
-    /// See `Dropped`.
-    pub short: u64,
-    /// See `Dropped`.
-    pub magic: u64,
-    /// See `Dropped`.
-    pub version: u64,
-    /// See `Dropped`.
-    pub other_cluster: u64,
-    /// See `Dropped`.
-    pub unknown_key: u64,
-    /// See `Dropped`.
-    pub seal: u64,
-    /// See `Dropped`.
-    pub replayed: u64,
-    /// See `Dropped`.
-    pub old_incarnation: u64,
-    /// See `Dropped`.
-    pub bad: u64,
-}
-
-impl DropCounts {
-    /// One more of this kind.
-    pub fn count(&mut self, dropped: Dropped) {
-        *match dropped {
-            Dropped::Short => &mut self.short,
-            Dropped::Magic => &mut self.magic,
-            Dropped::Version(_) => &mut self.version,
-            Dropped::OtherCluster => &mut self.other_cluster,
-            Dropped::UnknownKey => &mut self.unknown_key,
-            Dropped::Seal => &mut self.seal,
-            Dropped::Replayed => &mut self.replayed,
-            Dropped::OldIncarnation => &mut self.old_incarnation,
-            Dropped::Bad(_) => &mut self.bad,
-        } += 1;
-    }
 }
 
 /// Seals the beats of one incarnation of one host.
@@ -283,15 +215,16 @@ impl Opener {
         opened
     }
 
-    /// Like `open`, but nothing is counted, remembered, or dropped as seen before.
+    /// Like `open`, but nothing is remembered, nor dropped as seen before.
     ///
     /// # Errors
-    /// When it is no beat of this cluster.
+    /// When it is no beat of this cluster; it was counted.
     pub fn peek(&mut self, datagram: &[u8]) -> Result<NetBeat, Dropped> {
-        let header = self.header(datagram)?;
-        let key = self.derive(&header)?;
-        unseal(&key, &header, datagram, &mut self.scratch)?;
-        beat::decode(&header, &self.scratch).map_err(Dropped::Bad)
+        let peeked = self.peek_once(datagram);
+        if let Err(dropped) = peeked {
+            self.dropped.count(dropped);
+        }
+        peeked
     }
 
     /// What was dropped so far.
@@ -317,6 +250,13 @@ impl Opener {
     fn derive(&self, header: &SealHeader) -> Result<LessSafeKey, Dropped> {
         let (id, root) = self.ring.iter().find(|(id, _)| *id == header.key_id).ok_or(Dropped::UnknownKey)?;
         Ok(derive(root, *id, header.host, header.incarnation))
+    }
+
+    fn peek_once(&mut self, datagram: &[u8]) -> Result<NetBeat, Dropped> {
+        let header = self.header(datagram)?;
+        let key = self.derive(&header)?;
+        unseal(&key, &header, datagram, &mut self.scratch)?;
+        beat::decode(&header, &self.scratch).map_err(Dropped::Bad)
     }
 
     fn open_once(&mut self, datagram: &[u8]) -> Result<NetBeat, Dropped> {
@@ -436,5 +376,4 @@ fn unseal(key: &LessSafeKey, header: &SealHeader, datagram: &[u8], scratch: &mut
 }
 
 #[cfg(test)]
-#[path = "seal_tests.rs"]
 mod tests;
