@@ -9,7 +9,12 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+
+use source::{code, functions, lines_with, root, rust, sources};
+
+#[path = "tidy/source.rs"]
+mod source;
 
 /// A word that may stand in some places only.
 struct Wall {
@@ -131,160 +136,20 @@ const WALLS: [Wall; 7] = [
 /// Files that may say `unsafe`, each with its reason. Every block still needs its `// SAFETY:`.
 const UNSAFE: &[(&str, &str)] = &[
     ("src/exec/libvirt/", "domain events, which the virt crate lacks"),
+    ("src/exec/doctor/", "adjtimex, which nix lacks"),
     ("src/exec/net", "socket options that nix and socket2 lack (ip_mreqn)"),
     ("src/exec/datastore/", "buffers aligned for O_DIRECT"),
     ("src/guard/", "sched_setscheduler, pidfd calls and signals that nix lacks; aligned buffers"),
     ("tests/lab/", "namespaces, mounts and faults of the lab"),
 ];
 
+/// Functions over 70 lines, as `path:name`, each with its reason.
+const LONG_FUNCTIONS: &[(&str, &str)] = &[];
+const MAX_FUNCTION_LINES: usize = 70;
+
 /// Files over 500 lines, each with its reason.
 const LONG: &[(&str, &str)] = &[];
 const MAX_LINES: usize = 500;
-
-struct Source {
-    path: String,
-    text: String,
-    /// Only tests compile it.
-    test: bool,
-}
-
-fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// Every file below these folders that `wanted` accepts.
-fn sources(folders: &[&str], wanted: impl Fn(&str) -> bool) -> Vec<Source> {
-    let root = root();
-    let mut left: Vec<PathBuf> = folders.iter().map(|folder| root.join(folder)).collect();
-    let mut found = Vec::new();
-    while let Some(path) = left.pop() {
-        let Ok(data) = fs::symlink_metadata(&path) else { continue };
-        if data.is_dir() {
-            left.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
-            continue;
-        }
-        let short = path.strip_prefix(&root).unwrap().to_str().expect("paths are UTF-8").to_owned();
-        if data.is_file() && wanted(&short) {
-            let text = String::from_utf8_lossy(&fs::read(&path).unwrap()).into_owned();
-            found.push(Source { path: short, text, test: false });
-        }
-    }
-    found.sort_by(|a, b| a.path.cmp(&b.path));
-    assert!(!found.is_empty(), "nothing found in {folders:?}");
-    found
-}
-
-/// Rust sources; those that only tests compile are marked.
-fn rust() -> Vec<Source> {
-    let mut all = sources(&["src", "guest-agent", "tests", "benches", "fuzz"], |path| {
-        path.ends_with(".rs") && !path.contains("/target/")
-    });
-    let modules: Vec<String> = all.iter().flat_map(test_modules).collect();
-    for source in &mut all {
-        let path = source.path.as_str();
-        // The lab is a program; the rest of tests/ are tests.
-        source.test = path.starts_with("tests/") && !path.starts_with("tests/lab/src/")
-            || modules.iter().any(|module| path == format!("{module}.rs") || path.starts_with(&format!("{module}/")));
-    }
-    all
-}
-
-/// Modules of this file that only tests compile (`#[cfg(test)] mod name;`), as paths without `.rs`.
-fn test_modules(source: &Source) -> Vec<String> {
-    let path = Path::new(&source.path);
-    let folder = path.parent().unwrap();
-    let stem = path.file_stem().unwrap().to_str().unwrap();
-    let own = if ["mod", "lib", "main"].contains(&stem) { folder.to_path_buf() } else { folder.join(stem) };
-    let lines: Vec<&str> = source.text.lines().map(str::trim).collect();
-    let named = lines.iter().enumerate().filter(|(_, line)| **line == "#[cfg(test)]").filter_map(|(at, _)| {
-        let after: Vec<&str> = lines[at + 1..].iter().copied().take(2).collect();
-        match after.as_slice() {
-            [path, _] if path.starts_with("#[path") => {
-                Some(folder.join(path.split('"').nth(1)?.trim_end_matches(".rs")))
-            }
-            [module, ..] => Some(own.join(module.split("mod ").nth(1)?.strip_suffix(';')?)),
-            [] => None,
-        }
-    });
-    named.map(|module| module.to_str().unwrap().to_owned()).collect()
-}
-
-/// The code alone: comments and the contents of texts are blanked, and everything after `#[cfg(test)] mod` is cut.
-/// Lines keep their numbers.
-fn code(text: &str) -> String {
-    let cut = test_module(text).unwrap_or(text.len());
-    let mut out = String::new();
-    let mut rest = &text[..cut];
-    while let Some(first) = rest.chars().next() {
-        let len = match first {
-            '/' if rest.starts_with("//") => rest.find('\n').unwrap_or(rest.len()),
-            '/' if rest.starts_with("/*") => rest.find("*/").map_or(rest.len(), |at| at + 2),
-            'r' | 'b' | '"' if raw_or_text(rest).is_some() => raw_or_text(rest).unwrap(),
-            '\'' if rest.starts_with("'\"'") => 3,
-            '\'' if rest.starts_with("'\\") => rest[2..].find('\'').map_or(1, |at| at + 3),
-            _ => 0,
-        };
-        if len == 0 {
-            // A word goes whole, so that the r of `for "x"` begins no raw text.
-            let word = rest.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(rest.len());
-            let len = word.max(first.len_utf8());
-            out.push_str(&rest[..len]);
-            rest = &rest[len..];
-        } else {
-            out.extend(rest[..len].chars().map(|c| if c == '\n' { '\n' } else { ' ' }));
-            rest = &rest[len..];
-        }
-    }
-    out
-}
-
-fn test_module(text: &str) -> Option<usize> {
-    text.match_indices("#[cfg(test)]\n").map(|(at, _)| at).find(|at| {
-        let next = text[*at..].lines().nth(1).unwrap_or("");
-        next.trim_start().starts_with("mod ") && next.trim_end().ends_with('{')
-    })
-}
-
-/// Length of the text that begins here (`"…"`, `b"…"`, `r#"…"#`), if one does.
-fn raw_or_text(rest: &str) -> Option<usize> {
-    let prefix = rest.len() - rest.trim_start_matches(['b', 'r', 'c']).len();
-    if 2 < prefix {
-        return None;
-    }
-    let raw = rest[..prefix].contains('r');
-    let body = &rest[prefix..];
-    let hashes = if raw { body.len() - body.trim_start_matches('#').len() } else { 0 };
-    let open = prefix + hashes;
-    if !rest[open..].starts_with('"') {
-        return None;
-    }
-    if raw {
-        let end = format!("\"{}", "#".repeat(hashes));
-        return Some(rest[open + 1..].find(&end).map_or(rest.len(), |at| open + 1 + at + end.len()));
-    }
-    let mut escaped = false;
-    for (at, c) in rest[open + 1..].char_indices() {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' => escaped = true,
-            '"' => return Some(open + 1 + at + 1),
-            _ => {}
-        }
-    }
-    Some(rest.len())
-}
-
-/// Lines (from 1) in which `word` stands as a whole word.
-fn lines_with(text: &str, word: &str) -> Vec<usize> {
-    let inside = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
-    let whole = |line: &str| {
-        line.match_indices(word).any(|(at, _)| {
-            let (before, after) = (line[..at].chars().next_back(), line[at + word.len()..].chars().next());
-            !(inside(before) && inside(word.chars().next())) && !(inside(after) && inside(word.chars().next_back()))
-        })
-    };
-    text.lines().enumerate().filter(|(_, line)| whole(line)).map(|(at, _)| at + 1).collect()
-}
 
 fn listed(path: &str, list: &[(&str, &str)]) -> bool {
     list.iter().any(|(start, _)| path.starts_with(start))
@@ -355,6 +220,23 @@ fn files_are_short_and_open_with_what_they_are() {
             rust().iter().any(|source| source.path.starts_with(long) && MAX_LINES < source.text.lines().count());
         if !still {
             broken.push(format!("{long}: is no longer too long; take it off the list in tests/tidy.rs"));
+        }
+    }
+    report(&broken);
+}
+
+#[test]
+fn functions_are_short() {
+    let mut broken = Vec::new();
+    for source in rust() {
+        for (line, name, length) in functions(&code(&source.text)) {
+            let known = LONG_FUNCTIONS.iter().any(|(known, _)| *known == format!("{}:{name}", source.path));
+            if MAX_FUNCTION_LINES < length && !known && !source.test {
+                let path = &source.path;
+                broken.push(format!(
+                    "{path}:{line}: `{name}`: {length} lines, at most {MAX_FUNCTION_LINES}; split it by meaning"
+                ));
+            }
         }
     }
     report(&broken);
@@ -438,14 +320,4 @@ fn scripts_can_be_executed_and_nothing_else() {
         }
     }
     report(&broken);
-}
-
-#[test]
-fn the_reader_of_sources_reads() {
-    let text = "let a = \"unsafe \\\" x\"; // unsafe\nlet b = r#\"unsafe \" x\"#; /* unsafe\n */ let c = '\"'; let d = b\"unsafe\";\n\
-                for x in \"r\" { unsafe {} }\n#[cfg(test)]\nmod tests {\n unsafe\n}\n";
-    let code = code(text);
-    assert_eq!(lines_with(&code, "unsafe"), [4], "{code}");
-    assert_eq!(lines_with("virtual virt_x x_virt\nvirt::a\nuse virt;", "virt"), [2, 3]);
-    assert_eq!(lines_with("x.await?\nawaiting", "await"), [1]);
 }
