@@ -171,10 +171,8 @@ pub fn functions(text: &str) -> Vec<(usize, String, usize)> {
         }
         // A declaration without a body ends before anything closes.
         let body = lines[at..].iter().position(|line| {
-            *line == end
-                || line.trim_end().ends_with(';')
-                    && line.starts_with(indent)
-                    && !line.starts_with(&format!("{indent} "))
+            let as_deep = line.len() - line.trim_start().len() == indent.len();
+            *line == end || as_deep && line.ends_with(';')
         });
         if let Some(length) = body {
             found.push((at + 1, name, length + 1));
