@@ -80,6 +80,7 @@ impl PrivateBus {
             .arg(format!("--config-file={}", self.folder.path().join("bus.conf").display()))
             .args(["--nofork", "--nopidfile", "--nosyslog", "--print-address=1"])
             .stdout(Stdio::piped())
+            .stderr(Stdio::null()) // It complains of limits that it cannot raise in a container.
             .spawn()
             .expect("dbus-daemon is installed (apt install dbus)");
         // It prints its address once it listens.
@@ -239,7 +240,13 @@ pub fn example() -> ClusterView {
             vm(1, "web", "running", Some("a"), None),
             vm(5, "db", "waiting", Some("c"), Some("image lock of c on nfs1 is still held; ends in about 7 s")),
             vm(2, "mute", "running", Some("b"), None),
-            vm(3, "scratch", "running", Some("b"), Some("disk /var/lib/libvirt/images/scratch.qcow2 is on no datastore")),
+            vm(
+                3,
+                "scratch",
+                "running",
+                Some("b"),
+                Some("disk /var/lib/libvirt/images/scratch.qcow2 is on no datastore"),
+            ),
         ],
         datastores: vec![DatastoreView {
             id: mainstay::types::DatastoreId(id(9)),
