@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 
 pub use duration::{BadDuration, duration};
 pub use here::{Here, NotHere};
+pub(crate) use read::is_host_name;
 
 /// Where the file lies unless a command line says otherwise.
 pub const PATH: &str = "/etc/mainstay/mainstay.toml";

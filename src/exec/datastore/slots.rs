@@ -1,0 +1,219 @@
+//! Which slot of `hosts/<id>` is written next, which rest, and whether the storage still shows what it acknowledged.
+//!
+//! ```text
+//!            write acknowledged                       next beat
+//!   free ───────────────────────► newest ───────────────────────────► free
+//!    │                                                                  ▲
+//!    └── outcome unknown ──► rests ── 10 min from the write's return ───┘
+//!         (error; or its process died)
+//! ```
+//!
+//! Slots are written in a circle. A write with unknown outcome may land later: as long as its slot rests, the old beat
+//! can reappear beside newer ones and never replaces one. After an error a scratch block is written before the next
+//! slot is tried, so that a burst of errors costs one slot; it carries the resting slots, so that they are known even if
+//! the process dies before its next beat.
+//!
+//! Deliberately not here: files.
+
+use std::time::Duration;
+
+use crate::types::{BeatBlock, ClusterId, Counter, Digest, HostId, Incarnation, Time};
+use crate::wire::record::{self, BLOCK};
+
+/// Number of slots.
+pub const SLOTS: usize = 8;
+/// How long a slot rests.
+pub const REST: Duration = Duration::from_secs(600);
+/// Slots after the newest that rest when a process starts: the one that its predecessor may have been writing when it
+/// died, and one more for an error before that whose scratch block was itself hidden by a late write.
+const REST_AT_START: usize = 2;
+
+/// What orders beats of one host.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Stamp {
+    /// First.
+    pub incarnation: Incarnation,
+    /// Then.
+    pub counter: Counter,
+}
+
+impl Stamp {
+    /// Of a beat.
+    #[must_use]
+    pub fn of(block: &BeatBlock) -> Self {
+        Self { incarnation: block.incarnation, counter: block.counter }
+    }
+}
+
+/// All slots of one host as they lie there.
+pub struct Slots {
+    /// Valid beats of that host, by slot.
+    pub valid: Vec<(usize, BeatBlock)>,
+    /// Of each slot's bytes; of nothing where the file ends.
+    digests: [Digest; SLOTS],
+    /// Of all bytes.
+    pub bytes: Digest,
+}
+
+impl Slots {
+    /// From the first 32 KiB of the file, or less if it is shorter. A torn or foreign block is no beat.
+    #[must_use]
+    pub fn parse(raw: &[u8], cluster: ClusterId, host: HostId) -> Self {
+        let raw = &raw[..raw.len().min(SLOTS * BLOCK)];
+        let mut digests = [record::digest(&[]); SLOTS];
+        let mut valid = Vec::new();
+        for (slot, block) in raw.chunks(BLOCK).enumerate() {
+            digests[slot] = record::digest(block);
+            if let Ok(beat) = record::decode_beat(block)
+                && beat.cluster == cluster
+                && beat.host == host
+            {
+                valid.push((slot, beat));
+            }
+        }
+        Self { valid, digests, bytes: record::digest(raw) }
+    }
+
+    /// The beat that counts, and its slot.
+    #[must_use]
+    pub fn newest(&self) -> Option<&(usize, BeatBlock)> {
+        self.valid.iter().max_by_key(|(_, beat)| Stamp::of(beat))
+    }
+}
+
+/// Our own slots show something that cannot be. Beats on this datastore end; the operator decides.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Doubt {
+    /// Less than was acknowledged.
+    #[error("shows {found:?} as newest, but {acknowledged:?} was acknowledged: the storage went back in time")]
+    RolledBack {
+        /// What the storage once confirmed or showed.
+        acknowledged: Stamp,
+        /// What it shows now.
+        found: Option<Stamp>,
+    },
+    /// A beat under our name that this guard did not write.
+    #[error("holds {found:?} of boot {boot}, which this guard never wrote: this host id is in use twice")]
+    TwiceUsed {
+        /// Its stamp.
+        found: Stamp,
+        /// Its writer's boot.
+        boot: crate::types::BootId,
+    },
+}
+
+/// The memory of one guard about its slots on one datastore.
+pub struct Book {
+    /// Of each slot, as acknowledged or last seen.
+    held: [Digest; SLOTS],
+    /// Until when each slot rests.
+    rests: [Time; SLOTS],
+    /// Writes with unknown outcome into resting slots.
+    attempts: Vec<(usize, Digest)>,
+    newest: Option<Stamp>,
+    last: usize,
+    scratch_first: bool,
+}
+
+impl Book {
+    /// At the start of a process, from the slots and the scratch block as they lie there.
+    #[must_use]
+    pub fn opened(slots: &Slots, scratch: Option<&BeatBlock>, now: Time) -> Self {
+        let newest = slots.newest();
+        let last = newest.map_or(SLOTS - 1, |(slot, _)| *slot);
+        let mut book = Self {
+            held: slots.digests,
+            rests: [Time::ZERO; SLOTS],
+            attempts: Vec::new(),
+            newest: newest.map(|(_, beat)| Stamp::of(beat)),
+            last,
+            scratch_first: false,
+        };
+        let named = newest.map_or(0, |(_, beat)| beat.resting) | scratch.map_or(0, |beat| beat.resting);
+        for slot in (0..SLOTS).filter(|slot| named >> slot & 1 == 1) {
+            book.rests[slot] = now + REST;
+        }
+        for _ in 0..REST_AT_START {
+            if let Some(slot) = book.next(now).filter(|slot| *slot != last) {
+                book.rests[slot] = now + REST;
+            }
+        }
+        book
+    }
+
+    /// Newest beat acknowledged, or seen at the start.
+    #[must_use]
+    pub fn newest(&self) -> Option<Stamp> {
+        self.newest
+    }
+
+    /// Compares what the storage shows with what it acknowledged; `mine` = incarnation of this guard.
+    ///
+    /// # Errors
+    /// [`Doubt`].
+    pub fn compare(&mut self, slots: &Slots, mine: Incarnation) -> Result<(), Doubt> {
+        for (slot, beat) in &slots.valid {
+            let known =
+                slots.digests[*slot] == self.held[*slot] || self.attempts.contains(&(*slot, slots.digests[*slot]));
+            // A lower incarnation is a late write of a predecessor; were it a living twin, the twin would see us.
+            // An older beat of our own is judged by the newest, below.
+            let older = Some(Stamp::of(beat)) < self.newest;
+            if !known && mine <= beat.incarnation && !older {
+                return Err(Doubt::TwiceUsed { found: Stamp::of(beat), boot: beat.boot });
+            }
+        }
+        let found = slots.newest().map(|(_, beat)| Stamp::of(beat));
+        if found < self.newest {
+            let acknowledged = self.newest.expect("greater than something");
+            return Err(Doubt::RolledBack { acknowledged, found });
+        }
+        self.held = slots.digests;
+        self.newest = found;
+        Ok(())
+    }
+
+    /// The slot to write next, `None` while all rest.
+    #[must_use]
+    pub fn next(&self, now: Time) -> Option<usize> {
+        (1..=SLOTS).map(|step| (self.last + step) % SLOTS).find(|slot| self.rests[*slot] <= now)
+    }
+
+    /// When the first slot ends its rest.
+    #[must_use]
+    pub fn free_at(&self) -> Time {
+        self.rests.iter().copied().min().unwrap_or(Time::ZERO)
+    }
+
+    /// Bit n: slot n rests.
+    #[must_use]
+    pub fn resting(&self, now: Time) -> u8 {
+        (0..SLOTS).filter(|slot| now < self.rests[*slot]).fold(0, |mask, slot| mask | 1 << slot)
+    }
+
+    /// Whether a scratch block has to be written before a slot is tried.
+    #[must_use]
+    pub fn scratch_first(&self) -> bool {
+        self.scratch_first
+    }
+
+    /// The scratch block was acknowledged.
+    pub fn scratched(&mut self) {
+        self.scratch_first = false;
+    }
+
+    /// A write came back with an error at `returned`.
+    pub fn failed(&mut self, slot: usize, content: Digest, returned: Time) {
+        self.attempts.retain(|(slot, _)| returned < self.rests[*slot]);
+        self.rests[slot] = returned + REST;
+        self.attempts.push((slot, content));
+        self.last = slot;
+        self.scratch_first = true;
+    }
+
+    /// A write was acknowledged.
+    pub fn written(&mut self, slot: usize, content: Digest, stamp: Stamp) {
+        self.held[slot] = content;
+        self.newest = Some(stamp);
+        self.last = slot;
+    }
+}
