@@ -256,11 +256,11 @@ Errors: 1, warnings: 1, ok: 1
 fn wishes() {
     let bus = PrivateBus::started();
     let agent = FakeAgent::on(&bus);
-    shows(&bus, "vm start web", "done: Start { vm: VmId(0\n");
-    shows(&bus, "vm stop web --force", "done: Stop { vm: VmId(00\n");
-    shows(&bus, "vm move web --to b", "done: Move { vm: VmId(00\n");
-    shows(&bus, "cluster set profile=fast", "settings 8 are in force on 3 hosts\n");
-    shows(&bus, "datastore set nfs1 --fence command:/usr/sbin/expire", "settings 8 are in force on 3 hosts\n");
+    shows(&bus, "vm start web", "web: done: Start { vm: VmId(0\n");
+    shows(&bus, "vm stop web --force", "web: done: Stop { vm: VmId(00\n");
+    shows(&bus, "vm move web --to b", "web: done: Move { vm: VmId(00\n");
+    shows(&bus, "cluster set profile=fast", "profile=fast: settings 8 are in force on 3 hosts\n");
+    shows(&bus, "datastore set nfs1 --fence command:/usr/sbin/expire", "nfs1: settings 8 are in force on 3 hosts\n");
     assert_eq!(agent.asked.lock().unwrap().len(), 5);
     let (code, out, _) = say(&bus, "datastore add shm /dev/shm");
     assert_eq!(code, 0, "{out}");
