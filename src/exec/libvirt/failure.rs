@@ -137,7 +137,8 @@ mod tests {
     #[test]
     fn every_known_error_has_its_class() {
         use ErrorNumber as E;
-        let table: &[(E, &str, fn(&F) -> bool)] = &[
+        type Row = (E, &'static str, fn(&F) -> bool);
+        let table: &[Row] = &[
             (
                 E::InternalError,
                 "internal error: process exited while connecting to monitor: 2026-01-02T03:04:05.678Z qemu-system-x86_64: -blockdev {\"node-name\":\"libvirt-1-format\"}: Failed to get \"write\" lock\nIs another process using the image [/vm/web1.qcow2]?",

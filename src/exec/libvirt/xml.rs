@@ -222,9 +222,8 @@ impl Parser {
                 }
             }
             ["domain", "devices", "channel", "target"] => {
-                if attribute(element, "type")?.as_deref() == Some("virtio") {
-                    self.found.ports.extend(attribute(element, "name")?);
-                }
+                let virtio = attribute(element, "type")?.as_deref() == Some("virtio");
+                self.found.ports.extend(attribute(element, "name")?.filter(|_| virtio));
             }
             ["domain", "devices", "filesystem", "source"] => {
                 for key in ["dir", "file", "dev", "socket", "name"] {
