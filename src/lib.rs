@@ -14,6 +14,7 @@
 //!
 //! Modules in reading order: `types`, `core`, `wire`, `exec`, `guard`, `api`, `config`, `agent`.
 
+pub mod agent;
 pub mod api;
 pub mod config;
 pub mod core;

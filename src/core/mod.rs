@@ -1,3 +1,181 @@
-//! Decides. Pure: no async, clock, disk, network, log.
+//! Decides. Told the time and one event, it says what to save and what to do. Pure: no clock, disk, network, log.
+//!
+//! ```text
+//!              ┌── members ── election ──┐            who is there, who is master
+//!   event ──►  │   storage ── proofs     │            what datastores show, what is over
+//!              │   local ── attempt ─────┼──► output  VMs of this host: protect, start, re-claim, release
+//!              │   failover ── placement │            the master: whom to restart, where
+//!              └── moving, hooks, asks ──┘            migrations, libvirt's hook, people and other agents
+//! ```
+//!
+//! Safety does not rest on anything here but the rules of `attempt` (nobody starts what it has not claimed in its
+//! present epoch) and `proofs` (nothing but a proof lets anybody create g+1); the guard enforces the rest.
+//!
+//! Deliberately not here: how things are done (`exec`), bytes (`wire`), the lease itself (`lease`, shared with the
+//! guard), numbers (`timing`).
+
+pub mod action;
+mod asks;
+mod attempt;
+pub mod cx;
+mod election;
+pub mod event;
+mod failover;
+mod hooks;
 pub mod lease;
+mod local;
+mod members;
+mod moving;
+pub mod note;
+mod placement;
+mod proofs;
+mod step;
+mod storage;
 pub mod timing;
+mod views;
+mod vms;
+
+use std::collections::BTreeMap;
+
+use cx::Desk;
+
+use crate::types::guard::{LeaseView, RowView};
+use crate::types::settings::ClusterSettings;
+use crate::types::vm::{DomainInfo, HostCapacity};
+use crate::types::{BootId, Counter, DatastoreId, HostId, HostIndex, Incarnation, Tenure, Time, VmId};
+
+/// Who this agent is.
+#[derive(Clone, Debug)]
+pub struct Me {
+    /// This host.
+    pub host: HostId,
+    /// Of its kernel.
+    pub boot: BootId,
+    /// When the agent was started.
+    pub started: Time,
+    /// Random: nonces of claims count on from here.
+    pub nonce_seed: u128,
+    /// Clock of day in nanoseconds: tickets count on from here.
+    pub ticket_seed: u64,
+}
+
+/// What the guard last said.
+#[derive(Debug, Default)]
+struct GuardSide {
+    connected: bool,
+    incarnation: Option<Incarnation>,
+    /// From then on its rows are complete.
+    settled: Option<Time>,
+    /// It said that it is not real-time, or was late.
+    unpunctual: bool,
+    beaten: Counter,
+    leases: BTreeMap<DatastoreId, LeaseView>,
+    rows: BTreeMap<Tenure, RowView>,
+}
+
+/// What libvirt last said.
+#[derive(Debug, Default)]
+struct LibvirtSide {
+    up: bool,
+    listed: bool,
+    domains: BTreeMap<VmId, DomainInfo>,
+}
+
+/// All that an agent knows. One value, one owner, changed only by `step`.
+#[derive(Debug)]
+pub struct Core {
+    me: Me,
+    index: HostIndex,
+    settings: ClusterSettings,
+    guard: GuardSide,
+    libvirt: LibvirtSide,
+    capacity: HostCapacity,
+    going_down: bool,
+    peers: BTreeMap<HostId, members::Peer>,
+    boots: BTreeMap<HostId, (Incarnation, BootId)>,
+    election: election::Election,
+    stores: BTreeMap<DatastoreId, storage::Store>,
+    vms: BTreeMap<VmId, vms::Vm>,
+    nonces: u128,
+    desk: Desk,
+    /// Something changed that may matter to the VMs of this host.
+    check: bool,
+    /// Something changed that may matter to the master's restarts.
+    look: bool,
+    /// Something changed that the master should be told.
+    tell: bool,
+    unprotected: Option<Vec<VmId>>,
+    /// When libvirt's hook last asked: shows that the daemon in use knows it.
+    hook_seen: Option<Time>,
+}
+
+impl Core {
+    /// An agent of this cluster that has heard nothing yet. `settings` must name this host.
+    ///
+    /// # Panics
+    /// When the settings do not name this host: a state of ours that cannot be.
+    #[must_use]
+    pub fn new(me: Me, settings: ClusterSettings) -> Self {
+        let index = settings.member(me.host).expect("the settings name this host").index;
+        let now = me.started;
+        let mut core = Self {
+            index,
+            guard: GuardSide::default(),
+            libvirt: LibvirtSide::default(),
+            capacity: HostCapacity::default(),
+            going_down: false,
+            peers: BTreeMap::new(),
+            boots: BTreeMap::new(),
+            election: election::Election::new(now),
+            stores: BTreeMap::new(),
+            vms: BTreeMap::new(),
+            nonces: me.nonce_seed,
+            desk: Desk::new(me.ticket_seed),
+            check: false,
+            look: false,
+            tell: false,
+            unprotected: None,
+            hook_seen: None,
+            me,
+            settings,
+        };
+        core.follow_settings(now);
+        core
+    }
+
+    /// When `step` must be called with `Event::Due` at the latest.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Time> {
+        self.desk.next_due()
+    }
+
+    /// The document in use.
+    #[must_use]
+    pub fn settings(&self) -> &ClusterSettings {
+        &self.settings
+    }
+
+    fn name_of(&self, host: HostId) -> String {
+        self.settings.member(host).map_or_else(|| host.to_string(), |member| member.name.clone())
+    }
+
+    fn store_name(&self, id: DatastoreId) -> String {
+        self.settings.datastore(id).map_or_else(|| id.to_string(), |datastore| datastore.name.clone())
+    }
+
+    /// Peers, members and datastores follow the document.
+    fn follow_settings(&mut self, now: Time) {
+        for member in &self.settings.members {
+            if member.host != self.me.host {
+                self.peers.entry(member.host).or_insert_with(|| members::Peer::new(now));
+            }
+        }
+        let members: Vec<HostId> = self.settings.members.iter().map(|member| member.host).collect();
+        self.peers.retain(|host, _| members.contains(host));
+        for datastore in &self.settings.datastores {
+            self.stores.entry(datastore.id).or_default();
+        }
+        self.check = true;
+        self.look = true;
+    }
+}

@@ -27,6 +27,14 @@ pub fn nonce() -> Nonce {
     Nonce(uuid::Uuid::new_v4().as_u128())
 }
 
+/// Fresh random bytes, good enough for keys.
+#[must_use]
+pub fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    aws_lc_rs::rand::fill(&mut bytes).expect("the kernel gives random bytes once it has booted");
+    bytes
+}
+
 /// The kernel's boot id.
 ///
 /// # Errors

@@ -24,6 +24,17 @@ pub struct Envelope {
     pub request: Request,
 }
 
+/// Its answer on the wire.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct ReplyEnvelope {
+    /// Version of the sender.
+    pub protocol: u16,
+    /// Of the request.
+    pub ticket: Ticket,
+    /// What is answered.
+    pub reply: Reply,
+}
+
 /// What one agent asks another.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Request {
@@ -64,6 +75,8 @@ pub struct JoinRequest {
     pub name: String,
     /// Where its agent will listen.
     pub control: SocketAddr,
+    /// What libvirt migrations to it use.
+    pub migration_uri: String,
     /// Certificate signing request, PEM.
     pub csr_pem: String,
 }

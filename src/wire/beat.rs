@@ -270,5 +270,4 @@ fn flags_of(bits: u16) -> Flags {
 }
 
 #[cfg(test)]
-#[path = "beat_tests.rs"]
 pub(crate) mod tests;

@@ -1,1 +1,172 @@
-//! stub
+//! libvirt: carries out orders, and tells what happens to domains.
+//!
+//! ```text
+//!   agent ── ask ──► control (4 + 4) ┐                          ┌─ lifecycle, reboot, watchdog, I/O error
+//!                    pause   (3)     ├─ sessions ─► libvirtd ───┤
+//!                    long    (2)     ┘              ▲           ▼
+//!         ◄─ events ── watcher ── connection for events, closed ones opened anew
+//! ```
+//!
+//! libvirt's calls block and cannot be cancelled. So every order runs on a worker thread with a connection of its own,
+//! and is answered once, at its deadline at the latest. A pause of a VM on hung storage hangs with it, a migration
+//! takes long: each has a lane of its own, so they never delay starts. All lanes together can keep 13 of libvirtd's 20
+//! workers busy. Events are hints; after every (re)connection a full list follows them, and the list is the truth.
+//!
+//! Not here: what to do about anything; the guard's side (pidfds, scopes); statistics.
+
+mod events;
+mod failure;
+mod lane;
+mod needs;
+mod session;
+mod state;
+mod watch;
+pub mod xml;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
+
+use crate::types::VmId;
+use crate::types::vm::{DomainAnswer, DomainChange, DomainInfo, DomainOrder, HostCapacity};
+use lane::{Lane, Shape, Work};
+use session::{Places, carry_out};
+use watch::{Heard, Watcher};
+
+/// Define, start, resume, end, list and the like: four VMs start at once, four hung calls are made up for.
+const CONTROL: Shape = Shape { name: "control", workers: 4, spare: 4 };
+/// Pauses: hung ones hold up other pauses, nothing else.
+const PAUSE: Shape = Shape { name: "pause", workers: 3, spare: 0 };
+/// Migrations.
+const LONG: Shape = Shape { name: "long", workers: 2, spare: 0 };
+/// Where libvirt's QEMU driver writes pid files.
+const PIDS: &str = "/run/libvirt/qemu";
+
+/// What the watcher tells.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum LibvirtEvent {
+    /// Connected, events come. `Listed` follows.
+    Up,
+    /// Not connected, and why. Told once per reason; attempts go on.
+    Down(String),
+    /// Something happened to a domain.
+    Changed { vm: VmId, name: String, change: DomainChange },
+    /// All domains: after each `Up`, when asked for by `relist`, and when events were lost. Never older than a
+    /// `Changed` told before.
+    Listed(Vec<DomainInfo>),
+}
+
+/// A handle, cheap to clone. When the last one is dropped the connections are closed and the threads end (those in a
+/// hung call when it returns).
+#[derive(Clone)]
+pub struct Libvirt {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    control: Arc<Lane>,
+    pause: Lane,
+    long: Lane,
+    watcher: SyncSender<Heard>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // If it does not fit the watcher is drowned in events; it ends with the process.
+        let _ = self.watcher.try_send(Heard::Stop);
+    }
+}
+
+impl Libvirt {
+    /// Starts the driver for `uri`. `event` is called on the watcher's thread and should not block.
+    ///
+    /// # Panics
+    /// When the process cannot have threads, or libvirt's event loop cannot be set up: nothing works without.
+    pub fn spawn(uri: &str, event: impl Fn(LibvirtEvent) + Send + Sync + 'static) -> Self {
+        Self::spawn_with(uri, PIDS.into(), event)
+    }
+
+    /// The same, with another folder of pid files.
+    ///
+    /// # Panics
+    /// As `spawn`.
+    pub fn spawn_with(uri: &str, pids: PathBuf, event: impl Fn(LibvirtEvent) + Send + Sync + 'static) -> Self {
+        events::start_loop().expect("libvirt's event loop starts before any connection");
+        let places = Places { uri: uri.to_owned(), pids };
+        let lane = |shape: Shape| {
+            let places = places.clone();
+            Lane::new(shape, move || worker(places.clone())).expect("threads can be started at this time")
+        };
+        let control = Arc::new(lane(CONTROL));
+        let (watching, watcher) = Watcher::new(uri.to_owned(), Arc::clone(&control), event);
+        std::thread::Builder::new()
+            .name("virt-watch".into())
+            .spawn(move || watching.run())
+            .expect("threads can be started at this time");
+        Self { inner: Arc::new(Inner { control, pause: lane(PAUSE), long: lane(LONG), watcher }) }
+    }
+
+    /// Has everything told again by `Listed`. While libvirt is down this is not needed: `Up` brings a list.
+    pub fn relist(&self) {
+        // If it does not fit, events are being lost, and that brings a list as well.
+        let _ = self.inner.watcher.try_send(Heard::Relist);
+    }
+
+    /// Gives an order. `answer` is called exactly once, on another thread (or here, when too many wait), and should
+    /// not block. At the deadline it is `Timeout`: an order that was begun may still take effect then, one that was
+    /// not begun never will. A migration is cancelled at its deadline.
+    pub fn ask(&self, order: DomainOrder, within: Duration, answer: impl FnOnce(DomainAnswer) + Send + 'static) {
+        let lane = match &order {
+            DomainOrder::Suspend { .. } => &self.inner.pause,
+            DomainOrder::Migrate { .. } => &self.inner.long,
+            DomainOrder::List
+            | DomainOrder::Define { .. }
+            | DomainOrder::Undefine { .. }
+            | DomainOrder::StartPaused { .. }
+            | DomainOrder::Resume { .. }
+            | DomainOrder::Shutdown { .. }
+            | DomainOrder::Destroy { .. }
+            | DomainOrder::Reset { .. }
+            | DomainOrder::AbortJob { .. } => &self.inner.control,
+        };
+        lane.ask(order, within, Box::new(answer));
+    }
+}
+
+fn worker(places: Places) -> Work {
+    let mut session = None;
+    Box::new(move |order, within| carry_out(&places, &mut session, order, within))
+}
+
+/// Memory and CPUs of this host. What cannot be read is zero: nothing is placed on a host that does not know itself.
+#[must_use]
+pub fn capacity() -> HostCapacity {
+    let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let cpus = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN).ok().flatten().unwrap_or(0);
+    HostCapacity {
+        free_kib: kib(&memory, "MemAvailable:"),
+        total_kib: kib(&memory, "MemTotal:"),
+        cpus: u32::try_from(cpus).unwrap_or(0),
+    }
+}
+
+fn kib(memory: &str, key: &str) -> u64 {
+    let line = memory.lines().find_map(|line| line.strip_prefix(key));
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capacity_is_known() {
+        let capacity = capacity();
+        assert!(0 < capacity.cpus && 0 < capacity.free_kib && capacity.free_kib <= capacity.total_kib, "{capacity:?}");
+        let table = [("MemTotal:       2048 kB\n", 2048), ("MemTotal:", 0), ("", 0), ("MemTotal: x kB", 0)];
+        for (text, expected) in table {
+            assert_eq!(kib(text, "MemTotal:"), expected, "{text}");
+        }
+    }
+}

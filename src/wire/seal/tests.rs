@@ -4,6 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
+use crate::wire::beat::BadBeat;
 use crate::wire::beat::tests::{any_beat, full, hex, largest};
 
 fn key(id: u16, byte: u8) -> BeatKey {
@@ -160,6 +161,13 @@ fn the_longest_silent_of_129_is_forgotten() {
     assert_eq!(opener.senders.len(), 128);
     assert!(!opener.senders.contains_key(&HostId(Uuid::from_u128(1))));
     assert_eq!(opener.open(&sealed(&beat_of(0, 1, 2))), Err(Dropped::Replayed));
+}
+
+#[test]
+fn threads_may_share_them() {
+    fn shared<T: Send + Sync>() {}
+    shared::<Sealer>();
+    shared::<Opener>();
 }
 
 #[test]

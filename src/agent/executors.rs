@@ -1,0 +1,285 @@
+//! Carries out the core's actions: one line of translation each. Answers come back as events.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::sync::oneshot;
+
+use super::Events;
+use super::answers::Answers;
+use super::pump::{self, ToPump};
+use crate::api::control::{Asked, Control};
+use crate::config::{Config, Here};
+use crate::core::action::{Action, Output};
+use crate::core::event::{Event, Outcome};
+use crate::core::note::{Level, Note};
+use crate::exec::cluster::{self, Cluster};
+use crate::exec::datastore::Datastore;
+use crate::exec::guard_client::{GuardClient, GuardEvent};
+use crate::exec::hook::{HookAsk, HookServer, write_unprotected};
+use crate::exec::libvirt::Libvirt;
+use crate::exec::net::BeatReceiver;
+use crate::exec::{clock, fence};
+use crate::types::control::{Reply, Request};
+use crate::types::guard::{GuardConfig, GuardDatastore, GuardOrder};
+use crate::types::settings::ClusterSettings;
+use crate::types::store::{StoreAnswer, StoreFailure, StoreOrder};
+use crate::types::view::NoteView;
+use crate::types::vm::{DomainAnswer, DomainOrder};
+use crate::types::{DatastoreId, HostId, Ticket};
+
+/// Everything that acts.
+pub(crate) struct Executors {
+    me: HostId,
+    name: String,
+    state: PathBuf,
+    run: PathBuf,
+    cluster: Cluster,
+    here: Here,
+    events: Events,
+    guard: GuardClient,
+    libvirt: Libvirt,
+    to_pump: ToPump,
+    answers: Answers,
+    control: Control,
+    stores: BTreeMap<DatastoreId, Datastore>,
+    _receiver: Option<BeatReceiver>,
+    _hook: HookServer,
+}
+
+impl Executors {
+    /// Starts everything that listens.
+    pub(crate) async fn start(
+        config: &Config,
+        here: &Here,
+        cluster: &Cluster,
+        answers: &Answers,
+        events: Events,
+    ) -> anyhow::Result<Self> {
+        let run = config.paths.run.clone();
+        let to_pump = pump::start(events.clone(), answers.clone());
+        let libvirt = Libvirt::spawn(&config.libvirt.uri, {
+            let to_pump = to_pump.clone();
+            move |event| to_pump.libvirt(event)
+        });
+        let guard = GuardClient::spawn(run.join("guard.sock"), {
+            let events = events.clone();
+            move |event| {
+                let _ = events.send(match event {
+                    GuardEvent::Connected => Event::GuardConnected,
+                    GuardEvent::Report(report) => Event::Guard(report),
+                    GuardEvent::Lost(why) => Event::GuardLost(why),
+                });
+            }
+        });
+        let listen = SocketAddr::new(here.control.ip(), here.control.port());
+        let control = Control::serve(cluster, listen, {
+            let (answers, events) = (answers.clone(), events.clone());
+            move |Asked { from, request, answer, .. }| {
+                if let Some(event) = answers.agent(from, request, answer) {
+                    let _ = events.send(event);
+                }
+            }
+        })
+        .await
+        .with_context(|| format!("listening for other agents on {listen}"))?;
+        let hook = HookServer::spawn(&run.join("hook.sock"), {
+            let to_pump = to_pump.clone();
+            move |ask: HookAsk| to_pump.hook(ask)
+        })
+        .with_context(|| format!("listening for libvirt's hook in {}", run.display()))?;
+        let receiver = Self::receive(cluster, here, &events)?;
+        Ok(Self {
+            me: cluster.host,
+            name: here.name.clone(),
+            state: config.paths.state.clone(),
+            run,
+            cluster: cluster.clone(),
+            here: here.clone(),
+            events,
+            guard,
+            libvirt,
+            to_pump,
+            answers: answers.clone(),
+            control,
+            stores: BTreeMap::new(),
+            _receiver: Some(receiver),
+            _hook: hook,
+        })
+    }
+
+    fn receive(cluster: &Cluster, here: &Here, events: &Events) -> anyhow::Result<BeatReceiver> {
+        let (heard, twice) = (events.clone(), events.clone());
+        BeatReceiver::spawn(
+            cluster.settings.cluster,
+            cluster.keys.clone(),
+            cluster.host,
+            here.interfaces.clone(),
+            !here.peers.is_empty(),
+            move |beat| {
+                let _ = heard.send(Event::Heard(Box::new(beat.beat)));
+            },
+            move |beat| {
+                let _ = twice.send(Event::HeardTwice(Box::new(beat)));
+            },
+        )
+        .context("listening for beats")
+    }
+
+    /// Saves first, then does everything in order.
+    pub(crate) fn carry_out(&mut self, output: Output) {
+        if let Some(settings) = output.save
+            && let Err(error) = cluster::save_settings(&self.state, &settings)
+        {
+            let text = format!("the cluster's settings cannot be saved on this host: {error}");
+            self.note(Note::alarm("settings", text));
+        }
+        for action in output.actions {
+            self.act(action);
+        }
+    }
+
+    fn act(&mut self, action: Action) {
+        match action {
+            Action::Guard(ticket, order) => self.guard.order(ticket, order),
+            Action::Store { ticket, datastore, order, within } => self.store(ticket, datastore, order, within),
+            Action::Domain { ticket, order, within } => self.domain(ticket, order, within),
+            Action::Send { ticket, to, request, within } => self.send(ticket, to, *request, within),
+            Action::Fence { ticket, program, host, name, within } => {
+                let done = self.done(ticket);
+                fence::command(program, name, host, within, move |result| done(Outcome::Fenced(result)));
+            }
+            Action::ProbeLocks { ticket, paths, within } => self.probe_locks(ticket, paths, within),
+            Action::Answer(ask, reply) => self.answers.reply(ask, reply),
+            Action::HookAnswer(ask, result) => self.answers.hook(ask, result),
+            Action::OpenDatastore(id, path) => self.open(id, &path),
+            Action::Apply(settings) => self.apply(&settings),
+            Action::Unprotected(vms) => {
+                if let Err(error) = write_unprotected(&self.run.join("unprotected"), &vms) {
+                    tracing::warn!("cannot write {}: {error}", self.run.join("unprotected").display());
+                }
+            }
+            Action::Note(note) => self.note(note),
+        }
+    }
+
+    fn done(&self, ticket: Ticket) -> impl FnOnce(Outcome) + Send + 'static {
+        let events = self.events.clone();
+        move |outcome| {
+            let _ = events.send(Event::Done(ticket, outcome));
+        }
+    }
+
+    fn store(&self, ticket: Ticket, datastore: DatastoreId, mut order: StoreOrder, within: Duration) {
+        let done = self.done(ticket);
+        if let StoreOrder::CreateClaim { claim, .. } = &mut order {
+            claim.made_unix_ms = clock::unix_ms(); // For people only; the core has no clock of day.
+        }
+        match self.stores.get(&datastore) {
+            Some(store) => store.ask(order, within, move |answer| done(Outcome::Store(answer))),
+            None => {
+                let why = "this datastore is not open on this host".to_owned();
+                done(Outcome::Store(StoreAnswer::Failed(StoreFailure::Missing { path: datastore.to_string(), why })));
+            }
+        }
+    }
+
+    fn domain(&self, ticket: Ticket, order: DomainOrder, within: Duration) {
+        let done = self.done(ticket);
+        let to_pump = self.to_pump.clone();
+        self.libvirt.ask(order, within, move |answer| {
+            if let DomainAnswer::Listed(domains) = &answer {
+                to_pump.libvirt(crate::exec::libvirt::LibvirtEvent::Listed(domains.clone()));
+            }
+            done(Outcome::Domain(answer));
+        });
+    }
+
+    fn send(&self, ticket: Ticket, to: HostId, request: Request, within: Duration) {
+        let done = self.done(ticket);
+        self.control.send(to, ticket, request, within, move |reply| {
+            done(Outcome::Reply(reply.map_err(|error| error.to_string())));
+        });
+    }
+
+    /// Asks another host for its notes; used by `answers`, past the core.
+    pub(crate) fn notes_of(&self, to: HostId, since_unix_ms: u64, ticket: Ticket) -> oneshot::Receiver<Vec<NoteView>> {
+        let (sender, receiver) = oneshot::channel();
+        self.control.send(to, ticket, Request::Notes { since_unix_ms }, Duration::from_secs(2), move |reply| {
+            if let Ok(Reply::Notes(notes)) = reply {
+                let _ = sender.send(notes);
+            }
+        });
+        receiver
+    }
+
+    fn probe_locks(&self, ticket: Ticket, paths: Vec<String>, within: Duration) {
+        let done = self.done(ticket);
+        tokio::spawn(async move {
+            for path in paths {
+                let (sender, receiver) = oneshot::channel();
+                fence::probe(PathBuf::from(&path), within, move |result| {
+                    let _ = sender.send(result);
+                });
+                match receiver.await {
+                    Ok(Ok(None)) => {}
+                    Ok(Ok(Some(holder))) => return done(Outcome::Locks(Ok(Some(format!("{path}: {holder}"))))),
+                    Ok(Err(error)) => return done(Outcome::Locks(Err(format!("{path}: {error}")))),
+                    Err(_) => return done(Outcome::Locks(Err(format!("{path}: the probe gave no answer")))),
+                }
+            }
+            done(Outcome::Locks(Ok(None)));
+        });
+    }
+
+    fn open(&mut self, id: DatastoreId, path: &str) {
+        let (cluster, me) = (self.cluster.settings.cluster, self.me);
+        self.stores.entry(id).or_insert_with(|| Datastore::open(cluster, id, me, Path::new(path).to_path_buf()));
+    }
+
+    fn apply(&mut self, settings: &ClusterSettings) {
+        for datastore in &settings.datastores {
+            self.open(datastore.id, &datastore.path);
+        }
+        self.control.set_peers(settings);
+        self.answers.settings(settings);
+        self.cluster.settings = settings.clone();
+        let Some(member) = settings.member(self.me) else { return };
+        let datastores = settings.datastores.iter().zip(0_u8..).map(|(datastore, position)| GuardDatastore {
+            id: datastore.id,
+            position,
+            path: datastore.path.clone(),
+        });
+        let config = GuardConfig {
+            cluster: settings.cluster,
+            host: self.me,
+            index: member.index,
+            keys: self.cluster.keys.clone(),
+            timing: settings.timing,
+            interfaces: self.here.interfaces.clone(),
+            peers: self.here.peers.clone(),
+            datastores: datastores.collect(),
+        };
+        self.guard.order(Ticket(0), GuardOrder::Configure(Box::new(config)));
+    }
+
+    fn note(&self, note: Note) {
+        let (kind, text) = (note.kind, note.text.as_str());
+        match note.level {
+            Level::Info => tracing::info!(kind, vm = note.vm, "{text}"),
+            Level::Warning => tracing::warn!(kind, vm = note.vm, "{text}"),
+            Level::Alarm => tracing::error!(kind, vm = note.vm, "{text}"),
+        }
+        self.answers.note(NoteView {
+            unix_ms: clock::unix_ms(),
+            host: self.name.clone(),
+            level: note.level.name().to_owned(),
+            kind: note.kind.to_owned(),
+            vm: note.vm,
+            text: note.text,
+        });
+    }
+}

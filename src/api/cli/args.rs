@@ -1,0 +1,229 @@
+//! The command line as clap sees it; its doc comments are the help.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// High availability for virtual machines on plain libvirt/KVM hosts.
+///
+/// Asks the agent (mainstayd) of this host; any host of the cluster answers for all.
+#[derive(Parser, Debug)]
+#[command(
+    name = "mainstay",
+    version,
+    max_term_width = 80,
+    subcommand_required = true,
+    after_help = "\
+Exit codes: 0 done, 1 failed, 2 usage, 3 agent not reachable, 4 denied.
+
+First cluster:
+  mainstay cluster init              on the first host; prints a token
+  mainstay cluster join TOKEN        on each of the others
+  mainstay datastore add NAME PATH   once, on any of them
+Every persistent VM whose disks lie on a datastore is then protected."
+)]
+pub struct Arguments {
+    /// Print JSON (schema version inside) instead of text.
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// No colour, even on a terminal. NO_COLOR in the environment does the same.
+    #[arg(long = "no-color", global = true)]
+    pub no_colour: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// All commands.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// The cluster at a glance: master, hosts, datastores, VMs that are not as wanted.
+    Status {
+        /// Show it anew each second, until interrupted.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Hosts and what is known of them.
+    #[command(subcommand)]
+    Host(HostCommand),
+    /// VMs: see, explain, start, stop, move.
+    #[command(subcommand)]
+    Vm(VmCommand),
+    /// What happened, with reasons.
+    Events(EventsArguments),
+    /// Check everything that can be wrong on this host and say how to mend it.
+    ///
+    /// Exit code 1 when there are errors; warnings alone are 0. Works without an agent, too.
+    Doctor,
+    /// Make a cluster, join one, change its timing. Needs root.
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Shared storage that VMs live on.
+    #[command(subcommand)]
+    Datastore(DatastoreCommand),
+    /// The configuration file of this host.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+}
+
+/// `mainstay host …`
+#[derive(Subcommand, Debug)]
+pub enum HostCommand {
+    /// All hosts.
+    List,
+    /// One host in detail, with the evidence for its verdict.
+    Show {
+        /// Name or id.
+        host: String,
+    },
+}
+
+/// `mainstay vm …`
+#[derive(Subcommand, Debug)]
+pub enum VmCommand {
+    /// All VMs.
+    List,
+    /// One VM in detail.
+    Show {
+        /// Name or UUID.
+        vm: String,
+    },
+    /// Why a VM is where it is, what it waits for, and what would happen if its host died.
+    Explain {
+        /// Name or UUID.
+        vm: String,
+    },
+    /// It should run: here, or where there is room. Needs root.
+    Start {
+        /// Name or UUID.
+        vm: String,
+    },
+    /// It should not run: its guest is asked to power off. Needs root.
+    Stop {
+        /// Name or UUID.
+        vm: String,
+        /// End it at once, as if its power was cut.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Move it to another host while it runs. Needs root.
+    Move {
+        /// Name or UUID.
+        vm: String,
+        /// Name or id of the host; without it the best one is chosen.
+        #[arg(long, value_name = "HOST")]
+        to: Option<String>,
+    },
+}
+
+/// `mainstay events …`
+#[derive(Args, Debug)]
+pub struct EventsArguments {
+    /// Go on as things happen, until interrupted.
+    #[arg(long, short)]
+    pub follow: bool,
+    /// How far back: a span (90s, 10m, 2h, 3d) or a time (2026-11-25T17:00, 17:00).
+    #[arg(long, value_name = "SPAN|TIME", default_value = "1h")]
+    pub since: String,
+    /// Only of this VM (name or UUID).
+    #[arg(long)]
+    pub vm: Option<String>,
+    /// Only of this host.
+    #[arg(long)]
+    pub host: Option<String>,
+}
+
+/// How fast a cluster reacts.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Profile {
+    /// VMs of a dead host are started after about 5 s.
+    Default,
+    /// After about 1.6 s; needs storage and network without stalls.
+    Fast,
+    /// After about 16 s; for storage that stalls.
+    Patient,
+}
+
+/// `mainstay cluster …`
+#[derive(Subcommand, Debug)]
+pub enum ClusterCommand {
+    /// Make a new cluster with this host as its first member; prints a token for the others.
+    Init {
+        /// Name of the cluster, for people.
+        #[arg(long, default_value = "mainstay")]
+        name: String,
+        /// How fast it reacts; can be changed later.
+        #[arg(long, value_enum, default_value = "default")]
+        profile: Profile,
+    },
+    /// Join the cluster that a token is from.
+    Join {
+        /// As printed by `cluster init` or `cluster token`. Keep it secret.
+        token: String,
+    },
+    /// Print a token with which further hosts can join.
+    Token,
+    /// Change a setting of the whole cluster, for example profile=fast.
+    Set {
+        /// KEY=VALUE; the only key is profile (default, fast, patient).
+        setting: String,
+    },
+}
+
+/// `mainstay datastore …`
+#[derive(Subcommand, Debug)]
+pub enum DatastoreCommand {
+    /// Make a mounted folder a datastore of the cluster. Needs root.
+    ///
+    /// It must be mounted at the same path on every host.
+    Add {
+        /// Name, for people.
+        name: String,
+        /// Where it is mounted.
+        path: PathBuf,
+        /// How late writes of a dead host are kept out: lock (image locks that the server drops: NFSv4, CephFS), none,
+        /// or command:/path/to/program. Without it lock or none is chosen by the file system.
+        #[arg(long, value_name = "lock|none|command:/PATH")]
+        fence: Option<String>,
+        /// What to do with VMs of a dead host when there is no fence: wait until its writes are excluded, or accept the
+        /// risk.
+        #[arg(long, value_enum, default_value = "exclude")]
+        late_writes: LateWritesArgument,
+        /// Allow a folder that is on the host's own file system (tests, single host).
+        #[arg(long)]
+        allow_local: bool,
+    },
+    /// Change how late writes are kept out. Needs root.
+    Set {
+        /// Its name.
+        name: String,
+        /// As in `datastore add`.
+        #[arg(long, value_name = "lock|none|command:/PATH", required_unless_present = "late_writes")]
+        fence: Option<String>,
+        /// As in `datastore add`.
+        #[arg(long, value_enum)]
+        late_writes: Option<LateWritesArgument>,
+    },
+    /// All datastores.
+    List,
+}
+
+/// `--late-writes`
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum LateWritesArgument {
+    /// A VM waits until the old host was powered off or has booted again.
+    Exclude,
+    /// A VM starts at once; a late write may damage its disk.
+    Accept,
+}
+
+/// `mainstay config …`
+#[derive(Subcommand, Debug)]
+pub enum ConfigCommand {
+    /// Read a configuration file and tell every mistake in it, with its line.
+    Check {
+        /// The file.
+        #[arg(default_value = "/etc/mainstay/mainstay.toml")]
+        file: PathBuf,
+    },
+}

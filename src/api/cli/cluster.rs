@@ -1,0 +1,178 @@
+//! `mainstay cluster …` and `mainstay config check`: what is done by the CLI itself, on this host's own files.
+//!
+//! ```text
+//! init, join ── need root ── mainstay.toml ── member (files below /var/lib/mainstay) ── systemctl restart guard, agent
+//!                                                                                          │
+//!                                what to do next ◄── the agent answers with this cluster ◄─┘  within 30 s
+//! ```
+//!
+//! A crash at any point leaves either no member, then the command is given again, or a member whose units were not
+//! restarted, then systemd or a person restarts them.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::process::Command;
+
+use super::args::{ClusterCommand, ConfigCommand, Profile};
+use super::datastore::need_root;
+use super::member;
+use super::out::{Out, Tone};
+use super::trouble::{FAILED, Trouble, UNREACHABLE, USAGE, What};
+use super::{agent, vm};
+use crate::api::dbus::Bus;
+use crate::api::dbus::client::Agent;
+use crate::config;
+use crate::types::settings::{SettingsChange, Timing};
+use crate::types::view::VIEW_SCHEMA;
+
+/// In this order: the agent needs its guard.
+const UNITS: [&str; 2] = ["mainstay-guard.service", "mainstayd.service"];
+/// Both are `Type=notify`; starting waits until they are ready.
+const RESTART_TIME: Duration = Duration::from_secs(90);
+/// From the restart to the agent's first answer that names the cluster.
+const ANSWER_TIME: Duration = Duration::from_secs(30);
+const ANSWER_POLL: Duration = Duration::from_millis(250);
+
+/// `mainstay cluster …`
+pub async fn run(out: &mut Out, json: bool, command: ClusterCommand) -> Result<(), Trouble> {
+    match command {
+        ClusterCommand::Init { name, profile } => init(out, json, &name, profile).await,
+        ClusterCommand::Join { token } => join(out, json, &token).await,
+        ClusterCommand::Token => {
+            let what = "no token was printed";
+            need_root(what)?;
+            let (cluster, token) = member::token(&own(what)?, what)?;
+            if json {
+                return Ok(out.json(&json!({ "schema": VIEW_SCHEMA, "cluster": cluster, "token": token }))?);
+            }
+            out.error(&format!("On a further host, as root (keep it secret, it lets anybody into \"{cluster}\"):"));
+            Ok(out.line(&format!("mainstay cluster join {token}"))?)
+        }
+        ClusterCommand::Set { setting } => {
+            let what = format!("{setting} was not set");
+            let timing = match setting.split_once('=') {
+                Some(("profile", profile)) => Timing::profile(profile),
+                _ => None,
+            };
+            let timing = timing.ok_or_else(|| {
+                let next = "say profile=default, profile=fast or profile=patient";
+                Trouble::new(USAGE, &what, "there is no such setting or value", next)
+            })?;
+            let change = SettingsChange::SetTiming(timing);
+            let agent = agent(&what).await?;
+            let said = out.progress("changing the settings", agent.change(&change)).await.what(&what)?;
+            vm::done(out, json, &setting, &said)
+        }
+    }
+}
+
+async fn init(out: &mut Out, json: bool, name: &str, profile: Profile) -> Result<(), Trouble> {
+    let what = "no cluster was made";
+    need_root(what)?;
+    let timing = match profile {
+        Profile::Default => Timing::DEFAULT,
+        Profile::Fast => Timing::FAST,
+        Profile::Patient => Timing::PATIENT,
+    };
+    let token = member::init(&own(what)?, name, timing, what)?;
+    // First of all, so that it is not lost when something fails from here on.
+    if json {
+        out.json(&json!({ "schema": VIEW_SCHEMA, "cluster": name, "token": token }))?;
+    } else {
+        out.line(&format!("Cluster \"{name}\" was made; this host is its first member."))?;
+        out.line("On each further host, as root (keep it secret, it lets anybody in):\n")?;
+        out.line(&format!("  mainstay cluster join {token}\n"))?;
+    }
+    begin(out, name).await?;
+    if !json {
+        out.line("The agent runs. Next, here or on any host, as soon as shared storage is mounted on all:\n")?;
+        out.line("  mainstay datastore add NAME PATH\n  mainstay doctor")?;
+    }
+    Ok(())
+}
+
+async fn join(out: &mut Out, json: bool, token: &str) -> Result<(), Trouble> {
+    let what = "this host did not join";
+    need_root(what)?;
+    let own = own(what)?;
+    let cluster = out.progress("joining", member::join(&own, token, what)).await?;
+    begin(out, &cluster).await?;
+    if json {
+        return Ok(out.json(&json!({ "schema": VIEW_SCHEMA, "cluster": cluster }))?);
+    }
+    out.line(&format!("This host is a member of \"{cluster}\" and its agent runs. Next:\n"))?;
+    Ok(out.line("  mainstay status\n  mainstay doctor")?)
+}
+
+/// This host's own file.
+fn own(what: &str) -> Result<config::Config, Trouble> {
+    config::load(Path::new(config::PATH))
+        .map_err(|error| Trouble::new(FAILED, what, error.to_string(), "mainstay config check tells every mistake"))
+}
+
+/// Restarts both units and waits for the agent's word that it is a member of this cluster.
+async fn begin(out: &Out, cluster: &str) -> Result<(), Trouble> {
+    let what = "this host is a member now, but its agent was not started";
+    let next = format!("systemctl restart {}; journalctl -u mainstayd -u mainstay-guard", UNITS.join(" "));
+    let mut restart = Command::new("systemctl");
+    restart.arg("restart").args(UNITS).kill_on_drop(true);
+    let restarted = out.progress("starting the agent", tokio::time::timeout(RESTART_TIME, restart.output())).await;
+    let why = match restarted {
+        Ok(Ok(done)) if done.status.success() => None,
+        Ok(Ok(done)) => Some(String::from_utf8_lossy(&done.stderr).trim().to_owned()),
+        Ok(Err(error)) => Some(format!("systemctl: {error}")),
+        Err(_) => Some(format!("systemctl did not come back within {} s", RESTART_TIME.as_secs())),
+    };
+    if let Some(why) = why {
+        return Err(Trouble::new(FAILED, what, why, next));
+    }
+    let answers = out.progress("waiting for the agent", tokio::time::timeout(ANSWER_TIME, answers(cluster))).await;
+    answers.map_err(|_| {
+        let why = format!("it did not answer as a member of \"{cluster}\" within {} s", ANSWER_TIME.as_secs());
+        Trouble::new(UNREACHABLE, what, why, next)
+    })
+}
+
+/// Comes back when the agent says that it is a member of this cluster.
+async fn answers(cluster: &str) {
+    loop {
+        if let Ok(agent) = Agent::connect(&Bus::System).await
+            && let Ok(view) = agent.view().await
+            && view.cluster.as_deref() == Some(cluster)
+        {
+            return;
+        }
+        tokio::time::sleep(ANSWER_POLL).await;
+    }
+}
+
+/// `mainstay config check [FILE]`
+pub fn config(out: &mut Out, json: bool, command: ConfigCommand) -> Result<(), Trouble> {
+    let ConfigCommand::Check { file } = command;
+    let what = format!("{} was not checked", file.display());
+    if !file.exists() && file != Path::new(config::PATH) {
+        return Err(Trouble::new(FAILED, what, "there is no such file", "say the path of a file that exists"));
+    }
+    let mistakes = match config::load(&file) {
+        Ok(_) => Vec::new(),
+        Err(config::ConfigError::Wrong { findings, .. }) => findings,
+        Err(error @ config::ConfigError::Unreadable { .. }) => {
+            return Err(Trouble::new(FAILED, what, error.to_string(), "as root, if it belongs to root"));
+        }
+    };
+    if json {
+        let list = mistakes.iter().map(|one| json!({ "line": one.line, "key": one.key, "text": one.text }));
+        let list: Vec<_> = list.collect();
+        out.json(&json!({ "schema": VIEW_SCHEMA, "file": file, "mistakes": list }))?;
+    } else if mistakes.is_empty() {
+        let well = if file.exists() { "no mistakes" } else { "there is no file: every default" };
+        out.line(&format!("{}: {well}", file.display()))?;
+    } else {
+        for mistake in &mistakes {
+            out.line(&format!("{}: {}", file.display(), out.paint(&mistake.to_string(), Tone::Bad)))?;
+        }
+    }
+    if mistakes.is_empty() { Ok(()) } else { Err(Trouble::Found) }
+}

@@ -1,0 +1,203 @@
+//! The interface `org.mainstay.Agent1`: parses arguments, asks the agent, answers. Structured answers are JSON text, the
+//! same as the CLI's `--json`.
+//!
+//! ```text
+//! caller gone, agent busy, no answer in time ──► org.mainstay.Error.Failed
+//! the agent says no                          ──► org.mainstay.Error.Denied
+//! argument that cannot be understood         ──► org.mainstay.Error.Usage
+//! ```
+//!
+//! A call that ran out of time may still take effect; its error says so.
+
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use zbus::object_server::SignalEmitter;
+
+use super::{Ask, AskMessage, AskReply, resolve};
+use crate::types::control::VmCommand;
+use crate::types::view::ClusterView;
+use crate::types::{HostId, VmId};
+
+/// Questions that the agent answers from memory.
+const ASK_TIME: Duration = Duration::from_secs(10);
+/// The doctor waits for slow storage itself.
+const DOCTOR_TIME: Duration = Duration::from_secs(45);
+/// Starting or stopping a VM, or a change of the settings: waits for locks, fences and guests.
+const CHANGE_TIME: Duration = Duration::from_secs(300);
+/// A live migration copies all memory.
+const MOVE_TIME: Duration = Duration::from_secs(4 * 3600);
+
+/// Errors by their D-Bus names.
+#[derive(Debug, zbus::DBusError)]
+#[zbus(prefix = "org.mainstay.Error")]
+pub enum Failure {
+    /// From D-Bus itself.
+    #[zbus(error)]
+    ZBus(zbus::Error),
+    /// The agent says no; nothing was changed.
+    Denied(String),
+    /// No answer; it may still take effect.
+    Failed(String),
+    /// The argument cannot be understood; nothing was changed.
+    Usage(String),
+}
+
+/// The object.
+#[derive(Debug)]
+pub struct Agent1 {
+    pub(super) asks: mpsc::Sender<AskMessage>,
+}
+
+#[zbus::interface(name = "org.mainstay.Agent1")]
+impl Agent1 {
+    /// The cluster as this agent sees it: JSON of `ClusterView`.
+    async fn view(&self) -> Result<String, Failure> {
+        json(&self.cluster().await?)
+    }
+
+    /// Notes since a clock-of-day time in milliseconds, of a VM and a host or (empty) of all: JSON array.
+    async fn notes(&self, since_unix_ms: u64, vm: String, host: String) -> Result<String, Failure> {
+        match self.ask(Ask::Notes { since_unix_ms, vm: some(vm), host: some(host) }, ASK_TIME).await? {
+            AskReply::Notes(notes) => json(&notes),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// All checks: JSON array of findings.
+    async fn doctor(&self) -> Result<String, Failure> {
+        match self.ask(Ask::Doctor, DOCTOR_TIME).await? {
+            AskReply::Findings(findings) => json(&findings),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// One VM, by name or UUID, in detail: JSON of `VmView`.
+    async fn explain(&self, vm: String) -> Result<String, Failure> {
+        let vm = self.vm(&vm).await?;
+        match self.ask(Ask::Explain { vm }, ASK_TIME).await? {
+            AskReply::Explain(vm) => json(&*vm),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// The VM, by name or UUID, should run.
+    async fn vm_start(&self, vm: String) -> Result<String, Failure> {
+        let vm = self.vm(&vm).await?;
+        self.done(Ask::Vm(VmCommand::Start { vm }), CHANGE_TIME).await
+    }
+
+    /// The VM should not run; `force` ends it at once.
+    async fn vm_stop(&self, vm: String, force: bool) -> Result<String, Failure> {
+        let vm = self.vm(&vm).await?;
+        self.done(Ask::Vm(VmCommand::Stop { vm, force }), CHANGE_TIME).await
+    }
+
+    /// Live migration to a host, by name or id; empty = the best one.
+    async fn vm_move(&self, vm: String, to: String) -> Result<String, Failure> {
+        let vm = self.vm(&vm).await?;
+        let to = match some(to) {
+            None => None,
+            Some(name) => Some(self.host(&name).await?),
+        };
+        self.done(Ask::Vm(VmCommand::Move { vm, to }), MOVE_TIME).await
+    }
+
+    /// A change of the cluster's settings: JSON of `SettingsChange`.
+    async fn change(&self, change: String) -> Result<String, Failure> {
+        let change = serde_json::from_str(&change).map_err(|error| Failure::Usage(format!("not a change: {error}")))?;
+        self.done(Ask::Change(Box::new(change)), CHANGE_TIME).await
+    }
+
+    /// Version of the agent.
+    #[zbus(property(emits_changed_signal = "const"))]
+    async fn version(&self) -> String {
+        env!("CARGO_PKG_VERSION").to_owned()
+    }
+
+    /// Something happened; `vm` is empty when no VM is concerned.
+    #[zbus(signal)]
+    pub(super) async fn note(
+        emitter: &SignalEmitter<'_>,
+        kind: &str,
+        level: &str,
+        host: &str,
+        vm: &str,
+        text: &str,
+        unix_ms: u64,
+    ) -> zbus::Result<()>;
+}
+
+impl Agent1 {
+    async fn ask(&self, ask: Ask, time: Duration) -> Result<AskReply, Failure> {
+        let (answer, reply) = oneshot::channel();
+        self.asks.try_send(AskMessage { ask, answer }).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => {
+                Failure::Failed("the agent is busy with other questions; nothing was changed, try again".to_owned())
+            }
+            mpsc::error::TrySendError::Closed(_) => {
+                Failure::Failed("the agent is stopping; nothing was changed".to_owned())
+            }
+        })?;
+        match tokio::time::timeout(time, reply).await {
+            Ok(Ok(AskReply::Denied(denial))) => Err(Failure::Denied(denial.to_string())),
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(_)) => {
+                Err(Failure::Failed("the agent gave no answer; what was asked may still take effect".to_owned()))
+            }
+            Err(_) => Err(Failure::Failed(format!(
+                "no answer within {} s; what was asked may still take effect",
+                time.as_secs()
+            ))),
+        }
+    }
+
+    async fn done(&self, ask: Ask, time: Duration) -> Result<String, Failure> {
+        match self.ask(ask, time).await? {
+            AskReply::Done(line) => Ok(line),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    async fn cluster(&self) -> Result<ClusterView, Failure> {
+        match self.ask(Ask::View, ASK_TIME).await? {
+            AskReply::View(view) => Ok(*view),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    async fn vm(&self, wanted: &str) -> Result<VmId, Failure> {
+        if let Ok(id) = wanted.parse() {
+            return Ok(id);
+        }
+        let view = self.cluster().await?;
+        resolve::vm(&view, wanted).map(|vm| vm.id).map_err(|unknown| Failure::Usage(unknown.to_string()))
+    }
+
+    async fn host(&self, wanted: &str) -> Result<HostId, Failure> {
+        if let Ok(id) = wanted.parse() {
+            return Ok(id);
+        }
+        let view = self.cluster().await?;
+        resolve::host(&view, wanted).map(|host| host.id).map_err(|unknown| Failure::Usage(unknown.to_string()))
+    }
+}
+
+fn some(text: String) -> Option<String> {
+    if text.is_empty() { None } else { Some(text) }
+}
+
+fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
+    serde_json::to_string(value).map_err(|error| Failure::Failed(format!("the answer cannot be written: {error}")))
+}
+
+/// The agent answered another question than was asked: our own fault, but the caller only needs to know that nothing
+/// can be concluded.
+fn unexpected(reply: AskReply) -> Failure {
+    Failure::Failed(match reply {
+        AskReply::Denied(denial) => denial.to_string(),
+        AskReply::View(_) | AskReply::Notes(_) | AskReply::Findings(_) | AskReply::Done(_) | AskReply::Explain(_) => {
+            "the agent answered another question".to_owned()
+        }
+    })
+}

@@ -1,0 +1,50 @@
+//! What is to be done: orders to the executors, carried out in order after `save` is durable.
+
+use std::time::Duration;
+
+use super::event::AskId;
+use super::note::Note;
+use crate::types::control::{Reply, Request};
+use crate::types::guard::GuardOrder;
+use crate::types::settings::ClusterSettings;
+use crate::types::store::StoreOrder;
+use crate::types::vm::DomainOrder;
+use crate::types::{DatastoreId, HostId, Ticket, VmId};
+
+/// Everything that came out of one step.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// Made durable before any of `actions`.
+    pub save: Option<Box<ClusterSettings>>,
+    /// In this order.
+    pub actions: Vec<Action>,
+}
+
+/// One order.
+#[derive(Debug)]
+pub enum Action {
+    /// To the guard.
+    Guard(Ticket, GuardOrder),
+    /// To a datastore.
+    Store { ticket: Ticket, datastore: DatastoreId, order: StoreOrder, within: Duration },
+    /// To libvirt.
+    Domain { ticket: Ticket, order: DomainOrder, within: Duration },
+    /// To another agent.
+    Send { ticket: Ticket, to: HostId, request: Box<Request>, within: Duration },
+    /// Run the storage fence against a host.
+    Fence { ticket: Ticket, program: String, host: HostId, name: String, within: Duration },
+    /// Who holds QEMU's locks of these images?
+    ProbeLocks { ticket: Ticket, paths: Vec<String>, within: Duration },
+    /// Answer an `Asked`.
+    Answer(AskId, Reply),
+    /// Answer a `Hooked`: allowed, or refused with a message.
+    HookAnswer(AskId, Result<(), String>),
+    /// Open this path as a datastore, before the settings name it.
+    OpenDatastore(DatastoreId, String),
+    /// Use this document from now on: open datastores, set peers, configure the guard.
+    Apply(Box<ClusterSettings>),
+    /// VMs that the hook lets start while the agent is down.
+    Unprotected(Vec<VmId>),
+    /// Tell people.
+    Note(Note),
+}

@@ -1,0 +1,357 @@
+//! What other agents and people ask. A person's wish goes to whoever can carry it out: the VM's host, or the master.
+
+use std::time::Duration;
+
+use super::Core;
+use super::attempt::Kind;
+use super::cx::{Cx, Pending, Timer};
+use super::event::AskId;
+use super::note::Note;
+use crate::types::control::{Denial, HostReport, Reply, Request, VmCommand, VmReport};
+use crate::types::settings::{ClusterSettings, SettingsChange};
+use crate::types::store::{StoreAnswer, StoreOrder};
+use crate::types::vm::{DomainAnswer, DomainOrder};
+use crate::types::{ClaimReason, HostId, MAX_DATASTORES, MAX_HOSTS, Proof, Roster, RosterEntry, VmId, Wanted};
+
+/// An answer that was passed on.
+const FORWARD: Duration = Duration::from_secs(60);
+/// The guest's time to shut down before `vm stop` says that it did not.
+const CALL: Duration = Duration::from_secs(20);
+/// Reports without a change.
+const REPORT: Duration = Duration::from_secs(30);
+
+impl Core {
+    pub(super) fn asked(&mut self, cx: &mut Cx, ask: AskId, from: Option<HostId>, request: Request) {
+        match (request, from) {
+            (Request::Report(report), Some(from)) => {
+                self.reported(cx, from, *report);
+                cx.answer(ask, Reply::Done);
+            }
+            (Request::Settings(newer), Some(_)) => {
+                self.take_settings(cx, *newer);
+                cx.answer(ask, Reply::Done);
+            }
+            (Request::FetchSettings, _) => cx.answer(ask, Reply::Settings(Box::new(self.settings.clone()))),
+            (Request::Change(change), from) => self.change(cx, ask, from, *change),
+            (Request::Run(order), Some(_)) => self.run_ordered(cx, ask, *order),
+            (Request::Vm(command), from) => self.command(cx, ask, from, command),
+            (Request::Incoming(order), Some(from)) => self.incoming(cx, ask, from, *order),
+            (Request::Handed { tenure }, Some(from)) => self.handed(cx, ask, from, tenure),
+            (Request::Dropped { tenure }, Some(from)) => self.dropped(cx, ask, from, tenure),
+            (Request::View, from) => self.view_asked(cx, ask, from),
+            (Request::Notes { .. } | Request::Join(_), _) => {
+                cx.answer(ask, Reply::Denied(Denial::NotAllowed("not for the core".into())));
+            }
+            (
+                Request::Report(_)
+                | Request::Settings(_)
+                | Request::Run(_)
+                | Request::Incoming(_)
+                | Request::Handed { .. }
+                | Request::Dropped { .. },
+                None,
+            ) => cx.answer(ask, Reply::Denied(Denial::NotAllowed("only agents ask this of each other".into()))),
+        }
+    }
+
+    pub(super) fn forwarded(&mut self, cx: &mut Cx, ask: AskId, reply: Result<Reply, String>) {
+        let reply =
+            reply.unwrap_or_else(|why| Reply::Denied(Denial::Unable(format!("the other host does not answer: {why}"))));
+        cx.answer(ask, reply);
+    }
+
+    /// Passes a person's wish on, once: what came from another agent is never passed further.
+    fn forward(&mut self, cx: &mut Cx, ask: AskId, from: Option<HostId>, to: Option<HostId>, request: Request) {
+        match to {
+            Some(to) if from.is_none() && to != self.me.host => {
+                cx.send(to, request, FORWARD, Pending::Forward(ask));
+            }
+            _ => cx.answer(ask, Reply::Denied(Denial::NotMaster { master: self.master() })),
+        }
+    }
+
+    fn view_asked(&mut self, cx: &mut Cx, ask: AskId, from: Option<HostId>) {
+        match self.master() {
+            Some(master) if master != self.me.host && from.is_none() && self.is_heard(master, cx.now) => {
+                cx.send(master, Request::View, Duration::from_secs(3), Pending::Forward(ask));
+            }
+            _ => {
+                let view = self.view(cx.now);
+                cx.answer(ask, Reply::View(Box::new(view)));
+            }
+        }
+    }
+
+    // ---- settings -----------------------------------------------------------------------------------------------
+
+    fn change(&mut self, cx: &mut Cx, ask: AskId, from: Option<HostId>, change: SettingsChange) {
+        if !self.is_master() {
+            let master = self.master();
+            return self.forward(cx, ask, from, master, Request::Change(Box::new(change)));
+        }
+        match self.checked(&change) {
+            Ok(false) => cx.answer(ask, Reply::AlreadySo),
+            Ok(true) => match &change {
+                SettingsChange::AddDatastore(datastore) => {
+                    let (id, path) = (datastore.id, datastore.path.clone());
+                    let roster = Roster {
+                        cluster: self.settings.cluster,
+                        datastore: id,
+                        generation: 1,
+                        members: self.roster_entries(),
+                    };
+                    cx.act(super::action::Action::OpenDatastore(id, path));
+                    cx.store(id, StoreOrder::Prepare(roster), CALL, Pending::Prepare(ask, Box::new(change)));
+                }
+                SettingsChange::AddMember(_)
+                | SettingsChange::ChangeDatastore { .. }
+                | SettingsChange::SetTiming(_) => {
+                    self.carry_out(cx, change);
+                    cx.answer(ask, Reply::Done);
+                }
+            },
+            Err(denial) => cx.answer(ask, Reply::Denied(denial)),
+        }
+    }
+
+    fn roster_entries(&self) -> Vec<RosterEntry> {
+        self.settings.members.iter().map(|member| RosterEntry { index: member.index, host: member.host }).collect()
+    }
+
+    /// Whether a change changes anything, or why it contradicts what is.
+    fn checked(&self, change: &SettingsChange) -> Result<bool, Denial> {
+        let settings = &self.settings;
+        let no = |why: String| Err(Denial::Contradiction(why));
+        match change {
+            SettingsChange::AddMember(new) => {
+                if settings.members.contains(new) {
+                    return Ok(false);
+                }
+                if settings.members.iter().any(|member| member.host == new.host || member.index == new.index) {
+                    return no(format!("host id {} (or its index) is a member already", new.host));
+                }
+                if let Some(other) = settings.members.iter().find(|member| member.name == new.name) {
+                    return no(format!("a host named {} is a member already ({})", new.name, other.host));
+                }
+                if settings.members.iter().any(|member| member.control == new.control) {
+                    return no(format!("address {} is a member's already", new.control));
+                }
+                if MAX_HOSTS <= settings.members.len() {
+                    return no(format!("the cluster has {MAX_HOSTS} hosts, which is the limit"));
+                }
+                Ok(true)
+            }
+            SettingsChange::AddDatastore(new) => {
+                if settings.datastores.contains(new) {
+                    return Ok(false);
+                }
+                if settings.datastores.iter().any(|datastore| datastore.name == new.name) {
+                    return no(format!("a datastore named {} exists already", new.name));
+                }
+                if settings.datastores.iter().any(|datastore| datastore.path == new.path) {
+                    return no(format!("{} is a datastore already", new.path));
+                }
+                if MAX_DATASTORES <= settings.datastores.len() {
+                    return no(format!("the cluster has {MAX_DATASTORES} datastores, which is the limit"));
+                }
+                Ok(true)
+            }
+            SettingsChange::ChangeDatastore { name, .. } => {
+                if settings.datastores.iter().any(|datastore| datastore.name == *name) {
+                    Ok(true)
+                } else {
+                    no(format!("no datastore is named {name}; 'mainstay datastore list' shows them"))
+                }
+            }
+            SettingsChange::SetTiming(timing) => {
+                super::timing::check(timing).map_err(|why| Denial::Contradiction(why.to_string()))?;
+                Ok(settings.timing != *timing)
+            }
+        }
+    }
+
+    pub(super) fn prepared(&mut self, cx: &mut Cx, ask: AskId, change: SettingsChange, answer: StoreAnswer) {
+        match answer {
+            StoreAnswer::Done if self.is_master() && self.checked(&change) == Ok(true) => {
+                self.carry_out(cx, change);
+                cx.answer(ask, Reply::Done);
+            }
+            StoreAnswer::Failed(why) => {
+                cx.answer(ask, Reply::Denied(Denial::Unable(format!("the datastore cannot be prepared: {why}"))));
+            }
+            _ => cx.answer(ask, Reply::Denied(Denial::NotMaster { master: self.master() })),
+        }
+    }
+
+    fn carry_out(&mut self, cx: &mut Cx, change: SettingsChange) {
+        let mut settings = self.settings.clone();
+        settings.version += 1;
+        match change {
+            SettingsChange::AddMember(new) => {
+                cx.note(Note::info("host-joined", format!("host {} joined ({})", new.name, new.control)));
+                settings.members.push(new);
+                settings.members.sort_by_key(|member| member.index);
+            }
+            SettingsChange::AddDatastore(new) => {
+                cx.note(Note::info("datastore-added", format!("datastore {} at {} was added", new.name, new.path)));
+                settings.datastores.push(new);
+            }
+            SettingsChange::ChangeDatastore { name, fence, late_writes } => {
+                cx.note(Note::info("datastore-changed", format!("datastore {name} was changed")));
+                for datastore in settings.datastores.iter_mut().filter(|datastore| datastore.name == name) {
+                    if let Some(fence) = &fence {
+                        datastore.fence = fence.clone();
+                    }
+                    if let Some(late_writes) = late_writes {
+                        datastore.late_writes = late_writes;
+                    }
+                }
+            }
+            SettingsChange::SetTiming(timing) => {
+                cx.note(Note::info("timing", format!("timing was changed: L is {} ms now", timing.lease.as_millis())));
+                settings.timing = timing;
+            }
+        }
+        self.use_settings(cx, settings);
+        let others: Vec<HostId> = self.peers.keys().copied().collect();
+        for host in others {
+            cx.send(host, Request::Settings(Box::new(self.settings.clone())), FORWARD / 6, Pending::Nothing);
+        }
+    }
+
+    /// Another host has a newer document of the same cluster.
+    pub(super) fn take_settings(&mut self, cx: &mut Cx, newer: ClusterSettings) {
+        if newer.cluster != self.settings.cluster || newer.version <= self.settings.version {
+            return;
+        }
+        if newer.member(self.me.host).is_none_or(|member| member.index != self.index) {
+            return cx.note(Note::alarm("settings", "a settings document that does not name this host was refused"));
+        }
+        self.use_settings(cx, newer);
+    }
+
+    fn use_settings(&mut self, cx: &mut Cx, settings: ClusterSettings) {
+        self.settings = settings;
+        self.follow_settings(cx.now);
+        cx.save(&self.settings);
+        self.list_domains(cx); // What lies on a datastore may have changed.
+        self.list_claims(cx);
+        self.read_stores_soon(cx);
+        self.tell_beat(cx);
+    }
+
+    // ---- VMs ----------------------------------------------------------------------------------------------------
+
+    fn command(&mut self, cx: &mut Cx, ask: AskId, from: Option<HostId>, command: VmCommand) {
+        let id = command.vm();
+        let here = self.libvirt.domains.contains_key(&id);
+        let Some(vm) = self.vms.get(&id) else {
+            return cx.answer(ask, Reply::Denied(Denial::UnknownVm));
+        };
+        let owner = vm.claim.as_ref().and_then(crate::types::Claim::owner).map(|owner| owner.host);
+        match owner {
+            Some(owner) if owner != self.me.host => self.forward(cx, ask, from, Some(owner), Request::Vm(command)),
+            Some(_) => self.command_here(cx, ask, command),
+            None if here || vm.claim.is_some() => self.command_here(cx, ask, command),
+            None => {
+                let holder = self.peers.keys().copied().find(|host| self.report_of(*host, id).is_some());
+                match holder {
+                    Some(host) => self.forward(cx, ask, from, Some(host), Request::Vm(command)),
+                    None => cx.answer(ask, Reply::Denied(Denial::UnknownVm)),
+                }
+            }
+        }
+    }
+
+    fn command_here(&mut self, cx: &mut Cx, ask: AskId, command: VmCommand) {
+        match command {
+            VmCommand::Move { vm, to } => self.begin_move(cx, ask, vm, to),
+            VmCommand::Stop { vm, force } => self.stop(cx, ask, vm, force),
+            VmCommand::Start { vm } => self.start_here(cx, ask, vm),
+        }
+    }
+
+    fn stop(&mut self, cx: &mut Cx, ask: AskId, id: VmId, force: bool) {
+        let vm = self.vm(id);
+        let busy = vm.attempt.is_some() || vm.moving.is_some();
+        let Some(claim) = vm.claim.clone() else {
+            return cx.answer(ask, Reply::Denied(Denial::Unable("it is not protected; use virsh".into())));
+        };
+        if busy {
+            return cx
+                .answer(ask, Reply::Denied(Denial::Unable("it is being worked on; try again in a moment".into())));
+        }
+        if claim.owner().is_none() {
+            if claim.wanted == Wanted::Stopped {
+                return cx.answer(ask, Reply::AlreadySo);
+            }
+            let kind = Kind::Release { wanted: Wanted::Stopped, reason: ClaimReason::StoppedByPerson };
+            return self.begin(cx, id, kind, claim.home, vec![ask]);
+        }
+        let order = if force { DomainOrder::Destroy { vm: id } } else { DomainOrder::Shutdown { vm: id } };
+        cx.domain(order, CALL, Pending::Stop(id, ask));
+    }
+
+    pub(super) fn stop_done(&mut self, cx: &mut Cx, id: VmId, ask: AskId, answer: DomainAnswer) {
+        match answer {
+            DomainAnswer::Done | DomainAnswer::Listed(_) => self.vm(id).stopping.push(ask), // Answered at its release.
+            DomainAnswer::Failed(why) => {
+                cx.answer(ask, Reply::Denied(Denial::Unable(format!("libvirt does not stop it: {why:?}"))));
+            }
+        }
+    }
+
+    fn start_here(&mut self, cx: &mut Cx, ask: AskId, id: VmId) {
+        if let Err(denial) = self.may_start_here(id, cx.now) {
+            return cx.answer(ask, Reply::Denied(denial));
+        }
+        let vm = self.vm(id);
+        if vm.attempt.is_some() || vm.moving.is_some() || vm.incoming.is_some() {
+            return cx
+                .answer(ask, Reply::Denied(Denial::Unable("it is being worked on; try again in a moment".into())));
+        }
+        let Some(claim) = vm.claim.clone() else {
+            return cx
+                .answer(ask, Reply::Denied(Denial::Unable("it has no claim yet; start it once with virsh".into())));
+        };
+        let proof = self.proof_of(&claim, cx.now, cx.now).unwrap_or(Proof::Unowned);
+        let kind = Kind::Run { proof, reason: ClaimReason::StartedByPerson };
+        self.begin(cx, id, kind, claim.home, vec![ask]);
+    }
+
+    // ---- reports ------------------------------------------------------------------------------------------------
+
+    pub(super) fn report(&mut self, cx: &mut Cx) {
+        cx.set(Timer::Report, cx.now + REPORT);
+        let Some(master) = self.master() else { return };
+        if master != self.me.host {
+            let report = self.host_report();
+            cx.send(master, Request::Report(Box::new(report)), self.settings.timing.suspect, Pending::Nothing);
+        }
+    }
+
+    /// What this host says of itself.
+    pub(super) fn host_report(&self) -> HostReport {
+        let mut vms: Vec<VmReport> = Vec::new();
+        for (id, vm) in &self.vms {
+            let domain = self.libvirt.domains.get(id);
+            let mine = vm.claim.as_ref().is_some_and(|claim| {
+                claim.owner().is_some_and(|owner| owner.host == self.me.host) || claim.maker == self.me.host
+            });
+            if domain.is_none() && !mine {
+                continue;
+            }
+            let row = vm.tenure().and_then(|tenure| self.guard.rows.get(&tenure));
+            vms.push(VmReport {
+                vm: *id,
+                name: vm.name.clone(),
+                claim: if mine { vm.claim.clone() } else { None },
+                domain: domain.map(|domain| domain.state),
+                stopped: row.is_some_and(|row| row.stopped),
+                doing: self.doing(vm),
+                unprotected: vm.record.as_ref().and_then(|record| record.as_ref().err().cloned()),
+            });
+        }
+        HostReport { host: self.me.host, capacity: self.capacity, libvirt: self.libvirt.up, vms }
+    }
+}

@@ -1,0 +1,219 @@
+//! The context of one step: the time, and what is to be saved and done. Also timers and tickets.
+//!
+//! A question takes a ticket and leaves a `Pending` behind, which says what its answer means. An answer whose ticket
+//! is no longer held is dropped.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::action::{Action, Output};
+use super::event::AskId;
+use super::note::Note;
+use crate::types::control::{Reply, Request};
+use crate::types::guard::GuardOrder;
+use crate::types::settings::{ClusterSettings, SettingsChange};
+use crate::types::store::StoreOrder;
+use crate::types::vm::DomainOrder;
+use crate::types::{DatastoreId, HostId, Ticket, Time, VmId};
+
+/// Something that happens at a time.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Timer {
+    /// Every beat period: the agent's part of the beat, verdicts, election.
+    Beat,
+    /// A peer's silence becomes long enough to suspect it.
+    Silent(HostId),
+    /// A complete read is due.
+    Read(DatastoreId),
+    /// A VM's attempt has something to try again, or to give up.
+    Attempt(VmId),
+    /// A VM waits for a retry of its placement.
+    Place(VmId),
+    /// An incoming migration's time is over.
+    Incoming(VmId),
+    /// A VM's end waits for libvirt's reason.
+    Judge(VmId),
+    /// Report to the master.
+    Report,
+}
+
+/// What an answer is for.
+#[derive(Clone, Debug)]
+pub enum Pending {
+    /// Nothing depends on it.
+    Nothing,
+    /// A complete read.
+    Read(DatastoreId),
+    /// Claims of a datastore.
+    Claims(DatastoreId),
+    /// A step of this VM's attempt.
+    Attempt(VmId),
+    /// A step of this VM's move away.
+    Move(VmId),
+    /// An order to run this VM elsewhere.
+    Placed(VmId, HostId),
+    /// A person's request that was passed on.
+    Forward(AskId),
+    /// The guard's word about an incoming VM.
+    Incoming(VmId, AskId),
+    /// A new datastore's folder is made; then the change is carried out.
+    Prepare(AskId, Box<SettingsChange>),
+    /// A roster change on this datastore.
+    Roster(DatastoreId),
+    /// Another host's settings document.
+    Settings,
+    /// A list of domains.
+    List,
+    /// A person's stop of this VM.
+    Stop(VmId, AskId),
+    /// The removal of a stale definition.
+    Undefine(VmId),
+}
+
+/// Tickets and timers: survive a step.
+#[derive(Debug, Default)]
+pub struct Desk {
+    next: u64,
+    pending: BTreeMap<Ticket, Pending>,
+    timers: BTreeMap<Timer, Time>,
+}
+
+/// Questions under way at most; beyond it the oldest are given up (their answers will be dropped).
+const MAX_PENDING: usize = 20_000;
+
+impl Desk {
+    /// Tickets start above everything that an earlier process used: `seed` is the clock of day in nanoseconds.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self { next: seed, ..Self::default() }
+    }
+    /// Takes back what a ticket was for.
+    pub fn take(&mut self, ticket: Ticket) -> Option<Pending> {
+        self.pending.remove(&ticket)
+    }
+    /// Earliest timer.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Time> {
+        self.timers.values().min().copied()
+    }
+    /// Takes every timer that is due, earliest first.
+    pub fn due(&mut self, now: Time) -> Vec<Timer> {
+        let mut due: Vec<(Time, Timer)> =
+            self.timers.iter().filter(|(_, at)| **at <= now).map(|(timer, at)| (*at, *timer)).collect();
+        due.sort_unstable();
+        for (_, timer) in &due {
+            self.timers.remove(timer);
+        }
+        due.into_iter().map(|(_, timer)| timer).collect()
+    }
+}
+
+/// One step's context.
+#[derive(Debug)]
+pub struct Cx<'a> {
+    /// The time of this step.
+    pub now: Time,
+    desk: &'a mut Desk,
+    output: Output,
+}
+
+impl<'a> Cx<'a> {
+    /// A fresh one.
+    pub fn new(now: Time, desk: &'a mut Desk) -> Self {
+        Self { now, desk, output: Output::default() }
+    }
+    /// What came out.
+    #[must_use]
+    pub fn into_output(self) -> Output {
+        self.output
+    }
+    /// Sets a timer; an earlier setting of the same one is replaced.
+    pub fn set(&mut self, timer: Timer, at: Time) {
+        self.desk.timers.insert(timer, at);
+    }
+    /// Sets a timer unless it is set to something earlier already.
+    pub fn set_earlier(&mut self, timer: Timer, at: Time) {
+        let entry = self.desk.timers.entry(timer).or_insert(at);
+        *entry = at.min(*entry);
+    }
+    /// Forgets a timer.
+    pub fn unset(&mut self, timer: Timer) {
+        self.desk.timers.remove(&timer);
+    }
+    /// Takes every timer that is due.
+    pub fn take_due(&mut self) -> Vec<Timer> {
+        self.desk.due(self.now)
+    }
+    /// Takes back what a ticket was for.
+    pub fn take(&mut self, ticket: Ticket) -> Option<Pending> {
+        self.desk.take(ticket)
+    }
+    fn ticket(&mut self, pending: Pending) -> Ticket {
+        self.desk.next += 1;
+        let ticket = Ticket(self.desk.next);
+        if MAX_PENDING <= self.desk.pending.len() {
+            self.desk.pending.pop_first();
+        }
+        if !matches!(pending, Pending::Nothing) {
+            self.desk.pending.insert(ticket, pending);
+        }
+        ticket
+    }
+    /// Orders the guard.
+    pub fn guard(&mut self, order: GuardOrder, pending: Pending) -> Ticket {
+        let ticket = self.ticket(pending);
+        self.output.actions.push(Action::Guard(ticket, order));
+        ticket
+    }
+    /// Orders a datastore.
+    pub fn store(&mut self, datastore: DatastoreId, order: StoreOrder, within: Duration, pending: Pending) -> Ticket {
+        let ticket = self.ticket(pending);
+        self.output.actions.push(Action::Store { ticket, datastore, order, within });
+        ticket
+    }
+    /// Orders libvirt.
+    pub fn domain(&mut self, order: DomainOrder, within: Duration, pending: Pending) -> Ticket {
+        let ticket = self.ticket(pending);
+        self.output.actions.push(Action::Domain { ticket, order, within });
+        ticket
+    }
+    /// Asks another agent.
+    pub fn send(&mut self, to: HostId, request: Request, within: Duration, pending: Pending) -> Ticket {
+        let ticket = self.ticket(pending);
+        self.output.actions.push(Action::Send { ticket, to, request: Box::new(request), within });
+        ticket
+    }
+    /// Runs a storage fence.
+    pub fn fence(&mut self, program: String, host: HostId, name: String, within: Duration, pending: Pending) -> Ticket {
+        let ticket = self.ticket(pending);
+        self.output.actions.push(Action::Fence { ticket, program, host, name, within });
+        ticket
+    }
+    /// Probes image locks.
+    pub fn probe_locks(&mut self, paths: Vec<String>, within: Duration, pending: Pending) -> Ticket {
+        let ticket = self.ticket(pending);
+        self.output.actions.push(Action::ProbeLocks { ticket, paths, within });
+        ticket
+    }
+    /// Answers.
+    pub fn answer(&mut self, ask: AskId, reply: Reply) {
+        self.output.actions.push(Action::Answer(ask, reply));
+    }
+    /// Answers a hook.
+    pub fn hook_answer(&mut self, ask: AskId, result: Result<(), String>) {
+        self.output.actions.push(Action::HookAnswer(ask, result));
+    }
+    /// Tells people.
+    pub fn note(&mut self, note: Note) {
+        self.output.actions.push(Action::Note(note));
+    }
+    /// Saves a settings document, then uses it.
+    pub fn save(&mut self, settings: &ClusterSettings) {
+        self.output.save = Some(Box::new(settings.clone()));
+        self.output.actions.push(Action::Apply(Box::new(settings.clone())));
+    }
+    /// Any other order without an answer.
+    pub fn act(&mut self, action: Action) {
+        self.output.actions.push(action);
+    }
+}

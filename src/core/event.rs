@@ -1,0 +1,77 @@
+//! What happened: everything that the core is told. Executors turn the outside into these; nothing else reaches it.
+
+use crate::types::control::{Reply, Request};
+use crate::types::guard::{GuardReport, Refusal};
+use crate::types::store::StoreAnswer;
+use crate::types::vm::{DomainAnswer, DomainChange, DomainInfo, HostCapacity};
+use crate::types::{HostId, NetBeat, Ticket, VmId, VmRecord};
+
+/// Names somebody who waits for an answer (a connection, a hook, a person).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct AskId(pub u64);
+
+/// What the hook wants to do.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HookWish {
+    /// A start, also the target's side of a migration.
+    Prepare,
+    /// The target's side of a migration, before `Prepare`.
+    Migrate,
+    /// Memory from a saved image, before `Prepare`.
+    Restore,
+}
+
+/// What a definition says: enough to protect the VM, or why it cannot be protected.
+pub type Recorded = Result<Box<VmRecord>, String>;
+
+/// Something happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A network beat was opened.
+    Heard(Box<NetBeat>),
+    /// Another machine beats under our host id.
+    HeardTwice(Box<NetBeat>),
+    /// The guard's socket is there; its leases and rows follow.
+    GuardConnected,
+    /// The guard said something.
+    Guard(GuardReport),
+    /// The guard's socket is gone.
+    GuardLost(String),
+    /// libvirt answers.
+    LibvirtUp,
+    /// libvirt does not answer.
+    LibvirtDown(String),
+    /// Every domain, each with what its definition says.
+    Listed(Vec<(DomainInfo, Recorded)>),
+    /// Something happened to a domain.
+    Changed { vm: VmId, name: String, change: DomainChange },
+    /// The answer to a question of ours.
+    Done(Ticket, Outcome),
+    /// Another agent (`from`), or a person through this one (`None`), asks.
+    Asked { ask: AskId, from: Option<HostId>, request: Box<Request> },
+    /// libvirt's hook asks.
+    Hooked { ask: AskId, vm: VmId, name: String, wish: HookWish, record: Recorded },
+    /// Memory and CPUs of this host.
+    Capacity(HostCapacity),
+    /// This host goes down.
+    GoingDown,
+    /// Time has passed; some timer may be due.
+    Due,
+}
+
+/// Answer to an action that carried a ticket.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Of a datastore.
+    Store(StoreAnswer),
+    /// Of libvirt.
+    Domain(DomainAnswer),
+    /// Of the guard.
+    Guard(Result<(), Refusal>),
+    /// Of another agent.
+    Reply(Result<Reply, String>),
+    /// Of a storage fence.
+    Fenced(Result<(), String>),
+    /// Of a probe of image locks: who holds one.
+    Locks(Result<Option<String>, String>),
+}

@@ -1,0 +1,269 @@
+//! The master: which VMs must run again, where, and what those wait for that cannot yet.
+//!
+//! ```text
+//!   wanted running, newest claim over by a proof ──► placed ──► ordered (Run) ──► runs
+//!          │ no proof yet, late writes not excluded     │ no room       │ denied
+//!          ▼                                            ▼               ▼
+//!        waits, says for what  ◄────────────────────────┴── other host, later again
+//! ```
+//!
+//! Orders carry claim and proof; the host that runs the VM creates exactly g+1. Whoever is master can be wrong: the
+//! claims decide.
+
+use std::time::Duration;
+
+use super::Core;
+use super::attempt::Kind;
+use super::cx::{Cx, Pending, Timer};
+use super::note::Note;
+use super::placement::{Need, Placed};
+use super::proofs::LateWrite;
+use crate::types::control::{Denial, Reply, Request, RunOrder};
+use crate::types::{Claim, ClaimReason, Debt, Holder, HostId, Over, Proof, Ticket, VmId, Wanted};
+
+/// An order under way.
+#[derive(Clone, Debug)]
+pub struct Placing {
+    /// Who shall run it.
+    pub host: HostId,
+    /// Memory that it will take.
+    pub memory_kib: u64,
+    ticket: Ticket,
+}
+
+/// Nothing is under way here about this VM, and its owner is known.
+fn is_idle(vm: &super::vms::Vm) -> bool {
+    vm.attempt.is_none() && vm.moving.is_none() && vm.incoming.is_none() && vm.bad.is_none()
+}
+
+/// A host that lives is left to mend its own VMs for this long.
+const OWNER_TIME: Duration = Duration::from_secs(10);
+/// A failed host is tried again after this.
+const FAILED_TIME: Duration = Duration::from_secs(30);
+/// A VM that nobody can take is looked at again after this.
+const RETRY: Duration = Duration::from_secs(2);
+/// An order's answer: starting may take a while, a lock may be waited for.
+const ORDER_TIME: Duration = Duration::from_secs(120);
+
+impl Core {
+    /// Looks at every VM that should run and does not.
+    pub(super) fn fail_over(&mut self, cx: &mut Cx) {
+        let wanted: Vec<VmId> = self
+            .vms
+            .iter()
+            .filter(|(_, vm)| vm.wanted() == Some(Wanted::Running) && is_idle(vm))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in wanted {
+            self.fail_over_vm(cx, id);
+        }
+    }
+
+    fn fail_over_vm(&mut self, cx: &mut Cx, id: VmId) {
+        let Some((claim, known)) = self.vms.get(&id).and_then(|vm| vm.claim.clone().map(|claim| (claim, vm.known)))
+        else {
+            return;
+        };
+        if let Some(placing) = self.vms.get(&id).and_then(|vm| vm.placing.clone()) {
+            // The host that was asked is gone, or its claim has come and gone: the order is void.
+            if self.is_heard(placing.host, cx.now) {
+                return;
+            }
+            self.vm(id).placing = None;
+        }
+        let owner = claim.owner();
+        let Some(proof) = self.proof_of(&claim, known, cx.now) else {
+            if let Some(owner) = owner
+                && !self.is_heard(owner.host, cx.now)
+            {
+                self.wait_for_proof(cx, id, &claim, owner.host);
+            }
+            return;
+        };
+        if self.left_to_owner(cx, id, &claim, proof) {
+            return;
+        }
+        if cx.now < self.vm(id).retry {
+            let at = self.vm(id).retry;
+            return cx.set(Timer::Place(id), at);
+        }
+        if let Some(what) = self.late_writes_open(&claim, proof) {
+            return self.waits(cx, id, what);
+        }
+        self.order(cx, id, claim, proof);
+    }
+
+    /// A living owner mends its own VMs: a crash, a lapse, a stop. Only when it does not, the master does.
+    fn left_to_owner(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, proof: Proof) -> bool {
+        let Some(owner) = claim.owner() else { return false };
+        if !self.is_heard(owner.host, cx.now) || !matches!(proof, Proof::Said(_)) {
+            self.vm(id).over_since = None;
+            return false;
+        }
+        let since = *self.vm(id).over_since.get_or_insert(cx.now);
+        let stands = cx.now.since(since) < OWNER_TIME || matches!(proof, Proof::Said(Over::Lapsed));
+        if stands {
+            cx.set(Timer::Place(id), cx.now + RETRY);
+        }
+        stands
+    }
+
+    /// Whether late writes of the former owner cannot be excluded; says what would.
+    pub(super) fn late_writes_open(&self, claim: &Claim, proof: Proof) -> Option<String> {
+        let mut debts: Vec<Debt> = claim.debts.iter().copied().filter(|debt| !self.is_paid(debt)).collect();
+        if let (Some(owner), false) = (claim.owner(), proof.excludes_late_writes()) {
+            // The record names every datastore that is written; the home is always one of them.
+            debts.push(Debt { host: owner.host, boot: owner.boot, datastore: claim.home });
+        }
+        let open = debts.iter().find(|debt| self.late_write(debt) == LateWrite::Open)?;
+        let (host, store) = (self.name_of(open.host), self.store_name(open.datastore));
+        Some(format!(
+            "a new boot of {host}, or proof that it is off: datastore {store} has no fence for its late writes \
+             (mainstay datastore set {store} --fence … or --late-writes accept)"
+        ))
+    }
+
+    fn wait_for_proof(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, owner: HostId) {
+        let store = self.stores.get(&claim.home);
+        let host = self.name_of(owner);
+        let what = match store.and_then(|store| store.window_ends(owner)) {
+            Some(at) if cx.now < at => format!("the lease of {host} to lapse"),
+            _ => format!("a proof that {host} has let go of it"),
+        };
+        self.vm(id).waits = Some(what);
+    }
+
+    fn waits(&mut self, cx: &mut Cx, id: VmId, what: String) {
+        let name = self.vm_name(id);
+        let vm = self.vm(id);
+        if vm.waits.as_ref() != Some(&what) {
+            vm.waits = Some(what.clone());
+            cx.note(Note::warning("vm-waits", format!("{name} waits for {what}")).of(&name));
+        }
+        self.vm(id).retry = cx.now + RETRY;
+        cx.set(Timer::Place(id), cx.now + RETRY);
+    }
+
+    fn order(&mut self, cx: &mut Cx, id: VmId, claim: Claim, proof: Proof) {
+        let now = cx.now;
+        self.vm(id).failed.retain(|_, (at, _)| now.since(*at) < FAILED_TIME);
+        let need = match self.vm(id).record.clone() {
+            Some(Ok(record)) => Need::of(&record),
+            _ => Need { datastores: vec![claim.home], memory_kib: 0 },
+        };
+        let host = match self.place(id, &need, None, cx.now) {
+            Placed::On(host) => host,
+            Placed::Nowhere(why) => {
+                let why: Vec<String> = why.iter().map(|(host, why)| format!("{} {why}", self.name_of(*host))).collect();
+                return self.waits(cx, id, format!("a place: {}", why.join("; ")));
+            }
+        };
+        let reason = if matches!(claim.holder, Holder::None) && claim.reason == ClaimReason::StartedByPerson {
+            ClaimReason::StartedByPerson
+        } else {
+            ClaimReason::Failover
+        };
+        let (name, target) = (self.vm_name(id), self.name_of(host));
+        let generation = claim.tenure.generation;
+        let text = format!(
+            "{name} is to run on {target}: generation {generation} is over ({})",
+            self.proof_text(&claim, proof)
+        );
+        cx.note(Note::warning("vm-restart", text).of(&name));
+        self.vm(id).waits = None;
+        if host == self.me.host {
+            return self.begin(cx, id, Kind::Run { proof, reason }, claim.home, Vec::new());
+        }
+        let order = RunOrder { claim, proof, reason };
+        let ticket = cx.send(host, Request::Run(Box::new(order)), ORDER_TIME, Pending::Placed(id, host));
+        self.vm(id).placing = Some(Placing { host, memory_kib: need.memory_kib, ticket });
+    }
+
+    pub(super) fn proof_text(&self, claim: &Claim, proof: Proof) -> String {
+        let owner = claim.owner().map_or_else(|| "its owner".to_owned(), |owner| self.name_of(owner.host));
+        match proof {
+            Proof::Said(Over::Exited { .. }) => format!("{owner} said it ended"),
+            Proof::Said(Over::NeverStarted) => format!("{owner} said it never started"),
+            Proof::Said(Over::Lapsed) => format!("{owner} said its lease lapsed"),
+            Proof::Said(Over::HandedTo(to)) => format!("{owner} handed it to {}", self.name_of(to)),
+            Proof::Unowned => "nobody owns it".to_owned(),
+            Proof::Rebooted { .. } => format!("{owner} has rebooted"),
+            Proof::Lapsed { window } => format!("{owner}'s lease lapsed: silent for {:.2} s", window.as_secs_f64()),
+            Proof::PowerOff => format!("{owner} is off"),
+        }
+    }
+
+    pub(super) fn placed_done(
+        &mut self,
+        cx: &mut Cx,
+        id: VmId,
+        host: HostId,
+        ticket: Ticket,
+        reply: Result<Reply, String>,
+    ) {
+        let stale = self.vms.get(&id).and_then(|vm| vm.placing.as_ref()).is_none_or(|placing| placing.ticket != ticket);
+        if stale {
+            return;
+        }
+        let (name, target) = (self.vm_name(id), self.name_of(host));
+        let vm = self.vm(id);
+        vm.placing = None;
+        let why = match reply {
+            Ok(Reply::Ran { generation }) => {
+                vm.failed.clear();
+                vm.waits = None;
+                cx.note(
+                    Note::info("vm-restarted", format!("{name} runs on {target} (generation {generation})")).of(&name),
+                );
+                self.look = true;
+                return;
+            }
+            Ok(Reply::Denied(Denial::Waiting(why))) => why,
+            Ok(Reply::Denied(denial)) => denial.to_string(),
+            Ok(_) => "an answer of the wrong kind".to_owned(),
+            Err(why) => why,
+        };
+        vm.failed.insert(host, (cx.now, why.clone()));
+        cx.note(Note::warning("vm-start-failed", format!("{name} does not start on {target}: {why}")).of(&name));
+        self.list_claims(cx);
+        self.look = true;
+    }
+
+    /// No longer master: orders under way go on where they are, their answers are nobody's business.
+    pub(super) fn drop_placings(&mut self, cx: &mut Cx) {
+        for (id, vm) in &mut self.vms {
+            vm.placing = None;
+            vm.failed.clear();
+            cx.unset(Timer::Place(*id));
+        }
+    }
+
+    /// The master's order has arrived at the host that shall run the VM.
+    pub(super) fn run_ordered(&mut self, cx: &mut Cx, ask: super::event::AskId, order: RunOrder) {
+        let id = order.claim.tenure.vm;
+        let home = order.claim.home;
+        let generation = order.claim.tenure.generation;
+        self.learn(cx, order.claim, cx.now);
+        let vm = self.vm(id);
+        let newest = vm.tenure().map(|tenure| tenure.generation).unwrap_or_default();
+        let denial = if vm.attempt.is_some() || vm.moving.is_some() {
+            Some(Denial::Unable("it is being worked on here".into()))
+        } else if newest != generation {
+            Some(Denial::Superseded { newest })
+        } else {
+            None
+        };
+        if let Some(denial) = denial {
+            return cx.answer(ask, Reply::Denied(denial));
+        }
+        if vm.incoming.is_some() {
+            self.drop_incoming(cx, id);
+            return cx
+                .answer(ask, Reply::Denied(Denial::Unable("a half-finished move of it is thrown away first".into())));
+        }
+        if self.going_down {
+            return cx.answer(ask, Reply::Denied(Denial::Unable("this host goes down".into())));
+        }
+        self.begin(cx, id, Kind::Run { proof: order.proof, reason: order.reason }, home, vec![ask]);
+    }
+}

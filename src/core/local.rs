@@ -1,0 +1,426 @@
+//! The VMs of this host: what guard and libvirt say, and what follows from it.
+//!
+//! ```text
+//!   row          claim        libvirt      what follows
+//!   running      ours         runs         nothing
+//!   lapsed       ours         stopped      Reclaim, as soon as the lease is valid
+//!   over, no pid ours         off          judge the end: Release (a person, the guest, the host goes down)
+//!                                          or Run in place (a crash)
+//!   any          another's    -            the guard kills; the row is forgotten
+//!   none         none         runs         Adopt: protect it (generation 1)
+//!   none         another's    runs         alarm, nothing is stopped
+//!   none         another's    defined      the stale definition is removed
+//! ```
+//!
+//! Events are hints; `reconcile` looks at the whole state whenever something changed and once per beat.
+
+use std::time::Duration;
+
+use super::Core;
+use super::attempt::Kind;
+use super::cx::{Cx, Pending, Timer};
+use super::event::Recorded;
+use super::note::Note;
+use crate::types::guard::{GuardOrder, RowView};
+use crate::types::vm::{DomainAnswer, DomainChange, DomainInfo, DomainOrder, DomainState, OffReason};
+use crate::types::{Claim, ClaimReason, Holder, Incarnation, Over, Proof, Tenure, VmId, VmState, Wanted};
+
+/// libvirt's time for a list.
+const LIST: Duration = Duration::from_secs(10);
+/// How long an end waits for libvirt's reason before it counts as a crash.
+const REASON_LIMIT: Duration = Duration::from_millis(1500);
+/// After a guard's hello its rows follow at once; nothing is concluded from missing ones before.
+pub(super) const ROWS_SETTLE: Duration = Duration::from_millis(500);
+/// Window of the restart limit.
+const HOUR: Duration = Duration::from_secs(3600);
+
+impl Core {
+    // ---- guard --------------------------------------------------------------------------------------------------
+
+    pub(super) fn guard_connected(&mut self, cx: &mut Cx) {
+        self.guard.connected = true;
+        cx.act(super::action::Action::Apply(Box::new(self.settings.clone())));
+        self.tell_beat(cx);
+    }
+
+    pub(super) fn guard_hello(&mut self, cx: &mut Cx, incarnation: Incarnation) {
+        if self.guard.incarnation.is_some_and(|before| before != incarnation) {
+            cx.note(Note::warning("guard-restarted", "the guard was restarted; its VMs are re-claimed"));
+        }
+        self.guard.incarnation = Some(incarnation);
+        self.guard.rows.clear();
+        self.guard.leases.clear();
+        self.guard.settled = Some(cx.now + ROWS_SETTLE);
+        cx.set_earlier(Timer::Beat, cx.now + ROWS_SETTLE);
+    }
+
+    pub(super) fn guard_lost(&mut self, cx: &mut Cx, why: &str) {
+        if std::mem::take(&mut self.guard.connected) {
+            cx.note(Note::warning("guard-lost", format!("the guard does not answer: {why}")));
+        }
+        self.guard.leases.clear();
+        self.guard.settled = None;
+        self.guard_answers_no_more(cx);
+        self.moves_lost_guard(cx);
+    }
+
+    pub(super) fn row_changed(&mut self, cx: &mut Cx, row: RowView) {
+        let (tenure, state) = (row.tenure, row.state);
+        let before = self.guard.rows.insert(tenure, row.clone());
+        let name = row.name;
+        if before.as_ref().map(|row| row.state) != Some(state) {
+            if self.vm(tenure.vm).name.is_empty() {
+                self.vm(tenure.vm).name.clone_from(&name);
+            }
+            if state == VmState::Over(Over::Lapsed) {
+                let home = self.store_name(row.home);
+                let text = format!(
+                    "{name} is stopped by the guard: its lease on {home} lapsed (generation {} is over)",
+                    tenure.generation
+                );
+                cx.note(Note::warning("vm-stopped-by-guard", text).of(&name));
+            }
+            self.adoption(cx, tenure.vm);
+            self.handed_over(cx, tenure, state);
+        }
+        self.check = true;
+        self.look = true;
+        self.tell = true;
+    }
+
+    pub(super) fn row_forgotten(&mut self, tenure: Tenure) {
+        self.guard.rows.remove(&tenure);
+        self.check = true;
+    }
+
+    // ---- libvirt ------------------------------------------------------------------------------------------------
+
+    pub(super) fn libvirt_up(&mut self, cx: &mut Cx) {
+        if !std::mem::replace(&mut self.libvirt.up, true) && self.libvirt.listed {
+            cx.note(Note::info("libvirt-up", "libvirt answers again"));
+        }
+        self.tell = true;
+    }
+
+    pub(super) fn libvirt_down(&mut self, cx: &mut Cx, why: &str) {
+        if std::mem::take(&mut self.libvirt.up) {
+            cx.note(Note::warning("libvirt-down", format!("libvirt does not answer: {why}; VMs go on")));
+        }
+        self.tell = true;
+    }
+
+    pub(super) fn listed(&mut self, cx: &mut Cx, domains: Vec<(DomainInfo, Recorded)>) {
+        self.libvirt.listed = true;
+        self.libvirt.up = true;
+        self.libvirt.domains.clear();
+        let mut unprotected = Vec::new();
+        for vm in self.vms.values_mut() {
+            vm.record = None;
+        }
+        for (domain, record) in domains {
+            if record.is_err() {
+                unprotected.push(domain.vm);
+            }
+            let vm = self.vm(domain.vm);
+            vm.name.clone_from(&domain.name);
+            vm.record = Some(record.map(|record| *record));
+            self.libvirt.domains.insert(domain.vm, domain);
+        }
+        self.note_unprotected(cx, unprotected);
+        self.check = true;
+        self.look = true;
+        self.tell = true;
+    }
+
+    pub(super) fn changed(&mut self, cx: &mut Cx, id: VmId, name: &str, change: DomainChange) {
+        if self.vm(id).name.is_empty() {
+            name.clone_into(&mut self.vm(id).name);
+        }
+        let state = match change {
+            DomainChange::Stopped(reason) => {
+                self.vm(id).ended = Some((reason, cx.now));
+                Some(DomainState::Off(reason))
+            }
+            DomainChange::ShuttingDown { by_guest } => {
+                self.vm(id).by_guest = by_guest;
+                Some(DomainState::ShuttingDown)
+            }
+            DomainChange::Started { .. } => {
+                self.vm(id).by_guest = false;
+                self.vm(id).own_end = false;
+                self.vm(id).ended = None;
+                None
+            }
+            DomainChange::Suspended { by_io_error, .. } => Some(DomainState::Paused { by_io_error }),
+            DomainChange::Resumed => Some(DomainState::Running),
+            DomainChange::IoError => {
+                cx.note(Note::warning("io-error", format!("{name}: a disk reports an error")).of(name));
+                None
+            }
+            DomainChange::Panicked => {
+                cx.note(Note::warning("guest-panicked", format!("{name}: its kernel panicked")).of(name));
+                None
+            }
+            DomainChange::Defined | DomainChange::Undefined | DomainChange::Rebooted | DomainChange::WatchdogFired => {
+                None
+            }
+        };
+        if let (Some(state), Some(domain)) = (state, self.libvirt.domains.get_mut(&id)) {
+            domain.state = state;
+            if let DomainState::Off(_) = state {
+                domain.pid = None;
+            }
+        }
+        self.move_saw(cx, id, change);
+        self.list_domains(cx);
+        self.check = true;
+        self.tell = true;
+    }
+
+    pub(super) fn list_domains(&mut self, cx: &mut Cx) {
+        cx.domain(DomainOrder::List, LIST, Pending::List);
+    }
+
+    // ---- reconcile ----------------------------------------------------------------------------------------------
+
+    pub(super) fn reconcile(&mut self, cx: &mut Cx) {
+        let settled = self.guard.settled.is_some_and(|at| at <= cx.now);
+        if !settled || !self.libvirt.listed {
+            return;
+        }
+        let mut ids: std::collections::BTreeSet<VmId> = self.guard.rows.keys().map(|row| row.vm).collect();
+        ids.extend(self.libvirt.domains.keys());
+        ids.extend(self.vms.iter().filter(|(_, vm)| self.is_mine(vm)).map(|(id, _)| *id));
+        for id in ids {
+            let vm = self.vm(id);
+            let busy = vm.attempt.is_some() || vm.moving.is_some() || vm.incoming.is_some();
+            if !busy && vm.pause <= cx.now {
+                self.check_vm(cx, id);
+            }
+        }
+    }
+
+    fn check_vm(&mut self, cx: &mut Cx, id: VmId) {
+        let newest = self.guard.rows.range(tenure_from(id)..).take_while(|(row, _)| row.vm == id).last();
+        let row = newest.map(|(_, row)| row.clone());
+        let claim = self.vm(id).claim.clone();
+        match (row, claim) {
+            (Some(row), Some(claim)) if row.tenure.generation < claim.tenure.generation => {
+                self.row_is_past(cx, &row, &claim);
+            }
+            (Some(row), Some(claim)) if row.tenure == claim.tenure => self.row_is_ours(cx, id, &row, &claim),
+            (Some(_), _) => {} // The claim is not read yet.
+            (None, claim) => self.no_row(cx, id, claim.as_ref()),
+        }
+    }
+
+    fn row_is_past(&mut self, cx: &mut Cx, row: &RowView, claim: &Claim) {
+        let ours = claim.owner().is_some_and(|owner| owner.host == self.me.host);
+        if row.pid.is_none() {
+            cx.guard(GuardOrder::Forget { tenure: row.tenure }, Pending::Nothing);
+        } else if !(ours || matches!(claim.holder, Holder::None) && claim.wanted == Wanted::Running) {
+            cx.guard(GuardOrder::Kill { tenure: row.tenure, seen: claim.tenure.generation }, Pending::Nothing);
+        } else if matches!(row.state, VmState::Over(_)) {
+            // Ours or nobody's, from a try whose claim landed late: the next generation is claimed.
+            self.reclaim(cx, row);
+        }
+    }
+
+    fn row_is_ours(&mut self, cx: &mut Cx, id: VmId, row: &RowView, claim: &Claim) {
+        match row.state {
+            VmState::Expected | VmState::Running | VmState::Incoming => {}
+            VmState::Over(Over::Lapsed) if row.pid.is_some() => self.reclaim(cx, row),
+            VmState::Over(Over::HandedTo(_)) => {} // The target claims, or the master after a while.
+            VmState::Over(Over::NeverStarted) => {
+                self.release(cx, id, claim, Wanted::Running, ClaimReason::StartFailed);
+            }
+            VmState::Over(Over::Exited { .. } | Over::Lapsed) => self.judge_end(cx, id, claim),
+        }
+    }
+
+    fn reclaim(&mut self, cx: &mut Cx, row: &RowView) {
+        if self.guard.leases.get(&row.home).is_some_and(|lease| lease.until.is_some()) {
+            self.begin(cx, row.tenure.vm, Kind::Reclaim { old: row.tenure }, row.home, Vec::new());
+        }
+    }
+
+    fn no_row(&mut self, cx: &mut Cx, id: VmId, claim: Option<&Claim>) {
+        let domain = self.libvirt.domains.get(&id).cloned();
+        let alive = domain.as_ref().is_some_and(|domain| !matches!(domain.state, DomainState::Off(_)));
+        let host_owns = claim.and_then(Claim::owner).map(|owner| owner.host);
+        if alive {
+            let Some(Ok(record)) = self.vm(id).record.clone() else { return };
+            let home = claim.map_or(record.home, |claim| claim.home);
+            if self.stores.get(&home).is_none_or(|store| store.listed.is_none()) {
+                return; // Whether it has a claim is not known yet.
+            }
+            match host_owns {
+                Some(owner) if owner != self.me.host => self.runs_twice(cx, id, owner),
+                _ if self.guard.leases.get(&home).is_some_and(|lease| lease.until.is_some()) => {
+                    self.begin(cx, id, Kind::Adopt, home, Vec::new());
+                }
+                _ => {}
+            }
+            return;
+        }
+        let Some(claim) = claim.cloned() else { return };
+        if self.vms.get(&id).is_some_and(|vm| self.is_mine(vm)) {
+            self.judge_end(cx, id, &claim);
+        } else if let (Some(owner), Some(domain)) = (host_owns, domain)
+            && owner != self.me.host
+        {
+            self.remove_stale(cx, id, &domain, &claim);
+        }
+    }
+
+    fn runs_twice(&mut self, cx: &mut Cx, id: VmId, owner: crate::types::HostId) {
+        let (name, owner) = (self.vm_name(id), self.name_of(owner));
+        let what = format!("it runs here, but its claim names {owner}");
+        if self.vm(id).waits.as_ref() != Some(&what) {
+            self.vm(id).waits = Some(what.clone());
+            let text =
+                format!("{name}: {what}; nothing is stopped; see 'mainstay vm explain {name}' and stop the wrong copy");
+            cx.note(Note::alarm("runs-against-claim", text).of(&name));
+        }
+    }
+
+    /// A definition left behind: removed when the record shows that nothing would be lost.
+    fn remove_stale(&mut self, cx: &mut Cx, id: VmId, domain: &DomainInfo, claim: &Claim) {
+        let vm = self.vm(id);
+        if vm.undefining || !domain.persistent || domain.managed_save {
+            return;
+        }
+        let same = vm.record.as_ref().and_then(|record| record.as_ref().ok()).is_some_and(|record| {
+            crate::wire::record::encode_record(record)
+                .is_ok_and(|bytes| crate::wire::record::digest(&bytes) == claim.record)
+        });
+        if !same {
+            let what = format!(
+                "its definition here differs from the one that generation {} runs with",
+                claim.tenure.generation
+            );
+            if vm.waits.as_ref() != Some(&what) {
+                vm.waits = Some(what.clone());
+                let name = self.vm_name(id);
+                let text =
+                    format!("{name}: {what}; it is kept; remove it with 'virsh undefine {name}' when it is not needed");
+                cx.note(Note::warning("stale-definition", text).of(&name));
+            }
+            return;
+        }
+        vm.undefining = true;
+        cx.domain(DomainOrder::Undefine { vm: id }, LIST, Pending::Undefine(id));
+    }
+
+    pub(super) fn undefined(&mut self, cx: &mut Cx, id: VmId, answer: &DomainAnswer) {
+        self.vm(id).undefining = false;
+        let name = self.vm_name(id);
+        match answer {
+            DomainAnswer::Done | DomainAnswer::Listed(_) => {
+                cx.note(
+                    Note::info("stale-definition", format!("{name}: its stale definition here was removed")).of(&name),
+                );
+                self.libvirt.domains.remove(&id);
+                self.list_domains(cx);
+            }
+            DomainAnswer::Failed(_) => self.vm(id).pause = cx.now + HOUR / 60,
+        }
+    }
+
+    // ---- ends ---------------------------------------------------------------------------------------------------
+
+    /// A VM of ours is not running any more: what people, or the guest, or a fault wanted.
+    fn judge_end(&mut self, cx: &mut Cx, id: VmId, claim: &Claim) {
+        if claim.wanted == Wanted::Stopped {
+            return;
+        }
+        let Some(reason) = self.end_reason(cx, id) else { return };
+        let by_guest = self.vm(id).by_guest;
+        if self.going_down {
+            return self.release(cx, id, claim, Wanted::Running, ClaimReason::HostWentDown);
+        }
+        if std::mem::take(&mut self.vm(id).own_end) {
+            return self.crashed(cx, id, claim, OffReason::Failed);
+        }
+        match reason {
+            OffReason::Shutdown if by_guest => self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedInside),
+            OffReason::Shutdown | OffReason::Destroyed | OffReason::Saved => {
+                self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedByPerson);
+            }
+            OffReason::Migrated => {
+                let name = self.vm_name(id);
+                let text = format!("{name} was migrated away to a host outside the cluster; it is not restarted here");
+                cx.note(Note::alarm("migrated-away", text).of(&name));
+                self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedByPerson);
+            }
+            OffReason::Crashed
+            | OffReason::Failed
+            | OffReason::Daemon
+            | OffReason::Unknown
+            | OffReason::FromSnapshot => {
+                self.crashed(cx, id, claim, reason);
+            }
+        }
+    }
+
+    /// libvirt's reason: from its event, else from its list; after a while without either it counts as a crash.
+    fn end_reason(&mut self, cx: &mut Cx, id: VmId) -> Option<OffReason> {
+        if let Some((reason, _)) = self.vm(id).ended {
+            return Some(reason);
+        }
+        if let Some(DomainInfo { state: DomainState::Off(reason), .. }) = self.libvirt.domains.get(&id)
+            && *reason != OffReason::Unknown
+        {
+            return Some(*reason);
+        }
+        let first = *self.vm(id).end_seen.get_or_insert(cx.now);
+        if self.libvirt.up && REASON_LIMIT <= cx.now.since(first) {
+            self.vm(id).end_seen = None;
+            return Some(OffReason::Unknown);
+        }
+        if first == cx.now {
+            self.list_domains(cx);
+        }
+        cx.set(Timer::Judge(id), cx.now + REASON_LIMIT / 3);
+        None
+    }
+
+    pub(super) fn judge_due(&mut self, cx: &mut Cx, id: VmId) {
+        self.check = true;
+        let _ = (cx, id);
+    }
+
+    fn release(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, wanted: Wanted, reason: ClaimReason) {
+        self.vm(id).by_guest = false;
+        self.begin(cx, id, Kind::Release { wanted, reason }, claim.home, Vec::new());
+    }
+
+    fn crashed(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, reason: OffReason) {
+        let limit = self.settings.vms.restarts_per_hour as usize;
+        let now = cx.now;
+        let name = self.vm_name(id);
+        let home = claim.home;
+        let clean = matches!(self.said_over(self.me.host, claim.tenure), Some(Over::Exited { clean: true }));
+        let leased = self.guard.leases.get(&home).is_some_and(|lease| lease.until.is_some());
+        let vm = self.vm(id);
+        vm.restarts.retain(|at| now.since(*at) < HOUR);
+        if limit <= vm.restarts.len() {
+            let text = format!("{name} ended {limit} times within an hour here; it is started elsewhere");
+            cx.note(Note::warning("vm-restart-limit", text).of(&name));
+            return self.release(cx, id, claim, Wanted::Running, ClaimReason::StartFailed);
+        }
+        if !leased {
+            return; // Tried again when the lease is valid.
+        }
+        vm.restarts.push(now);
+        vm.end_seen = None;
+        let text = format!("{name} ended by itself ({reason:?}); it is restarted in place");
+        cx.note(Note::warning("vm-crashed", text).of(&name));
+        let kind = Kind::Run { proof: Proof::Said(Over::Exited { clean }), reason: ClaimReason::Crashed };
+        self.begin(cx, id, kind, home, Vec::new());
+    }
+}
+
+fn tenure_from(vm: VmId) -> Tenure {
+    Tenure { vm, generation: crate::types::Generation(0) }
+}

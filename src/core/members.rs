@@ -1,0 +1,437 @@
+//! Members: who is heard, and what a master believes of each (the verdict table of design 3).
+//!
+//! ```text
+//!   heard ──suspect time──► silent ──► partitioned / isolated   (fresh on a datastore)
+//!     ▲                       │
+//!     └───────── heard ───────┴──────► dead                     (stale somewhere, fresh nowhere)
+//! ```
+//!
+//! A peer counts as heard only when it echoes this host's present incarnation with a recent counter, so a one-way link
+//! is silence. A verdict is never a proof.
+
+use std::fmt;
+
+use super::Core;
+use super::action::Action;
+use super::cx::{Cx, Pending, Timer};
+use super::note::Note;
+use crate::types::guard::GuardOrder;
+use crate::types::settings::MemberSettings;
+use crate::types::{
+    AgentBeat, Attestation, DatastoreId, DatastoreSet, Echo, Flags, Freshness, HostId, NetBeat, Score, Time,
+};
+
+/// One other host.
+#[derive(Debug)]
+pub struct Peer {
+    /// Its newest beat.
+    pub beat: Option<NetBeat>,
+    /// When a beat was last opened, whether it echoes us or not.
+    pub opened: Option<Time>,
+    /// When it was last heard (opened, and it hears us).
+    pub heard: Option<Time>,
+    /// What was last noted of it.
+    pub verdict: Verdict,
+    /// Since when.
+    pub since: Time,
+    /// What it reported to its master.
+    pub report: Option<crate::types::control::HostReport>,
+}
+
+impl Peer {
+    /// Nothing known yet.
+    #[must_use]
+    pub fn new(now: Time) -> Self {
+        Self { beat: None, opened: None, heard: None, verdict: Verdict::Unknown, since: now, report: None }
+    }
+}
+
+/// What a master believes of a host.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// Heard, nothing wrong.
+    Live,
+    /// Heard from the guard only.
+    AgentFailed,
+    /// Heard, but without these datastores.
+    StorageLost(Vec<DatastoreId>),
+    /// Silent, but fresh on a datastore.
+    Partitioned,
+    /// Silent, fresh on a datastore, and says it hears nobody.
+    Isolated,
+    /// Silent, stale on at least one datastore, fresh on none.
+    Dead,
+    /// Went down in order.
+    Left,
+    /// Silent, and nobody of this partition reads a datastore that it beats on.
+    Unknown,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Live => "live",
+            Self::AgentFailed => "agent-failed",
+            Self::StorageLost(_) => "storage-lost",
+            Self::Partitioned => "partitioned",
+            Self::Isolated => "isolated",
+            Self::Dead => "dead",
+            Self::Left => "left",
+            Self::Unknown => "unknown",
+        })
+    }
+}
+
+/// What the verdict table looks at.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Signs {
+    /// Heard within the suspect time; with these flags and lost datastores.
+    pub heard: Option<(Flags, Vec<DatastoreId>)>,
+    /// Newest flags that it wrote to a datastore.
+    pub flags: Flags,
+    /// Per datastore on which it beats.
+    pub beats: Vec<Freshness>,
+}
+
+/// The verdict table.
+#[must_use]
+pub fn judge(signs: &Signs) -> Verdict {
+    let fresh = signs.beats.contains(&Freshness::Fresh);
+    let stale = signs.beats.contains(&Freshness::Stale);
+    match &signs.heard {
+        Some((flags, _)) if flags.leaving => Verdict::Left,
+        Some((flags, _)) if flags.agent_dead => Verdict::AgentFailed,
+        Some((_, lost)) if !lost.is_empty() => Verdict::StorageLost(lost.clone()),
+        Some(_) => Verdict::Live,
+        None if fresh && signs.flags.isolated => Verdict::Isolated,
+        None if fresh && signs.flags.leaving => Verdict::Left,
+        None if fresh => Verdict::Partitioned,
+        None if stale => Verdict::Dead,
+        None => Verdict::Unknown,
+    }
+}
+
+/// How many of our own beats a peer may be behind in its echo.
+const ECHO_LAG: u32 = 8;
+
+impl Core {
+    pub(super) fn heard(&mut self, cx: &mut Cx, beat: NetBeat) {
+        let me = self.me.host;
+        if beat.host == me || self.settings.member(beat.host).is_none_or(|member| member.index != beat.index) {
+            return; // A stranger, or a place that the settings give to another host: counted by the receiver.
+        }
+        self.saw_boot(beat.host, beat.incarnation, beat.boot);
+        self.answer_attestations(cx, &beat);
+        let echoes_me = self.echoes_me(&beat);
+        let suspect = self.settings.timing.suspect;
+        let Some(peer) = self.peers.get_mut(&beat.host) else { return };
+        let host = beat.host;
+        let newer = self.settings.version < beat.agent.settings_version;
+        let older = beat.agent.settings_version < self.settings.version;
+        peer.opened = Some(cx.now);
+        let was_heard = peer.heard.is_some_and(|at| cx.now.since(at) < suspect);
+        if echoes_me {
+            peer.heard = Some(cx.now);
+            cx.set(Timer::Silent(host), cx.now + suspect);
+        }
+        let changed_flags = peer.beat.as_ref().is_none_or(|old| old.agent.flags != beat.agent.flags);
+        let changed_list = peer.beat.as_ref().is_none_or(|old| old.list != beat.list);
+        let changed_role = peer.beat.as_ref().is_none_or(|old| old.agent.role != beat.agent.role);
+        peer.beat = Some(beat);
+        if (echoes_me && !was_heard) || changed_flags {
+            self.judge_peer(cx, host);
+        }
+        if changed_list {
+            self.read_stores_soon(cx);
+        }
+        if newer {
+            cx.send(host, crate::types::control::Request::FetchSettings, suspect, Pending::Settings);
+        } else if older && self.is_master() {
+            let newest = Box::new(self.settings.clone());
+            cx.send(host, crate::types::control::Request::Settings(newest), suspect, Pending::Nothing);
+        }
+        if changed_role || !was_heard {
+            self.elect(cx);
+        }
+    }
+
+    fn echoes_me(&self, beat: &NetBeat) -> bool {
+        let Some(incarnation) = self.guard.incarnation else { return false };
+        beat.agent.echoes.iter().any(|echo| {
+            echo.index == self.index
+                && echo.incarnation_low == low16(incarnation.0)
+                && low32(self.guard.beaten.0).wrapping_sub(echo.counter_low) <= ECHO_LAG * self.echo_slack()
+        })
+    }
+
+    /// Disk and network beats share one counter: several counters pass per network beat.
+    fn echo_slack(&self) -> u32 {
+        u32::try_from(self.settings.datastores.len()).unwrap_or(u32::MAX).saturating_add(2)
+    }
+
+    pub(super) fn heard_twice(&mut self, cx: &mut Cx, beat: &NetBeat) {
+        cx.note(Note::alarm(
+            "host-id-twice",
+            format!(
+                "host id {} is in use twice (another machine beats with boot {}); give the copy an id of its own: \
+                 stop mainstayd and mainstay-guard there, remove /var/lib/mainstay, join again",
+                beat.host, beat.boot
+            ),
+        ));
+    }
+
+    /// A peer's silence has lasted for the suspect time.
+    pub(super) fn silent(&mut self, cx: &mut Cx, host: HostId) {
+        self.judge_peer(cx, host);
+        self.read_stores_soon(cx);
+        self.list_claims(cx);
+        self.incoming_from_silent(cx, host);
+        self.elect(cx);
+        self.look = true;
+    }
+
+    /// Whether a host is heard at this moment; this host always is.
+    pub(super) fn is_heard(&self, host: HostId, now: Time) -> bool {
+        host == self.me.host
+            || self
+                .peers
+                .get(&host)
+                .is_some_and(|peer| peer.heard.is_some_and(|at| now.since(at) < self.settings.timing.suspect))
+    }
+
+    /// Judges one peer and notes a change of the verdict.
+    pub(super) fn judge_peer(&mut self, cx: &mut Cx, host: HostId) {
+        let verdict = judge(&self.signs(host, cx.now));
+        let evidence = self.evidence(host, cx.now);
+        let name = self.name_of(host);
+        let Some(peer) = self.peers.get_mut(&host) else { return };
+        if peer.verdict == verdict {
+            return;
+        }
+        let first = peer.beat.is_none();
+        peer.verdict = verdict.clone();
+        peer.since = cx.now;
+        self.look = true;
+        if first && verdict == Verdict::Unknown {
+            return;
+        }
+        let text = format!("host {name} is {verdict}: {evidence}");
+        cx.note(match verdict {
+            Verdict::Live => Note::info("host-live", text),
+            Verdict::Left => Note::info("host-left", text),
+            Verdict::AgentFailed => Note::warning("host-agent-failed", text),
+            Verdict::StorageLost(_) => Note::warning("host-storage-lost", text),
+            Verdict::Partitioned => Note::warning("host-partitioned", text),
+            Verdict::Isolated => Note::warning("host-isolated", text),
+            Verdict::Unknown => Note::warning("host-unknown", text),
+            Verdict::Dead => Note::alarm("host-dead", text),
+        });
+    }
+
+    pub(super) fn judge_all(&mut self, cx: &mut Cx) {
+        let hosts: Vec<HostId> = self.peers.keys().copied().collect();
+        for host in hosts {
+            self.judge_peer(cx, host);
+        }
+    }
+
+    fn signs(&self, host: HostId, now: Time) -> Signs {
+        let peer = self.peers.get(&host);
+        let heard = peer
+            .filter(|_| self.is_heard(host, now))
+            .and_then(|peer| peer.beat.as_ref())
+            .map(|beat| (beat.agent.flags, self.datastores_in(beat.agent.storage_lost)));
+        let flags = self.stores.values().filter_map(|store| store.newest_of(host)).max_by_key(|beat| beat.counter);
+        Signs {
+            heard,
+            flags: flags.map(|beat| beat.flags).unwrap_or_default(),
+            beats: self.stores.keys().filter_map(|id| self.freshness(*id, host, now)).collect(),
+        }
+    }
+
+    /// One line: what the verdict on a host rests on.
+    pub(super) fn evidence(&self, host: HostId, now: Time) -> String {
+        let mut parts = Vec::new();
+        match self.peers.get(&host).and_then(|peer| peer.heard) {
+            Some(at) => parts.push(format!("network beat {:.1} s ago", now.since(at).as_secs_f64())),
+            None if self.peers.get(&host).is_some_and(|peer| peer.opened.is_some()) => {
+                parts.push("it is heard but does not hear this host".to_owned());
+            }
+            None => parts.push("no network beat heard".to_owned()),
+        }
+        for (id, store) in &self.stores {
+            let name = self.store_name(*id);
+            match self.freshness(*id, host, now) {
+                Some(Freshness::Unknown) => parts.push(format!("{name} unreadable here")),
+                Some(Freshness::Fresh | Freshness::Stale) => {
+                    let age = store.age_of(host, now).unwrap_or_default();
+                    parts.push(format!("beat on {name} {:.1} s ago", age.as_secs_f64()));
+                }
+                None => {}
+            }
+        }
+        parts.join(", ")
+    }
+
+    pub(super) fn datastores_in(&self, set: DatastoreSet) -> Vec<DatastoreId> {
+        let is_in = |position: usize| position < 64 && set.0 & (1 << position) != 0;
+        self.settings.datastores.iter().enumerate().filter(|(n, _)| is_in(*n)).map(|(_, d)| d.id).collect()
+    }
+
+    /// Once per beat period: tell the guard the agent's part, look at everybody, elect.
+    pub(super) fn beat(&mut self, cx: &mut Cx) {
+        cx.set(Timer::Beat, cx.now + self.settings.timing.beat);
+        self.judge_all(cx);
+        self.elect(cx);
+        self.tell_beat(cx);
+        self.check = true; // Catches what no event told.
+        self.look = true;
+    }
+
+    /// The agent's part of the beats, now (also at once when the role changes).
+    pub(super) fn tell_beat(&mut self, cx: &mut Cx) {
+        let beat = AgentBeat {
+            role: self.election.role(),
+            term: self.election.term(),
+            score: self.score(cx.now),
+            flags: Flags { leaving: self.going_down, ..Flags::default() },
+            storage_lost: self.lost_datastores(),
+            settings_version: self.settings.version,
+            echoes: self.echoes(cx.now),
+        };
+        cx.guard(GuardOrder::Beat(Box::new(beat)), Pending::Nothing);
+    }
+
+    fn echoes(&self, now: Time) -> Vec<Echo> {
+        let recent = |peer: &&Peer| peer.opened.is_some_and(|at| now.since(at) < self.settings.timing.suspect);
+        self.peers
+            .values()
+            .filter(recent)
+            .filter_map(|peer| peer.beat.as_ref())
+            .map(|beat| Echo {
+                index: beat.index,
+                incarnation_low: low16(beat.incarnation.0),
+                counter_low: low32(beat.counter.0),
+            })
+            .collect()
+    }
+
+    fn lost_datastores(&self) -> DatastoreSet {
+        let mut set = 0;
+        for (n, datastore) in self.settings.datastores.iter().enumerate() {
+            let lost = self.guard.leases.get(&datastore.id).is_none_or(|lease| !lease.own_path);
+            if lost && self.guard.connected {
+                set |= 1 << n;
+            }
+        }
+        DatastoreSet(set)
+    }
+
+    pub(super) fn score(&self, now: Time) -> Score {
+        let reached = self.guard.leases.values().filter(|lease| lease.until.is_some() && lease.own_path).count();
+        let minutes = now.since(self.me.started).as_secs() / 60;
+        Score {
+            datastores: u8::try_from(reached).unwrap_or(u8::MAX),
+            available: !self.going_down,
+            priority: 0,
+            uptime_bucket: u8::try_from(64 - minutes.leading_zeros()).unwrap_or(0),
+            host: self.me.host,
+        }
+    }
+
+    /// Attestation: persist for others the counters that were heard, and tell the guard what others persisted for us.
+    fn answer_attestations(&mut self, cx: &mut Cx, beat: &NetBeat) {
+        for datastore in self.datastores_in(beat.attest_me) {
+            if self.guard.leases.get(&datastore).is_some_and(|lease| lease.own_path) {
+                let attestation = Attestation {
+                    index: beat.index,
+                    incarnation: beat.incarnation,
+                    counter: beat.counter,
+                    lease: beat.lease,
+                };
+                cx.guard(GuardOrder::Attest { datastore, attestations: vec![attestation] }, Pending::Nothing);
+            }
+        }
+        let Some(incarnation) = self.guard.incarnation else { return };
+        for attested in beat.attested.iter().filter(|attested| attested.index == self.index) {
+            let Some(datastore) = self.settings.datastores.get(usize::from(attested.datastore)) else { continue };
+            let order = GuardOrder::Attested { datastore: datastore.id, incarnation, counter: attested.counter };
+            cx.guard(order, Pending::Nothing);
+        }
+    }
+
+    pub(super) fn going_down(&mut self, cx: &mut Cx) {
+        if !self.going_down {
+            self.going_down = true;
+            cx.note(Note::info("host-going-down", "this host goes down: stops of VMs leave them wanted running"));
+            self.tell_beat(cx);
+        }
+    }
+
+    pub(super) fn live_members(&self, now: Time) -> impl Iterator<Item = &MemberSettings> {
+        self.settings.members.iter().filter(move |member| {
+            self.is_heard(member.host, now) && !(member.host != self.me.host && self.leaving(member.host))
+        })
+    }
+
+    fn leaving(&self, host: HostId) -> bool {
+        self.peers.get(&host).and_then(|peer| peer.beat.as_ref()).is_some_and(|beat| beat.agent.flags.leaving)
+    }
+
+    pub(super) fn capacity(&mut self, capacity: crate::types::vm::HostCapacity) {
+        let before = self.capacity.free_kib;
+        let moved = before.abs_diff(capacity.free_kib);
+        if before == 0 || before / 10 < moved {
+            self.tell = true;
+        }
+        self.capacity = capacity;
+    }
+
+    pub(super) fn note_unprotected(&mut self, cx: &mut Cx, vms: Vec<crate::types::VmId>) {
+        if self.unprotected.as_ref() != Some(&vms) {
+            self.unprotected = Some(vms.clone());
+            cx.act(Action::Unprotected(vms));
+        }
+    }
+}
+
+fn low16(value: u64) -> u16 {
+    u16::try_from(value & 0xffff).expect("masked to 16 bits")
+}
+
+fn low32(value: u64) -> u32 {
+    u32::try_from(value & 0xffff_ffff).expect("masked to 32 bits")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_row_of_the_verdict_table() {
+        let lost = DatastoreId(uuid::Uuid::from_u128(1));
+        let flags = |isolated, leaving, agent_dead| Flags { isolated, leaving, agent_dead, ..Flags::default() };
+        let calm = Flags::default();
+        use Freshness::{Fresh, Stale, Unknown};
+        let rows = [
+            (Some((calm, vec![])), calm, vec![Fresh], Verdict::Live),
+            (Some((calm, vec![])), calm, vec![], Verdict::Live),
+            (Some((calm, vec![lost])), calm, vec![Stale], Verdict::StorageLost(vec![lost])),
+            (Some((flags(false, false, true), vec![])), calm, vec![Fresh], Verdict::AgentFailed),
+            (Some((flags(false, true, false), vec![])), calm, vec![Fresh], Verdict::Left),
+            (None, flags(true, false, false), vec![Fresh], Verdict::Isolated),
+            (None, calm, vec![Fresh], Verdict::Partitioned),
+            (None, calm, vec![Fresh, Stale], Verdict::Partitioned),
+            (None, flags(true, false, false), vec![Fresh, Stale], Verdict::Isolated),
+            (None, flags(false, true, false), vec![Fresh], Verdict::Left),
+            (None, calm, vec![Stale], Verdict::Dead),
+            (None, calm, vec![Stale, Unknown], Verdict::Dead),
+            (None, calm, vec![Unknown], Verdict::Unknown),
+            (None, calm, vec![], Verdict::Unknown),
+            (None, flags(false, true, false), vec![Stale], Verdict::Dead),
+        ];
+        for (n, (heard, flags, beats, expected)) in rows.into_iter().enumerate() {
+            assert_eq!(judge(&Signs { heard, flags, beats }), expected, "row {n}");
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! The dispatch: one line per event, one line per answer, one line per timer. Nothing is decided here.
+
+use super::Core;
+use super::action::Output;
+use super::cx::{Cx, Desk, Pending, Timer};
+use super::event::{Event, Outcome};
+use super::note::Note;
+use crate::types::guard::GuardReport;
+use crate::types::store::StoreAnswer;
+use crate::types::vm::DomainAnswer;
+use crate::types::{Ticket, Time};
+
+impl Core {
+    /// Takes one event; says what to save and what to do.
+    pub fn step(&mut self, now: Time, event: Event) -> Output {
+        let mut desk = std::mem::take(&mut self.desk);
+        let mut cx = Cx::new(now, &mut desk);
+        self.dispatch(&mut cx, event);
+        self.settle(&mut cx);
+        let output = cx.into_output();
+        self.desk = desk;
+        output
+    }
+
+    /// First output after `new`: timers and the first questions.
+    pub fn start(&mut self, now: Time) -> Output {
+        let mut desk: Desk = std::mem::take(&mut self.desk);
+        let mut cx = Cx::new(now, &mut desk);
+        cx.act(super::action::Action::Apply(Box::new(self.settings.clone())));
+        cx.set(Timer::Beat, now);
+        cx.set(Timer::Report, now);
+        self.read_stores_soon(&mut cx);
+        let output = cx.into_output();
+        self.desk = desk;
+        output
+    }
+
+    fn dispatch(&mut self, cx: &mut Cx, event: Event) {
+        match event {
+            Event::Heard(beat) => self.heard(cx, *beat),
+            Event::HeardTwice(beat) => self.heard_twice(cx, &beat),
+            Event::GuardConnected => self.guard_connected(cx),
+            Event::Guard(report) => self.guard_said(cx, report),
+            Event::GuardLost(why) => self.guard_lost(cx, &why),
+            Event::LibvirtUp => self.libvirt_up(cx),
+            Event::LibvirtDown(why) => self.libvirt_down(cx, &why),
+            Event::Listed(domains) => self.listed(cx, domains),
+            Event::Changed { vm, name, change } => self.changed(cx, vm, &name, change),
+            Event::Done(ticket, outcome) => self.done(cx, ticket, outcome),
+            Event::Asked { ask, from, request } => self.asked(cx, ask, from, *request),
+            Event::Hooked { ask, vm, name, wish, record } => self.hooked(cx, ask, vm, &name, wish, record),
+            Event::Capacity(capacity) => self.capacity(capacity),
+            Event::GoingDown => self.going_down(cx),
+            Event::Due => self.due(cx),
+        }
+    }
+
+    /// What follows from all that changed in this step.
+    fn settle(&mut self, cx: &mut Cx) {
+        // Bounded: each round is only entered when the former one changed something.
+        for _ in 0..8 {
+            if !std::mem::take(&mut self.check) {
+                break;
+            }
+            self.reconcile(cx);
+        }
+        if std::mem::take(&mut self.look) && self.is_master() {
+            self.fail_over(cx);
+        }
+        if std::mem::take(&mut self.tell) {
+            cx.set_earlier(Timer::Report, cx.now);
+        }
+    }
+
+    fn due(&mut self, cx: &mut Cx) {
+        for timer in cx.take_due() {
+            match timer {
+                Timer::Beat => self.beat(cx),
+                Timer::Silent(host) => self.silent(cx, host),
+                Timer::Read(datastore) => self.read_store(cx, datastore),
+                Timer::Attempt(vm) => self.attempt_due(cx, vm),
+                Timer::Place(_) => self.look = true,
+                Timer::Incoming(vm) => self.incoming_due(cx, vm),
+                Timer::Judge(vm) => self.judge_due(cx, vm),
+                Timer::Report => self.report(cx),
+            }
+        }
+    }
+
+    fn guard_said(&mut self, cx: &mut Cx, report: GuardReport) {
+        match report {
+            GuardReport::Hello { incarnation, .. } => self.guard_hello(cx, incarnation),
+            GuardReport::Done { ticket, result } => self.done(cx, ticket, Outcome::Guard(result)),
+            GuardReport::Lease(lease) => self.lease_changed(cx, lease),
+            GuardReport::Row(row) => self.row_changed(cx, row),
+            GuardReport::Forgotten { tenure } => self.row_forgotten(tenure),
+            GuardReport::Beaten { counter } => self.guard.beaten = counter,
+            GuardReport::Alarm(text) => {
+                self.guard.unpunctual |= text.contains("real-time") || text.contains("late");
+                cx.note(Note::alarm("guard", text));
+            }
+        }
+    }
+
+    fn done(&mut self, cx: &mut Cx, ticket: Ticket, outcome: Outcome) {
+        let Some(pending) = cx.take(ticket) else { return };
+        match (pending, outcome) {
+            (Pending::Read(datastore), Outcome::Store(answer)) => self.read_done(cx, datastore, answer),
+            (Pending::Claims(datastore), Outcome::Store(answer)) => self.claims_done(cx, datastore, answer),
+            (Pending::Attempt(vm), outcome) => self.attempt_done(cx, vm, ticket, outcome),
+            (Pending::Move(vm), outcome) => self.move_done(cx, vm, ticket, outcome),
+            (Pending::Placed(vm, host), Outcome::Reply(reply)) => self.placed_done(cx, vm, host, ticket, reply),
+            (Pending::Forward(ask), Outcome::Reply(reply)) => self.forwarded(cx, ask, reply),
+            (Pending::Incoming(vm, ask), Outcome::Guard(result)) => self.incoming_done(cx, vm, ask, result),
+            (Pending::Prepare(ask, change), Outcome::Store(answer)) => self.prepared(cx, ask, *change, answer),
+            (Pending::Roster(datastore), Outcome::Store(answer)) => self.roster_done(cx, datastore, &answer),
+            (Pending::Settings, Outcome::Reply(Ok(crate::types::control::Reply::Settings(newer)))) => {
+                self.take_settings(cx, *newer);
+            }
+            (Pending::List, Outcome::Domain(DomainAnswer::Listed(_))) => {} // Comes as `Event::Listed`.
+            (Pending::Stop(vm, ask), Outcome::Domain(answer)) => self.stop_done(cx, vm, ask, answer),
+            (Pending::Undefine(vm), Outcome::Domain(answer)) => self.undefined(cx, vm, &answer),
+            // Any other pair: an answer of the wrong kind, or a failure that nobody waits for.
+            (Pending::Stop(_, ask) | Pending::Forward(ask), Outcome::Store(StoreAnswer::Failed(why))) => {
+                cx.answer(
+                    ask,
+                    crate::types::control::Reply::Denied(crate::types::control::Denial::Unable(why.to_string())),
+                );
+            }
+            _ => {}
+        }
+    }
+}

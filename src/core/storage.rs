@@ -1,0 +1,330 @@
+//! What the datastores show: complete reads, freshness of every member's beats, windows of silence, claims.
+//!
+//! ```text
+//!   every renew, and exactly when a window can end:  ReadAll ──► seen (freshness) + Silence (R3)
+//!   at start, when somebody falls silent, as new master:  ReadClaims(All) ──► vms
+//!   master, when the roster differs from the settings:  WriteRoster
+//! ```
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::Core;
+use super::cx::{Cx, Pending, Timer};
+use super::lease::{Seen as SilenceSeen, Silence};
+use super::note::Note;
+use crate::types::guard::LeaseView;
+use crate::types::store::{ClaimsOf, CompleteRead, StoreAnswer, StoreFailure, StoreOrder};
+use crate::types::{
+    BeatBlock, BootId, DatastoreId, Digest, Freshness, HostId, Incarnation, Over, Roster, RosterEntry, Tenure, Time,
+    VmList, VmState,
+};
+
+/// One datastore as this host reads it.
+#[derive(Debug, Default)]
+pub struct Store {
+    reading: bool,
+    again: bool,
+    listing: bool,
+    read_at: Option<Time>,
+    /// Claims of the whole datastore were read once.
+    pub listed: Option<Time>,
+    seen: BTreeMap<HostId, Seen>,
+    silence: BTreeMap<HostId, Silence>,
+    roster: Option<Roster>,
+    writing_roster: bool,
+    trouble: Option<String>,
+}
+
+#[derive(Debug)]
+struct Seen {
+    bytes: Digest,
+    changed: Time,
+    beat: Option<BeatBlock>,
+    list: Option<VmList>,
+}
+
+impl Store {
+    /// The newest beat of a host that was read here.
+    #[must_use]
+    pub fn newest_of(&self, host: HostId) -> Option<&BeatBlock> {
+        self.seen.get(&host).and_then(|seen| seen.beat.as_ref())
+    }
+    /// How long nothing new of a host was seen here.
+    #[must_use]
+    pub fn age_of(&self, host: HostId, now: Time) -> Option<Duration> {
+        self.seen.get(&host).map(|seen| now.since(seen.changed))
+    }
+    /// What a host's guard says here of (v, g), if it says that it is over.
+    #[must_use]
+    pub fn said_over(&self, host: HostId, tenure: Tenure) -> Option<Over> {
+        let list = self.seen.get(&host)?.list.as_ref()?;
+        list.entries.iter().find(|entry| entry.tenure == tenure).and_then(|entry| match entry.state {
+            VmState::Over(over) => Some(over),
+            VmState::Expected | VmState::Running | VmState::Incoming => None,
+        })
+    }
+    /// R3 and R4: how long the silence of `host` has been proven, for a claim that was read at `known`.
+    #[must_use]
+    pub fn lapsed(&self, host: HostId, known: Time) -> Option<Duration> {
+        self.silence.get(&host).and_then(|silence| silence.over_since(known))
+    }
+    /// When the running window of `host` can end at the earliest.
+    #[must_use]
+    pub fn window_ends(&self, host: HostId) -> Option<Time> {
+        self.silence.get(&host).and_then(Silence::next_due)
+    }
+    /// What is wrong with reading it.
+    #[must_use]
+    pub fn trouble(&self) -> Option<&str> {
+        self.trouble.as_deref()
+    }
+}
+
+impl Core {
+    pub(super) fn read_stores_soon(&mut self, cx: &mut Cx) {
+        let ids: Vec<DatastoreId> = self.stores.keys().copied().collect();
+        for id in ids {
+            cx.set(Timer::Read(id), cx.now);
+        }
+    }
+
+    pub(super) fn read_store(&mut self, cx: &mut Cx, id: DatastoreId) {
+        let timing = self.settings.timing;
+        cx.set(Timer::Read(id), cx.now + timing.renew);
+        let Some(store) = self.stores.get_mut(&id) else { return };
+        if store.reading {
+            store.again = true;
+            return;
+        }
+        store.reading = true;
+        cx.store(id, StoreOrder::ReadAll, timing.lease, Pending::Read(id));
+    }
+
+    pub(super) fn read_done(&mut self, cx: &mut Cx, id: DatastoreId, answer: StoreAnswer) {
+        let renew = self.settings.timing.renew;
+        let Some(store) = self.stores.get_mut(&id) else { return };
+        store.reading = false;
+        if std::mem::take(&mut store.again) {
+            cx.set(Timer::Read(id), cx.now);
+        }
+        match answer {
+            StoreAnswer::Read(read) => self.read_came(cx, id, *read),
+            StoreAnswer::Failed(why) => {
+                self.store_trouble(cx, id, Some(why));
+                cx.set_earlier(Timer::Read(id), cx.now + renew);
+            }
+            _ => {}
+        }
+    }
+
+    fn read_came(&mut self, cx: &mut Cx, id: DatastoreId, read: CompleteRead) {
+        self.store_trouble(cx, id, None);
+        let boots: Vec<(HostId, Incarnation, BootId)> = read
+            .members
+            .iter()
+            .filter_map(|member| member.beat.as_ref().map(|beat| (member.host, beat.incarnation, beat.boot)))
+            .collect();
+        for (host, incarnation, boot) in boots {
+            self.saw_boot(host, incarnation, boot);
+        }
+        let own_lease = self.settings.timing.lease;
+        let Some(store) = self.stores.get_mut(&id) else { return };
+        let gap = store.read_at.is_none();
+        store.read_at = Some(read.ended);
+        let mut changed_lists = gap;
+        for member in &read.members {
+            let silence = store.silence.entry(member.host).or_insert_with(|| Silence::new(own_lease));
+            silence.read(SilenceSeen::of(&read, member.host));
+            let list_of = |seen: &Seen| seen.list.as_ref().map(|list| (list.incarnation, list.sequence));
+            match store.seen.get_mut(&member.host) {
+                Some(seen) if seen.bytes == member.bytes => {}
+                Some(seen) => {
+                    let before = list_of(seen);
+                    seen.bytes = member.bytes;
+                    seen.changed = read.ended;
+                    seen.beat.clone_from(&member.beat);
+                    if member.list.is_some() {
+                        seen.list.clone_from(&member.list); // A list that does not match says nothing.
+                    }
+                    changed_lists |= before != list_of(seen);
+                }
+                None => {
+                    let seen = Seen {
+                        bytes: member.bytes,
+                        changed: read.ended,
+                        beat: member.beat.clone(),
+                        list: member.list.clone(),
+                    };
+                    store.seen.insert(member.host, seen);
+                }
+            }
+        }
+        let roster = read.roster.clone();
+        store.silence.retain(|host, _| roster.names(*host));
+        store.seen.retain(|host, _| roster.names(*host));
+        store.roster = Some(read.roster);
+        self.plan_next_read(cx, id);
+        self.mend_roster(cx, id);
+        if self.stores.get(&id).is_some_and(|store| store.listed.is_none()) {
+            self.list_claims(cx);
+        }
+        // Silence that grew, beats that came: both may change a verdict or complete a proof.
+        if changed_lists || self.anybody_silent(cx.now) {
+            self.judge_all(cx);
+            self.look = true;
+        }
+    }
+
+    /// A further complete read is begun exactly when a window of a silent host can end.
+    fn plan_next_read(&mut self, cx: &mut Cx, id: DatastoreId) {
+        let Some(store) = self.stores.get(&id) else { return };
+        let silent = self.settings.members.iter().filter(|member| !self.is_heard(member.host, cx.now));
+        let ends = silent.filter_map(|member| store.window_ends(member.host)).filter(|at| cx.now < *at).min();
+        if let Some(at) = ends {
+            cx.set_earlier(Timer::Read(id), at + Duration::from_millis(1));
+        }
+    }
+
+    fn anybody_silent(&self, now: Time) -> bool {
+        self.settings.members.iter().any(|member| !self.is_heard(member.host, now))
+    }
+
+    /// The datastore's roster follows the settings; only the master changes it.
+    fn mend_roster(&mut self, cx: &mut Cx, id: DatastoreId) {
+        if !self.is_master() {
+            return;
+        }
+        let wanted: Vec<RosterEntry> =
+            self.settings.members.iter().map(|member| RosterEntry { index: member.index, host: member.host }).collect();
+        let within = self.settings.timing.lease;
+        let Some(store) = self.stores.get_mut(&id) else { return };
+        let Some(roster) = &store.roster else { return };
+        if store.writing_roster || roster.members == wanted {
+            return;
+        }
+        // A host leaves the roster only when all its claims are over: nobody is removed here.
+        if roster.members.iter().any(|entry| !wanted.contains(entry)) {
+            return;
+        }
+        store.writing_roster = true;
+        let roster = Roster {
+            cluster: roster.cluster,
+            datastore: roster.datastore,
+            generation: roster.generation + 1,
+            members: wanted,
+        };
+        cx.store(id, StoreOrder::WriteRoster(roster), within, Pending::Roster(id));
+    }
+
+    pub(super) fn roster_done(&mut self, cx: &mut Cx, id: DatastoreId, answer: &StoreAnswer) {
+        if let Some(store) = self.stores.get_mut(&id) {
+            store.writing_roster = false;
+        }
+        if let StoreAnswer::Failed(why) = answer {
+            let name = self.store_name(id);
+            cx.note(Note::warning("roster", format!("datastore {name}: members could not be written: {why}")));
+        }
+        cx.set(Timer::Read(id), cx.now);
+    }
+
+    /// Reads every claim of every datastore.
+    pub(super) fn list_claims(&mut self, cx: &mut Cx) {
+        let within = self.settings.timing.lease * 2;
+        for (id, store) in &mut self.stores {
+            if !store.listing {
+                store.listing = true;
+                cx.store(*id, StoreOrder::ReadClaims(ClaimsOf::All), within, Pending::Claims(*id));
+            }
+        }
+    }
+
+    pub(super) fn claims_done(&mut self, cx: &mut Cx, id: DatastoreId, answer: StoreAnswer) {
+        let Some(store) = self.stores.get_mut(&id) else { return };
+        store.listing = false;
+        match answer {
+            StoreAnswer::Claims { ended, claims, bad, .. } => {
+                store.listed = Some(ended);
+                for claim in claims {
+                    self.learn(cx, claim, ended);
+                }
+                for (vm, why) in bad {
+                    self.bad_claim(cx, vm, &why);
+                }
+                self.check = true;
+                self.look = true;
+                // R3 wants a complete read that begins after the claims were read.
+                cx.set(Timer::Read(id), cx.now);
+            }
+            StoreAnswer::Failed(why) => self.store_trouble(cx, id, Some(why)),
+            _ => {}
+        }
+    }
+
+    fn store_trouble(&mut self, cx: &mut Cx, id: DatastoreId, why: Option<StoreFailure>) {
+        let name = self.store_name(id);
+        let Some(store) = self.stores.get_mut(&id) else { return };
+        match (store.trouble.is_some(), why) {
+            (false, Some(why)) => {
+                store.trouble = Some(why.to_string());
+                cx.note(Note::warning("datastore-trouble", format!("datastore {name} cannot be read here: {why}")));
+            }
+            (true, Some(why)) => store.trouble = Some(why.to_string()),
+            (true, None) => {
+                store.trouble = None;
+                cx.note(Note::info("datastore-well", format!("datastore {name} can be read here again")));
+                if store.listed.is_none() {
+                    self.list_claims(cx);
+                }
+            }
+            (false, None) => {}
+        }
+    }
+
+    /// How fresh a host's beats are here; `None` = it never beat here.
+    pub(super) fn freshness(&self, id: DatastoreId, host: HostId, now: Time) -> Option<Freshness> {
+        let suspect = self.settings.timing.suspect;
+        let store = self.stores.get(&id)?;
+        let age = store.age_of(host, now)?;
+        store.newest_of(host)?;
+        // Our own path must work, else the age says nothing about the other (R4).
+        let readable = store.read_at.is_some_and(|at| now.since(at) < suspect);
+        let witness = self.guard.leases.get(&id).is_some_and(|lease| lease.own_path);
+        Some(if age < suspect {
+            Freshness::Fresh
+        } else if readable && witness {
+            Freshness::Stale
+        } else {
+            Freshness::Unknown
+        })
+    }
+
+    /// The guard's word on a lease: R4's witness, and the right to claim.
+    pub(super) fn lease_changed(&mut self, cx: &mut Cx, lease: LeaseView) {
+        let id = lease.datastore;
+        let (own_lease, now) = (self.settings.timing.lease, cx.now);
+        if let Some(store) = self.stores.get_mut(&id)
+            && lease.written != Time::ZERO
+        {
+            for silence in store.silence.values_mut() {
+                silence.set_lease(own_lease);
+                silence.persisted(lease.written, now);
+            }
+        }
+        let name = self.store_name(id);
+        let before = self.guard.leases.insert(id, lease.clone());
+        let was = before.as_ref().is_some_and(|lease| lease.until.is_some());
+        let is = lease.until.is_some();
+        if was != is || before.as_ref().is_none_or(|before| before.epoch != lease.epoch) {
+            self.check = true;
+            self.look = true;
+        }
+        if was && !is {
+            let why = lease.trouble.clone().unwrap_or_else(|| "no beat was persisted".to_owned());
+            cx.note(Note::warning("lease-lapsed", format!("lease on datastore {name} lapsed: {why}")));
+        } else if !was && is {
+            cx.note(Note::info("lease-valid", format!("lease on datastore {name} is valid")));
+            cx.set(Timer::Read(id), cx.now);
+        }
+    }
+}

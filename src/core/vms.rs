@@ -1,0 +1,192 @@
+//! What this host knows of each VM: the newest claim, and what is under way about it.
+//!
+//! Claims only rise: whatever is learned of an older generation changes nothing.
+
+use std::collections::BTreeMap;
+
+use super::Core;
+use super::attempt::Attempt;
+use super::cx::Cx;
+use super::event::AskId;
+use super::failover::Placing;
+use super::moving::{Incoming, Moving};
+use super::note::Note;
+use crate::types::control::VmReport;
+use crate::types::vm::OffReason;
+use crate::types::{Claim, Debt, HostId, Tenure, Time, VmId, VmRecord, Wanted};
+
+/// One VM.
+#[derive(Debug, Default)]
+pub struct Vm {
+    /// Its name, as last heard.
+    pub name: String,
+    /// Newest claim known.
+    pub claim: Option<Claim>,
+    /// When that was learned: a proof by lapse needs a complete read that began later.
+    pub known: Time,
+    /// Why its highest claim cannot be read: its owner is unknown.
+    pub bad: Option<String>,
+    /// What its definition on this host says; or why it cannot be protected.
+    pub record: Option<Result<VmRecord, String>>,
+    /// What this host does with it now.
+    pub attempt: Option<Attempt>,
+    /// As master: where it is being started.
+    pub placing: Option<Placing>,
+    /// As master: where it could not be started, when and why.
+    pub failed: BTreeMap<HostId, (Time, String)>,
+    /// As master: since when its living owner says that it is over.
+    pub over_since: Option<Time>,
+    /// As master: not tried again before.
+    pub retry: Time,
+    /// On this host: not looked at again before.
+    pub pause: Time,
+    /// This host moves it away.
+    pub moving: Option<Moving>,
+    /// It comes here by migration.
+    pub incoming: Option<Incoming>,
+    /// libvirt's reason of its last end here.
+    pub ended: Option<(OffReason, Time)>,
+    /// When its end was first seen without a reason.
+    pub end_seen: Option<Time>,
+    /// This agent ended it itself: no person wanted that.
+    pub own_end: bool,
+    /// Its guest asked for the shutdown under way.
+    pub by_guest: bool,
+    /// Restarts in place within the last hour.
+    pub restarts: Vec<Time>,
+    /// Debts that a fence run by this host has paid.
+    pub fenced: Vec<Debt>,
+    /// People who wait for its stop.
+    pub stopping: Vec<AskId>,
+    /// What it waits for, for people.
+    pub waits: Option<String>,
+    /// Its stale definition is being removed.
+    pub undefining: bool,
+}
+
+impl Vm {
+    /// What the newest claim wants.
+    #[must_use]
+    pub fn wanted(&self) -> Option<Wanted> {
+        self.claim.as_ref().map(|claim| claim.wanted)
+    }
+    /// (v, g) of the newest claim.
+    #[must_use]
+    pub fn tenure(&self) -> Option<Tenure> {
+        self.claim.as_ref().map(|claim| claim.tenure)
+    }
+}
+
+impl Core {
+    pub(super) fn vm(&mut self, id: VmId) -> &mut Vm {
+        self.vms.entry(id).or_default()
+    }
+
+    pub(super) fn vm_name(&self, id: VmId) -> String {
+        self.vms.get(&id).map(|vm| vm.name.clone()).filter(|name| !name.is_empty()).unwrap_or_else(|| id.to_string())
+    }
+
+    /// Takes in a claim that exists. An older one than known changes nothing.
+    pub(super) fn learn(&mut self, cx: &mut Cx, claim: Claim, at: Time) {
+        let me = self.me.host;
+        let id = claim.tenure.vm;
+        let vm = self.vm(id);
+        if vm.name.is_empty() {
+            vm.name.clone_from(&claim.name);
+        }
+        let newest = vm.claim.as_ref().map(|known| known.tenure.generation);
+        if newest.is_some_and(|known| claim.tenure.generation <= known) {
+            return;
+        }
+        let mine = claim.owner().is_some_and(|owner| owner.host == me);
+        let theirs = vm.claim.as_ref().and_then(Claim::owner).is_some_and(|owner| owner.host == me) && !mine;
+        vm.name.clone_from(&claim.name);
+        vm.bad = None;
+        vm.known = at;
+        if !mine {
+            vm.ended = None;
+        }
+        let text = format!("{}: generation {} {}", claim.name, claim.tenure.generation, self.holder_text(&claim));
+        self.vm(id).claim = Some(claim);
+        if theirs && newest.is_some() {
+            let name = self.vm_name(id);
+            cx.note(Note::info("claim", text).of(&name));
+        }
+        self.check = true;
+        self.look = true;
+        self.tell = true;
+    }
+
+    /// The highest claim of a VM cannot be read: its owner is unknown, nobody takes it.
+    pub(super) fn bad_claim(&mut self, cx: &mut Cx, id: VmId, why: &str) {
+        let vm = self.vm(id);
+        if vm.bad.as_deref() == Some(why) {
+            return;
+        }
+        vm.bad = Some(why.to_owned());
+        let name = self.vm_name(id);
+        let text = format!(
+            "{name}: its newest claim cannot be used ({why}); its owner is unknown, so nothing is started until an \
+             operator has mended the file"
+        );
+        cx.note(Note::alarm("claim-unreadable", text).of(&name));
+    }
+
+    pub(super) fn holder_text(&self, claim: &Claim) -> String {
+        let holder = match claim.owner() {
+            Some(owner) => format!("owned by {}", self.name_of(owner.host)),
+            None => match claim.wanted {
+                Wanted::Running => "owned by nobody, wanted running".to_owned(),
+                Wanted::Stopped => "owned by nobody, wanted stopped".to_owned(),
+            },
+        };
+        format!("{holder} ({})", reason_text(claim.reason))
+    }
+
+    /// Whether the newest claim gives the VM to this host in this boot.
+    pub(super) fn is_mine(&self, vm: &Vm) -> bool {
+        vm.claim
+            .as_ref()
+            .and_then(Claim::owner)
+            .is_some_and(|owner| owner.host == self.me.host && owner.boot == self.me.boot)
+    }
+
+    /// Another host said what it has; its claims are true, its states are its own.
+    pub(super) fn reported(&mut self, cx: &mut Cx, from: HostId, report: crate::types::control::HostReport) {
+        for vm in &report.vms {
+            if let Some(claim) = &vm.claim {
+                let known = cx.now;
+                self.learn(cx, claim.clone(), known);
+            }
+        }
+        if let Some(peer) = self.peers.get_mut(&from) {
+            peer.report = Some(report);
+        }
+        self.look = true;
+    }
+
+    /// What a host reported of a VM.
+    pub(super) fn report_of(&self, host: HostId, vm: VmId) -> Option<&VmReport> {
+        self.peers.get(&host)?.report.as_ref()?.vms.iter().find(|report| report.vm == vm)
+    }
+}
+
+/// A claim's reason in words.
+pub(super) fn reason_text(reason: crate::types::ClaimReason) -> &'static str {
+    use crate::types::ClaimReason as R;
+    match reason {
+        R::Adopted => "it ran when it became protected",
+        R::Registered => "registered",
+        R::StartedByPerson => "started by a person",
+        R::Failover => "taken over",
+        R::Crashed => "restarted after a crash",
+        R::Reclaimed => "goes on after its lease lapsed",
+        R::Migrated => "moved",
+        R::StartFailed => "a start failed",
+        R::StoppedByPerson => "stopped by a person",
+        R::StoppedInside => "shut down from inside",
+        R::HostWentDown => "its host went down",
+        R::Deleted => "deleted",
+        R::RecordChanged => "its definition changed",
+    }
+}

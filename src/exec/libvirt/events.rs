@@ -1,0 +1,280 @@
+//! What the crate `virt` lacks: events, and cancelling a job. The only file of ours with libvirt's raw calls.
+//!
+//! ```text
+//!   libvirt's event loop (one thread, process-wide, registered before any connection is opened)
+//!        └─ callback: copy UUID and name, try_send, return ──► bounded channel ──► watch.rs
+//! ```
+//!
+//! A callback never calls libvirt for more than a domain's identity, never blocks and never panics. When the channel
+//! is full the event is dropped and the loss is marked: the watcher then lists everything, for the list is the truth.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, OnceLock};
+
+use uuid::Uuid;
+use virt::connect::Connect;
+use virt::domain::Domain;
+use virt::error::{Error, ErrorNumber, clear_error_callback};
+use virt_sys as sys;
+
+use super::state::{change_of_lifecycle, close_reason};
+use super::watch::Heard;
+use crate::types::VmId;
+use crate::types::vm::DomainChange;
+
+/// Where callbacks put what they heard.
+pub(super) struct Sink {
+    to: SyncSender<Heard>,
+    /// An event did not fit.
+    lost: AtomicBool,
+}
+
+impl Sink {
+    pub(super) fn new(to: SyncSender<Heard>) -> Arc<Self> {
+        Arc::new(Self { to, lost: AtomicBool::new(false) })
+    }
+
+    /// Whether something was lost since `take_lost`.
+    pub(super) fn has_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+
+    /// A list that is asked for from now on makes up for what was lost.
+    pub(super) fn take_lost(&self) {
+        self.lost.store(false, Ordering::Release);
+    }
+
+    /// Everything must be listed again.
+    pub(super) fn mark_lost(&self) {
+        self.lost.store(true, Ordering::Release);
+    }
+
+    fn put(&self, heard: Heard) {
+        if self.to.try_send(heard).is_err() {
+            self.mark_lost();
+        }
+    }
+}
+
+/// Registers libvirt's event loop and runs it on a thread of its own, once per process. Must come before any open:
+/// connections opened earlier have neither events nor keepalive.
+///
+/// # Errors
+/// When libvirt refuses, or the thread cannot be started; every later call then says so again.
+pub(super) fn start_loop() -> Result<(), String> {
+    static STARTED: OnceLock<Result<(), String>> = OnceLock::new();
+    STARTED
+        .get_or_init(|| {
+            clear_error_callback();
+            virt::event::event_register_default_impl().map_err(|error| format!("libvirt's event loop: {error}"))?;
+            std::thread::Builder::new()
+                .name("libvirt-loop".into())
+                .spawn(|| {
+                    // A single failure (a closed descriptor) is passed over; the loop is needed as long as we live.
+                    loop {
+                        if virt::event::event_run_default_impl().is_err() {
+                            std::thread::sleep(std::time::Duration::from_millis(10));
+                        }
+                    }
+                })
+                .map(drop)
+                .map_err(|error| format!("cannot start the thread of libvirt's event loop: {error}"))
+        })
+        .clone()
+}
+
+/// Events of one connection, until dropped. Must be dropped before the connection is closed: a registered callback
+/// keeps it open.
+pub(super) struct Subscription<'connection> {
+    connect: &'connection Connect,
+    callbacks: Vec<c_int>,
+    watches_close: bool,
+}
+
+/// Asks for all events that we use.
+///
+/// # Errors
+/// When the daemon refuses one that cannot be missed (lifecycle); others may be unknown to it.
+pub(super) fn subscribe<'connection>(
+    connect: &'connection Connect,
+    sink: &Arc<Sink>,
+) -> Result<Subscription<'connection>, Error> {
+    let mut subscription = Subscription { connect, callbacks: Vec::new(), watches_close: false };
+    type Lifecycle = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, c_int, c_int, *mut c_void) -> c_int;
+    type Watchdog = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, c_int, *mut c_void);
+    type IoError = unsafe extern "C" fn(
+        sys::virConnectPtr,
+        sys::virDomainPtr,
+        *const c_char,
+        *const c_char,
+        c_int,
+        *const c_char,
+        *mut c_void,
+    );
+    // SAFETY: libvirt calls a callback of event id n with the arguments documented for n; each function here has
+    // exactly that signature, and the generic type is only a carrier. All are plain function pointers.
+    let (lifecycle, watchdog, io_error) = unsafe {
+        (
+            std::mem::transmute::<Lifecycle, Generic>(on_lifecycle),
+            std::mem::transmute::<Watchdog, Generic>(on_watchdog),
+            std::mem::transmute::<IoError, Generic>(on_io_error),
+        )
+    };
+    subscription.register(sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle, sink)?;
+    for (event, callback) in [
+        (sys::VIR_DOMAIN_EVENT_ID_REBOOT, on_reboot as Generic),
+        (sys::VIR_DOMAIN_EVENT_ID_WATCHDOG, watchdog),
+        (sys::VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON, io_error),
+    ] {
+        // Hints only: the watcher lists again from time to time.
+        let _ = subscription.register(event, callback, sink);
+    }
+    let opaque = opaque(sink);
+    // SAFETY: the connection is open, the callback has the documented signature, and `opaque` is freed by `free_sink`.
+    let watched =
+        unsafe { sys::virConnectRegisterCloseCallback(connect.as_ptr(), Some(on_close), opaque, Some(free_sink)) };
+    if watched == 0 {
+        subscription.watches_close = true;
+    } else {
+        // SAFETY: registration failed, so libvirt did not take `opaque`, and nobody else holds it.
+        unsafe { free_sink(opaque) };
+    }
+    Ok(subscription)
+}
+
+/// Cancels the job that runs on a domain. That none runs is as good.
+///
+/// # Errors
+/// As libvirt gives them.
+pub(super) fn abort_job(domain: &Domain) -> Result<(), Error> {
+    // SAFETY: the domain is open, and the call takes nothing else.
+    if unsafe { sys::virDomainAbortJob(domain.as_ptr()) } == 0 {
+        return Ok(());
+    }
+    match Error::last_error() {
+        error if error.code() == ErrorNumber::OperationInvalid => Ok(()),
+        error => Err(error),
+    }
+}
+
+type Generic = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void);
+
+impl Subscription<'_> {
+    fn register(&mut self, event: sys::virDomainEventID, callback: Generic, sink: &Arc<Sink>) -> Result<(), Error> {
+        let opaque = opaque(sink);
+        // SAFETY: the connection is open, a null domain means all, and `opaque` is freed by `free_sink` when libvirt
+        // is done with the callback.
+        let id = unsafe {
+            sys::virConnectDomainEventRegisterAny(
+                self.connect.as_ptr(),
+                std::ptr::null_mut(),
+                event as c_int,
+                Some(callback),
+                opaque,
+                Some(free_sink),
+            )
+        };
+        if id < 0 {
+            let error = Error::last_error();
+            // SAFETY: registration failed, so libvirt did not take `opaque`, and nobody else holds it.
+            unsafe { free_sink(opaque) };
+            return Err(error);
+        }
+        self.callbacks.push(id);
+        Ok(())
+    }
+}
+
+impl Drop for Subscription<'_> {
+    fn drop(&mut self) {
+        // On a dead connection these fail on the wire, but libvirt has let go of the callbacks before that.
+        for id in self.callbacks.drain(..) {
+            // SAFETY: the connection is still open on our side (borrowed), and the id came from it.
+            unsafe { sys::virConnectDomainEventDeregisterAny(self.connect.as_ptr(), id) };
+        }
+        if self.watches_close {
+            // SAFETY: the same connection and callback as registered.
+            unsafe { sys::virConnectUnregisterCloseCallback(self.connect.as_ptr(), Some(on_close)) };
+        }
+    }
+}
+
+/// One reference to the sink, as libvirt carries it.
+fn opaque(sink: &Arc<Sink>) -> *mut c_void {
+    Arc::into_raw(Arc::clone(sink)).cast_mut().cast()
+}
+
+unsafe extern "C" fn free_sink(opaque: *mut c_void) {
+    // SAFETY: `opaque` is a reference made by `opaque()` and given back exactly once.
+    drop(unsafe { Arc::from_raw(opaque.cast_const().cast::<Sink>()) });
+}
+
+/// Copies who it was, and passes it on.
+///
+/// # Safety
+/// `domain` is valid for the callback's time; `opaque` was made by `opaque()` and not yet freed.
+unsafe fn tell(domain: sys::virDomainPtr, change: DomainChange, opaque: *mut c_void) {
+    let mut uuid = [0_u8; sys::VIR_UUID_BUFLEN as usize];
+    // SAFETY: libvirt lends the domain for the time of the callback; the buffer has the size that it writes.
+    let known = unsafe { sys::virDomainGetUUID(domain, uuid.as_mut_ptr()) };
+    // SAFETY: as above; the name lives as long as the domain and is copied here.
+    let name = unsafe { sys::virDomainGetName(domain) };
+    if known != 0 || name.is_null() {
+        return;
+    }
+    // SAFETY: libvirt's names end with NUL.
+    let name = unsafe { CStr::from_ptr(name) }.to_string_lossy().into_owned();
+    // SAFETY: the sink lives until `free_sink`, which libvirt calls only after the last callback.
+    let sink = unsafe { &*opaque.cast_const().cast::<Sink>() };
+    sink.put(Heard::Changed { vm: VmId(Uuid::from_bytes(uuid)), name, change });
+}
+
+unsafe extern "C" fn on_lifecycle(
+    _connect: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    event: c_int,
+    detail: c_int,
+    opaque: *mut c_void,
+) -> c_int {
+    if let Some(change) = change_of_lifecycle(event, detail) {
+        // SAFETY: libvirt's contract for callbacks is `tell`'s.
+        unsafe { tell(domain, change, opaque) };
+    }
+    0
+}
+
+unsafe extern "C" fn on_reboot(_connect: sys::virConnectPtr, domain: sys::virDomainPtr, opaque: *mut c_void) {
+    // SAFETY: libvirt's contract for callbacks is `tell`'s.
+    unsafe { tell(domain, DomainChange::Rebooted, opaque) };
+}
+
+unsafe extern "C" fn on_watchdog(
+    _connect: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _action: c_int,
+    opaque: *mut c_void,
+) {
+    // SAFETY: libvirt's contract for callbacks is `tell`'s.
+    unsafe { tell(domain, DomainChange::WatchdogFired, opaque) };
+}
+
+unsafe extern "C" fn on_io_error(
+    _connect: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _path: *const c_char,
+    _alias: *const c_char,
+    _action: c_int,
+    _reason: *const c_char,
+    opaque: *mut c_void,
+) {
+    // SAFETY: libvirt's contract for callbacks is `tell`'s.
+    unsafe { tell(domain, DomainChange::IoError, opaque) };
+}
+
+unsafe extern "C" fn on_close(_connect: sys::virConnectPtr, reason: c_int, opaque: *mut c_void) {
+    // SAFETY: the sink lives until `free_sink`.
+    let sink = unsafe { &*opaque.cast_const().cast::<Sink>() };
+    sink.put(Heard::Closed(close_reason(reason)));
+}

@@ -1,0 +1,378 @@
+//! Domain XML: what Mainstay must know of a VM's definition. Pure.
+//!
+//! ```text
+//!   XML ──parse──► DomainXml (names, sizes, everything that QEMU opens) ──record──► VmRecord (needs.rs)
+//! ```
+//!
+//! The document is read once, from start to end, with the path of open elements; nothing is expanded beyond XML's five
+//! entities and characters by number. What we do not know is passed over: libvirt checks definitions, not we.
+//! Bounds: 256 KiB of text, 64 elements deep, 256 disks.
+
+use quick_xml::XmlVersion;
+use quick_xml::events::{BytesStart, Event};
+use quick_xml::reader::Reader;
+use uuid::Uuid;
+
+use super::needs;
+use crate::types::settings::ClusterSettings;
+use crate::types::{VmId, VmRecord};
+
+/// Longest definition, as in a protection record.
+pub const XML_MAX: usize = 256 * 1024;
+/// Deepest nesting.
+const DEPTH_MAX: usize = 64;
+/// Disks of one domain; libvirt itself runs out of addresses before.
+const DISKS_MAX: usize = 256;
+
+/// Why a definition cannot be used. The VM stays as it is, without protection.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum BadXml {
+    /// Longer than 256 KiB.
+    #[error("the definition has {len} bytes, more than {XML_MAX}")]
+    TooLong { len: usize },
+    /// No well-formed XML.
+    #[error("the definition is no XML: {0}")]
+    NotXml(String),
+    /// Nested deeper than any real one.
+    #[error("the definition is nested too deeply")]
+    TooDeep,
+    /// More disks than fit.
+    #[error("the definition has more than {DISKS_MAX} disks")]
+    TooManyDisks,
+    /// Well-formed, but no `<domain>`.
+    #[error("the definition is no domain")]
+    NotDomain,
+    /// A part that every definition has is missing or makes no sense.
+    #[error("the definition has no valid {0}")]
+    Missing(&'static str),
+    /// Not one of its disks is on a datastore of the cluster.
+    #[error("no disk of the VM is on a datastore")]
+    NotOnDatastore,
+}
+
+/// One disk, CD-ROM or floppy with something in it, or a file behind one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct XmlDisk {
+    /// Path on the host; for a network disk `protocol:name`, for a volume `volume:pool/name`.
+    pub path: String,
+    /// QEMU never writes to it.
+    pub readonly: bool,
+    /// A CD-ROM or floppy.
+    pub removable: bool,
+    /// `startupPolicy` lets the VM start without it.
+    pub optional: bool,
+    /// No path on this host.
+    pub network: bool,
+}
+
+/// Where a TPM keeps its state.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Tpm {
+    /// Emulated, in libvirt's own folder on the host.
+    Local,
+    /// Emulated, at this path.
+    At(String),
+    /// The host's.
+    Passthrough,
+}
+
+/// A definition, as far as we care.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct DomainXml {
+    /// libvirt's name.
+    pub name: String,
+    /// libvirt's UUID.
+    pub vm: VmId,
+    /// Guest memory in KiB.
+    pub memory_kib: u64,
+    /// Most vCPUs that it can have.
+    pub vcpus: u32,
+    /// In the order of the definition; empty drives are left out.
+    pub disks: Vec<XmlDisk>,
+    /// NVRAM, if its path is written.
+    pub nvram: Option<String>,
+    /// UEFI whose NVRAM libvirt puts where it likes.
+    pub nvram_by_libvirt: bool,
+    /// Kernel, initrd and device tree for direct boot.
+    pub boot: Vec<String>,
+    /// Firmware, if its path is written.
+    pub firmware: Option<String>,
+    /// `network:NAME`, `bridge:NAME` or `device:NAME`, each once.
+    pub networks: Vec<String>,
+    /// Its TPM.
+    pub tpm: Option<Tpm>,
+    /// Names of virtio channels: `org.qemu.guest_agent.0`.
+    pub ports: Vec<String>,
+    /// Folders of the host that the guest sees.
+    pub shares: Vec<String>,
+    /// Devices of the host are passed through.
+    pub hostdevs: bool,
+}
+
+/// Reads a definition.
+///
+/// # Errors
+/// When it is no domain, or lacks its name, UUID, memory or vCPUs.
+pub fn parse(xml: &str) -> Result<DomainXml, BadXml> {
+    if XML_MAX < xml.len() {
+        return Err(BadXml::TooLong { len: xml.len() });
+    }
+    let mut reader = Reader::from_str(xml);
+    let mut parser = Parser::default();
+    loop {
+        match reader.read_event().map_err(not_xml)? {
+            Event::Start(element) => parser.open(&element)?,
+            Event::Empty(element) => {
+                parser.open(&element)?;
+                parser.close()?;
+            }
+            Event::End(_) => parser.close()?,
+            Event::Text(text) => parser.text.push_str(&text.xml10_content()),
+            Event::CData(text) => parser.text.push_str(&text.xml10_content()),
+            Event::GeneralRef(entity) => match entity.resolve_char_ref().map_err(not_xml)? {
+                Some(character) => parser.text.push(character),
+                None => parser.text.push_str(
+                    quick_xml::escape::resolve_predefined_entity(&entity.xml10_content())
+                        .ok_or_else(|| BadXml::NotXml("an unknown entity".into()))?,
+                ),
+            },
+            Event::Comment(_) | Event::Decl(_) | Event::PI(_) | Event::DocType(_) => {}
+            Event::Eof => return parser.finish(),
+        }
+    }
+}
+
+/// What a protection record says of a VM with this definition. Its home is the datastore of its first disk.
+///
+/// # Errors
+/// When the definition cannot be read, or no disk is on a datastore.
+pub fn record(xml: &str, settings: &ClusterSettings) -> Result<VmRecord, BadXml> {
+    needs::record(&parse(xml)?, xml, settings)
+}
+
+fn not_xml(error: impl std::fmt::Display) -> BadXml {
+    BadXml::NotXml(error.to_string())
+}
+
+/// Reading state: the open elements, and what was found so far.
+#[derive(Default)]
+struct Parser {
+    path: Vec<String>,
+    text: String,
+    found: DomainXml,
+    uuid: Option<Uuid>,
+    memory_unit: Option<String>,
+    disk: Option<Disk>,
+    seen_domain: bool,
+}
+
+/// The disk whose element is open.
+#[derive(Default)]
+struct Disk {
+    removable: bool,
+    readonly: bool,
+    optional: bool,
+    source: Option<(String, bool)>,
+    /// Sources of its backing chain (read only) and data files (written).
+    behind: Vec<(String, bool, bool)>,
+}
+
+impl Parser {
+    fn open(&mut self, element: &BytesStart<'_>) -> Result<(), BadXml> {
+        if DEPTH_MAX <= self.path.len() {
+            return Err(BadXml::TooDeep);
+        }
+        self.text.clear();
+        self.path.push(element.name().as_ref().to_owned());
+        let path: Vec<&str> = self.path.iter().map(String::as_str).collect();
+        match path.as_slice() {
+            ["domain"] => self.seen_domain = true,
+            ["domain", "memory"] => self.memory_unit = attribute(element, "unit")?,
+            ["domain", "os"] => {
+                self.found.nvram_by_libvirt = attribute(element, "firmware")?.as_deref() == Some("efi");
+            }
+            ["domain", "os", "loader"] => {
+                let stateless = attribute(element, "stateless")?.as_deref() == Some("yes");
+                let flash = attribute(element, "type")?.as_deref() == Some("pflash");
+                self.found.nvram_by_libvirt = !stateless && (flash || self.found.nvram_by_libvirt);
+            }
+            ["domain", "os", "nvram", "source"] => self.found.nvram = source(element)?.map(|(path, _)| path),
+            ["domain", "devices", "disk"] => {
+                let device = attribute(element, "device")?;
+                let removable = matches!(device.as_deref(), Some("cdrom" | "floppy"));
+                // libvirt opens every CD-ROM read-only, whether it says so or not.
+                let readonly = device.as_deref() == Some("cdrom");
+                self.disk = Some(Disk { removable, readonly, ..Disk::default() });
+                // These are devices of the host, or served by a process on it.
+                let kind = attribute(element, "type")?;
+                self.found.hostdevs |= matches!(kind.as_deref(), Some("nvme" | "vhostuser" | "vhostvdpa"));
+            }
+            ["domain", "devices", "disk", rest @ ..] => self.in_disk(&rest.join("/"), element)?,
+            ["domain", "devices", "interface"] => {
+                self.found.hostdevs |= attribute(element, "type")?.as_deref() == Some("hostdev");
+            }
+            ["domain", "devices", "interface", "source"] => self.network(element)?,
+            ["domain", "devices", "tpm", "backend"] => {
+                let passed = attribute(element, "type")?.as_deref() == Some("passthrough");
+                self.found.tpm = Some(if passed { Tpm::Passthrough } else { Tpm::Local });
+            }
+            ["domain", "devices", "tpm", "backend", "source"] => {
+                if let (Some(Tpm::Local), Some(path)) = (&self.found.tpm, attribute(element, "path")?) {
+                    self.found.tpm = Some(Tpm::At(path));
+                }
+            }
+            ["domain", "devices", "channel", "target"] => {
+                let virtio = attribute(element, "type")?.as_deref() == Some("virtio");
+                self.found.ports.extend(attribute(element, "name")?.filter(|_| virtio));
+            }
+            ["domain", "devices", "filesystem", "source"] => {
+                for key in ["dir", "file", "dev", "socket", "name"] {
+                    self.found.shares.extend(attribute(element, key)?);
+                }
+            }
+            ["domain", "devices", "hostdev"] => self.found.hostdevs = true,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// An element somewhere below `<disk>`.
+    fn in_disk(&mut self, path: &str, element: &BytesStart<'_>) -> Result<(), BadXml> {
+        let Some(disk) = &mut self.disk else { return Ok(()) };
+        match path {
+            "readonly" => disk.readonly = true,
+            "source" => {
+                disk.optional = attribute(element, "startupPolicy")?.as_deref() == Some("optional");
+                disk.source = source(element)?;
+            }
+            // What is behind the image: a chain that is written out, or its data file. A mirror is not: it is a copy
+            // under way, which the inactive definition does not have.
+            _ if path.ends_with("/source") && !path.starts_with("mirror") => {
+                if let Some((path_of, network)) = source(element)? {
+                    let written = path.ends_with("dataStore/source") && !path.contains("backingStore");
+                    disk.behind.push((path_of, network, written));
+                }
+            }
+            _ => {}
+        }
+        if DISKS_MAX < disk.behind.len() { Err(BadXml::TooManyDisks) } else { Ok(()) }
+    }
+
+    fn network(&mut self, element: &BytesStart<'_>) -> Result<(), BadXml> {
+        // A portgroup or a physical device comes with one of these; the first that is there names the need.
+        for (key, kind) in [("network", "network"), ("bridge", "bridge"), ("dev", "device")] {
+            if let Some(name) = attribute(element, key)? {
+                let need = format!("{kind}:{name}");
+                if !self.found.networks.contains(&need) {
+                    self.found.networks.push(need);
+                }
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn close(&mut self) -> Result<(), BadXml> {
+        let text = std::mem::take(&mut self.text);
+        let text = text.trim();
+        let path: Vec<&str> = self.path.iter().map(String::as_str).collect();
+        match path.as_slice() {
+            ["domain", "name"] => text.clone_into(&mut self.found.name),
+            ["domain", "uuid"] => self.uuid = Uuid::parse_str(text).ok(),
+            ["domain", "memory"] => {
+                self.found.memory_kib = kib(text, self.memory_unit.as_deref()).ok_or(BadXml::Missing("memory"))?;
+            }
+            ["domain", "vcpu"] => self.found.vcpus = text.parse().map_err(|_| BadXml::Missing("vCPUs"))?,
+            ["domain", "os", "kernel" | "initrd" | "dtb"] if !text.is_empty() => self.found.boot.push(text.to_owned()),
+            ["domain", "os", "loader"] if !text.is_empty() => self.found.firmware = Some(text.to_owned()),
+            ["domain", "os", "nvram"] if !text.is_empty() => self.found.nvram = Some(text.to_owned()),
+            ["domain", "devices", "disk"] => self.end_disk()?,
+            _ => {}
+        }
+        self.path.pop();
+        Ok(())
+    }
+
+    fn end_disk(&mut self) -> Result<(), BadXml> {
+        let Some(disk) = self.disk.take() else { return Ok(()) };
+        let Some((path, network)) = disk.source else { return Ok(()) };
+        let Disk { removable, readonly, optional, behind, .. } = disk;
+        self.found.disks.push(XmlDisk { path, readonly, removable, optional, network });
+        self.found.disks.extend(behind.into_iter().map(|(path, network, written)| XmlDisk {
+            path,
+            readonly: readonly || !written,
+            removable,
+            optional,
+            network,
+        }));
+        if DISKS_MAX < self.found.disks.len() { Err(BadXml::TooManyDisks) } else { Ok(()) }
+    }
+
+    fn finish(mut self) -> Result<DomainXml, BadXml> {
+        if !self.seen_domain {
+            return Err(BadXml::NotDomain);
+        }
+        if !self.path.is_empty() {
+            return Err(BadXml::NotXml("it ends too early".into()));
+        }
+        if self.found.name.is_empty() {
+            return Err(BadXml::Missing("name"));
+        }
+        self.found.vm = VmId(self.uuid.ok_or(BadXml::Missing("UUID"))?);
+        if self.found.memory_kib == 0 {
+            return Err(BadXml::Missing("memory"));
+        }
+        if self.found.vcpus == 0 {
+            return Err(BadXml::Missing("vCPUs"));
+        }
+        if self.found.nvram.is_some() {
+            self.found.nvram_by_libvirt = false;
+        }
+        Ok(self.found)
+    }
+}
+
+/// An attribute's value, its entities resolved.
+fn attribute(element: &BytesStart<'_>, name: &str) -> Result<Option<String>, BadXml> {
+    let Some(attribute) = element.try_get_attribute(name).map_err(not_xml)? else { return Ok(None) };
+    Ok(Some(attribute.normalized_value(XmlVersion::Explicit1_0).map_err(not_xml)?.into_owned()))
+}
+
+/// Where a `<source>` lies, and whether that is no path of this host. None: nothing is in the drive.
+fn source(element: &BytesStart<'_>) -> Result<Option<(String, bool)>, BadXml> {
+    for key in ["file", "dev", "dir"] {
+        if let Some(path) = attribute(element, key)? {
+            return Ok(Some((path, false)));
+        }
+    }
+    for (first, second, kind) in [("protocol", "name", ""), ("pool", "volume", "volume:")] {
+        if let Some(place) = attribute(element, first)? {
+            let name = attribute(element, second)?.unwrap_or_default();
+            let separator = if kind.is_empty() { ':' } else { '/' };
+            return Ok(Some((format!("{kind}{place}{separator}{name}"), true)));
+        }
+    }
+    Ok(None)
+}
+
+/// An amount with libvirt's units, in KiB, rounded up. None: no number, no such unit, or too large.
+fn kib(amount: &str, unit: Option<&str>) -> Option<u64> {
+    let bytes_each: u128 = match unit.unwrap_or("KiB").to_ascii_lowercase().as_str() {
+        "b" | "byte" | "bytes" => 1,
+        "kb" => 1000,
+        "k" | "kib" => 1 << 10,
+        "mb" => 1_000_000,
+        "m" | "mib" => 1 << 20,
+        "gb" => 1_000_000_000,
+        "g" | "gib" => 1 << 30,
+        "tb" => 1_000_000_000_000,
+        "t" | "tib" => 1 << 40,
+        _ => return None,
+    };
+    let bytes = u128::from(amount.parse::<u64>().ok()?).checked_mul(bytes_each)?;
+    u64::try_from(bytes.div_ceil(1024)).ok()
+}
+
+#[cfg(test)]
+#[path = "xml_tests.rs"]
+mod tests;

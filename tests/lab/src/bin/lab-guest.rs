@@ -1,0 +1,250 @@
+//! The whole system inside a lab guest: `/init` of its initramfs, the only program there.
+//!
+//! ```text
+//! mount /proc, /sys, /dev ──► load /modules/* in order ──► "up BOOT" on the console ──► write /dev/vda every 100 ms
+//!                                                             │
+//!                                     power button pressed ───┴──► power off
+//!                                     command sector ────────────► power off, reboot or crash
+//! ```
+//!
+//! Its disk is described in `guest_disk.rs`. It goes on after a failed write (and says so once on the console), as a
+//! system with an error on its disk might. Built statically by `guest.rs` with a single call of rustc, hence `std` only.
+
+#[path = "../guest_disk.rs"]
+#[allow(dead_code, reason = "the judge's half is not used here")]
+mod guest_disk;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use guest_disk::{COMMAND_SECTOR, HEAD_SECTOR, PERIOD_MS, Place, Record, SECTOR, Sector, Stamp, parse, ring_sector};
+
+const O_DIRECT: i32 = 0o40000;
+const O_SYNC: i32 = 0o4010000;
+const RB_POWER_OFF: i32 = 0x4321_fedc;
+const RB_AUTOBOOT: i32 = 0x0123_4567;
+const SYS_FINIT_MODULE: i64 = 313;
+const CLOCK_BOOTTIME: i32 = 7;
+
+unsafe extern "C" {
+    fn mount(source: *const i8, target: *const i8, kind: *const i8, flags: u64, data: *const i8) -> i32;
+    fn reboot(how: i32) -> i32;
+    fn sync();
+    fn syscall(number: i64, ...) -> i64;
+    fn clock_gettime(clock: i32, time: *mut [i64; 2]) -> i32;
+}
+
+fn main() {
+    if std::process::id() != 1 {
+        eprintln!("lab-guest is the init of a lab guest; it does nothing elsewhere");
+        std::process::exit(2);
+    }
+    std::panic::set_hook(Box::new(|what| {
+        say(&format!("guest panics: {what}"));
+        std::thread::sleep(Duration::from_secs(1));
+    }));
+    for (kind, target) in [(c"proc", c"/proc"), (c"sysfs", c"/sys"), (c"devtmpfs", c"/dev")] {
+        // SAFETY: the strings are constants with a terminating zero; no data is passed.
+        unsafe { mount(kind.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
+    }
+    load_modules();
+    std::thread::spawn(watch_power_button);
+    let boot = boot_id();
+    // The kernel passes on what it does not know itself: "once" on its command line is a try of the machine.
+    if std::env::args().any(|arg| arg == "once") {
+        say(&format!("up {}", hex(&boot)));
+        end_with(RB_AUTOBOOT);
+    }
+    let Some(disk) = open_disk() else {
+        say(&format!("up {} without a disk", hex(&boot)));
+        loop {
+            std::thread::park();
+        }
+    };
+    say(&format!("up {}", hex(&boot)));
+    write_for_ever(&disk, boot);
+}
+
+/// Modules are named in the order of loading (`00-virtio.ko`, …). One that is not needed here may fail.
+fn load_modules() {
+    let Ok(list) = std::fs::read_dir("/modules") else { return };
+    let mut paths: Vec<_> = list.flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    for path in paths {
+        if let Err(err) = load_module(&path) {
+            say(&format!("module {}: {err}", path.display()));
+        }
+    }
+}
+
+fn load_module(path: &Path) -> io::Result<()> {
+    let file = File::open(path)?;
+    // SAFETY: the descriptor is open for the call, the options are an empty constant string.
+    let done = unsafe { syscall(SYS_FINIT_MODULE, file.as_raw_fd(), c"".as_ptr(), 0) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The disk appears shortly after its driver.
+fn open_disk() -> Option<File> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        let disk = OpenOptions::new().read(true).write(true).custom_flags(O_DIRECT | O_SYNC).open("/dev/vda");
+        match disk {
+            Ok(disk) => return Some(disk),
+            Err(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            Err(_) => return None,
+        }
+    }
+}
+
+#[repr(align(4096))]
+struct Buffer([u8; 2 * SECTOR]);
+
+fn write_for_ever(disk: &File, boot: [u8; 16]) -> ! {
+    let mut writer = Writer { boot, last: None, tried: None };
+    let mut failing = false;
+    let mut due = Instant::now();
+    loop {
+        match writer.write(disk) {
+            Ok(()) => failing = false,
+            Err(err) if !failing => {
+                failing = true;
+                say(&format!("disk: {err}"));
+            }
+            Err(_) => {}
+        }
+        due += Duration::from_millis(PERIOD_MS);
+        match due.checked_duration_since(Instant::now()) {
+            Some(left) => std::thread::sleep(left),
+            None => due = Instant::now(), // Late (frozen, or a slow disk): no burst to catch up.
+        }
+    }
+}
+
+struct Writer {
+    boot: [u8; 16],
+    /// Our last whole write.
+    last: Option<Stamp>,
+    /// A write that failed; it may have landed all the same.
+    tried: Option<Stamp>,
+}
+
+impl Writer {
+    fn write(&mut self, disk: &File) -> io::Result<()> {
+        let mut buffer = Box::new(Buffer([0; 2 * SECTOR]));
+        disk.read_exact_at(&mut buffer.0, HEAD_SECTOR * SECTOR as u64)?;
+        let head = match parse(&buffer.0[..SECTOR], Place::Head) {
+            Sector::Record(record) => record,
+            Sector::Empty => Record::default(),
+            Sector::Broken => {
+                say("the head of the disk is broken");
+                Record::default()
+            }
+        };
+        let command = buffer.0[SECTOR..].to_vec();
+        self.obey(disk, &command)?;
+
+        let expected = self.last.is_none() || self.last == Some(head.stamp) || self.tried == Some(head.stamp);
+        let counter = if expected { head.stamp.counter } else { self.last.unwrap_or_default().counter } + 1;
+        let stamp = Stamp { boot: self.boot, counter, uptime_ns: uptime_ns() };
+        let record = Record { stamp, previous: head.stamp, conflicts: head.conflicts + u64::from(!expected) };
+        if !expected {
+            say(&format!("another writer: {} {}", hex(&head.stamp.boot), head.stamp.counter));
+        }
+        self.tried = Some(stamp);
+        for (place, sector) in [(Place::Ring, ring_sector(counter)), (Place::Head, HEAD_SECTOR)] {
+            buffer.0[..SECTOR].copy_from_slice(&record.to_bytes(place));
+            disk.write_all_at(&buffer.0[..SECTOR], sector * SECTOR as u64)?;
+        }
+        self.last = self.tried.take();
+        Ok(())
+    }
+
+    /// Does what the command sector says, after clearing it.
+    fn obey(&self, disk: &File, command: &[u8]) -> io::Result<()> {
+        let end = command.iter().position(|b| *b == 0).unwrap_or(command.len());
+        let word = &command[..end];
+        if word.is_empty() {
+            return Ok(());
+        }
+        let zeros = Box::new(Buffer([0; 2 * SECTOR]));
+        disk.write_all_at(&zeros.0[..SECTOR], COMMAND_SECTOR * SECTOR as u64)?;
+        match word {
+            b"poweroff" => end_with(RB_POWER_OFF),
+            b"reboot" => end_with(RB_AUTOBOOT),
+            b"crash" => std::fs::write("/proc/sysrq-trigger", "c"),
+            other => {
+                say(&format!("unknown command {}", String::from_utf8_lossy(other)));
+                Ok(())
+            }
+        }
+    }
+}
+
+/// `virsh shutdown` presses the power button: key 116 of some input device.
+fn watch_power_button() {
+    const EVENT_BYTES: usize = 24; // struct input_event: time 16, type 2, code 2, value 4.
+    let Ok(list) = std::fs::read_dir("/dev/input") else { return say("no power button") };
+    for path in list.flatten().map(|entry| entry.path()) {
+        let Ok(mut device) = File::open(&path) else { continue };
+        std::thread::spawn(move || {
+            let mut event = [0; EVENT_BYTES];
+            while device.read_exact(&mut event).is_ok() {
+                let is_key = u16::from_le_bytes([event[16], event[17]]) == 1;
+                let code = u16::from_le_bytes([event[18], event[19]]);
+                if is_key && code == 116 && event[20] == 1 {
+                    say("power button");
+                    end_with(RB_POWER_OFF);
+                }
+            }
+        });
+    }
+}
+
+fn end_with(how: i32) -> ! {
+    // SAFETY: plain calls without pointers; the disk is written synchronously, nothing else is kept.
+    unsafe {
+        sync();
+        reboot(how);
+    }
+    loop {
+        std::thread::park();
+    }
+}
+
+/// The kernel's random boot id. Early in a boot its randomness may be poor, so the clocks are mixed in.
+fn boot_id() -> [u8; 16] {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let digits: Vec<u8> = text.chars().filter_map(|c| c.to_digit(16)).map(|d| d as u8).collect();
+    let mut id = [0; 16];
+    for (byte, pair) in id.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = pair[0] << 4 | pair[1];
+    }
+    let day = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
+    for (byte, mix) in id.iter_mut().zip((day ^ u128::from(uptime_ns()) << 64).to_le_bytes()) {
+        *byte ^= mix;
+    }
+    id
+}
+
+fn uptime_ns() -> u64 {
+    let mut time = [0; 2];
+    // SAFETY: `time` has the layout of a timespec on 64-bit Linux and outlives the call.
+    unsafe { clock_gettime(CLOCK_BOOTTIME, &mut time) };
+    time[0] as u64 * 1_000_000_000 + time[1] as u64
+}
+
+/// A line on the serial console.
+fn say(line: &str) {
+    if let Ok(mut console) = OpenOptions::new().write(true).open("/dev/console") {
+        let _ = console.write_all(format!("{line}\n").as_bytes());
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

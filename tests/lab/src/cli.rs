@@ -1,0 +1,360 @@
+//! The command line of the lab.
+
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand, ValueEnum};
+use serde_json::json;
+
+use crate::lab::{Lab, Wish};
+use crate::storage::{self, Fault, LockMode};
+use crate::{EXPIRE_INSIDE, network, product};
+
+/// A lab for Mainstay on one machine: hosts (containers with systemd, libvirt and QEMU), a switch, a datastore, and the
+/// faults of all three.
+///
+/// Hosts are h1, h2, h3, …; their datastore is /srv/shared. Needs root; installs what is missing (Debian, Ubuntu).
+#[derive(Parser)]
+#[command(name = "cargo lab", bin_name = "cargo lab", version, max_term_width = 100)]
+struct Cli {
+    /// Print results as JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a lab, or complete the one that is there (the first time: about two minutes)
+    ///
+    /// Hosts that are on stay as they are, hosts that are off are started. Hosts of a new lab have fresh disks.
+    Up {
+        /// Number of hosts
+        #[arg(default_value_t = 3)]
+        hosts: u8,
+        /// Hosts with libvirt and guests only, without Mainstay
+        #[arg(long, conflicts_with_all = ["profile", "fence", "late_writes"])]
+        bare: bool,
+        /// How fast the cluster reacts: default, fast or patient
+        #[arg(long, default_value = "default")]
+        profile: String,
+        /// The datastore's fence: none, lock or command:PATH
+        #[arg(long, default_value = product::FENCE)]
+        fence: String,
+        /// What to do with late writes where there is no fence: exclude or accept
+        #[arg(long, default_value = "exclude")]
+        late_writes: String,
+    },
+    /// Build Mainstay anew and put it on all hosts, as an upgrade of its package would
+    Upgrade,
+    /// Take everything away: no process, mount, namespace or cgroup is left
+    Down,
+    /// Show hosts, guests, cuts and storage
+    Status,
+    /// Run a command in a host (without one: a shell); its exit code is passed on
+    Sh {
+        host: String,
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
+    /// Power loss: every process of the host is gone at once, its storage is cut before
+    Kill { host: String },
+    /// Switch a host on again and wait until its libvirt answers
+    Start { host: String },
+    /// Cut a host from all others (or, with a second host, only from that one)
+    Cut {
+        host: String,
+        other: Option<String>,
+        /// Only what goes from the first to the second
+        #[arg(long, requires = "other")]
+        one_way: bool,
+    },
+    /// End all cuts
+    Heal,
+    /// Hold all processes of a host, its VMs included; clocks go on
+    Freeze { host: String },
+    /// Let a frozen host go on
+    Thaw { host: String },
+    /// Let a host's datastore fail; or set how locks work for all hosts
+    #[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+    Storage {
+        #[arg(required = true)]
+        host: Option<String>,
+        #[arg(required = true)]
+        fault: Option<FaultName>,
+        #[command(subcommand)]
+        command: Option<StorageCommand>,
+    },
+    /// Guests
+    Vm {
+        #[command(subcommand)]
+        command: VmCommand,
+    },
+    #[command(hide = true)]
+    StorageDaemon { dir: PathBuf, run: PathBuf },
+    #[command(hide = true)]
+    ExpireFromInside { host: String },
+}
+
+#[derive(Subcommand)]
+enum StorageCommand {
+    /// How far locks reach: `local` (not to other hosts), or `server`, where a dead host keeps its locks for a lease
+    Locks {
+        /// `local`, `server` or `server=SECONDS`
+        #[arg(value_parser = parse_locks)]
+        mode: LockMode,
+    },
+    /// End the lease of a dead host: its locks go, its late writes fail
+    Expire { host: String },
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum FaultName {
+    /// Nothing is answered until it is healed
+    Hang,
+    /// Input/output error
+    Eio,
+    /// No space left on device
+    Enospc,
+    /// Stale file handle
+    Estale,
+    /// Half a second more for each request
+    Slow,
+    /// The next write is cut off in its middle
+    Torn,
+    /// Writes are answered with an error, and land two seconds later
+    Late,
+    /// fsync does nothing
+    DropSync,
+    /// As it should be
+    Heal,
+}
+
+#[derive(Subcommand)]
+enum VmCommand {
+    /// Make a guest with a disk of its own on the datastore, start it on a host and wait until it is up
+    Add {
+        name: String,
+        host: String,
+        /// Do not wait for the guest
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// Tell a guest to do something by itself: poweroff, reboot or crash
+    Tell { name: String, word: String },
+}
+
+/// Runs the command line of this process.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    match act(cli) {
+        Ok(code) => code,
+        Err(err) => {
+            eprintln!("error: {err:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn act(cli: Cli) -> Result<ExitCode> {
+    match cli.command {
+        Command::Up { hosts, bare, profile, fence, late_writes } => {
+            let product = product::Wish { profile, fence, late_writes };
+            up(Wish { hosts, product: (!bare).then_some(product) }, cli.json)?;
+        }
+        Command::Upgrade => upgrade()?,
+        Command::Down => Lab::down()?,
+        Command::Status => status(&Lab::look()?, cli.json)?,
+        Command::Sh { host, command } => return sh(&host, &command),
+        Command::Kill { host } => on(&host, Lab::kill)?,
+        Command::Start { host } => on(&host, |lab, host| {
+            lab.start(host)?;
+            host.wait_up(Duration::from_secs(60))
+        })?,
+        Command::Cut { host, other, one_way } => cut(&host, other.as_deref(), one_way)?,
+        Command::Heal => {
+            Lab::open()?;
+            network::heal()?;
+        }
+        Command::Freeze { host } => on(&host, |_, host| host.freeze())?,
+        Command::Thaw { host } => on(&host, |_, host| host.thaw())?,
+        Command::Storage { host: Some(host), fault: Some(fault), .. } => {
+            on(&host, |lab, host| lab.storage()?.fault(&host.name(), fault.into()))?;
+        }
+        Command::Storage { command, .. } => storage(command.context("a host and a fault, or a command")?)?,
+        Command::Vm { command } => vm(command)?,
+        Command::StorageDaemon { dir, run } => storage::run_daemon(&dir, &run)?,
+        Command::ExpireFromInside { host } => expire_from_inside(&host)?,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn up(wish: Wish, json: bool) -> Result<()> {
+    let begin = Instant::now();
+    let lab = Lab::up(wish)?;
+    let seconds = begin.elapsed().as_secs_f64();
+    let names: Vec<_> = lab.hosts().iter().map(|host| host.name()).collect();
+    if json {
+        println!("{}", json!({ "hosts": names, "accelerator": lab.accelerator(), "seconds": seconds }));
+    } else {
+        let kind = serde_json::to_value(lab.accelerator())?;
+        println!("up: {} (guests by {}) in {seconds:.1} s", names.join(", "), kind.as_str().unwrap_or_default());
+    }
+    Ok(())
+}
+
+fn upgrade() -> Result<()> {
+    let changed: Vec<_> = Lab::open()?.upgrade()?.iter().map(crate::host::Host::name).collect();
+    println!("upgraded: {}", if changed.is_empty() { "nothing, all as built".into() } else { changed.join(", ") });
+    Ok(())
+}
+
+fn on(host: &str, act: impl FnOnce(&Lab, &crate::host::Host) -> Result<()>) -> Result<()> {
+    let lab = Lab::open()?;
+    act(&lab, &lab.host(host)?)
+}
+
+fn cut(host: &str, other: Option<&str>, one_way: bool) -> Result<()> {
+    let lab = Lab::open()?;
+    let host = lab.host(host)?;
+    let Some(other) = other else { return network::cut_host(&host) };
+    let other = lab.host(other)?;
+    network::cut_one_way(&host, &other)?;
+    if one_way { Ok(()) } else { network::cut_one_way(&other, &host) }
+}
+
+/// The command takes the place of this process, so that terminal, signals and exit code are its own.
+fn sh(host: &str, args: &[String]) -> Result<ExitCode> {
+    let host = Lab::look()?.host(host)?;
+    let mut command = host.inside()?;
+    match args {
+        [] => command.args(["bash", "--login"]),
+        // One word with spaces is a line for the shell; more words are taken as they are.
+        [line] if line.contains(' ') => command.args(["sh", "-c", line]),
+        args => command.args(args),
+    };
+    Err(command.exec()).context("cannot run sh")
+}
+
+fn storage(command: StorageCommand) -> Result<()> {
+    let lab = Lab::open()?;
+    let storage = lab.storage()?;
+    match command {
+        StorageCommand::Locks { mode } => storage.locks(mode),
+        StorageCommand::Expire { host } => storage.expire(&lab.host(&host)?.name()),
+    }
+}
+
+fn vm(command: VmCommand) -> Result<()> {
+    match command {
+        VmCommand::Add { name, host, no_wait } => {
+            let mut lab = Lab::open()?;
+            let host = lab.host(&host)?;
+            let guest = lab.add_guest(&name, &host)?;
+            if no_wait { Ok(()) } else { guest.wait_up(&host, Duration::from_secs(60)) }
+        }
+        VmCommand::Tell { name, word } => {
+            let lab = Lab::look()?;
+            let guest = lab.guests().iter().find(|guest| guest.name() == name);
+            guest.with_context(|| format!("there is no guest {name}"))?.tell(&lab.store(), &word)
+        }
+    }
+}
+
+fn status(lab: &Lab, json: bool) -> Result<()> {
+    let qemus = lab.qemu_processes()?;
+    let guest_name = |uuid: uuid::Uuid| {
+        let known = lab.guests().iter().find(|guest| guest.uuid() == uuid);
+        known.map_or_else(|| uuid.to_string(), |guest| guest.name().to_owned())
+    };
+    let mut hosts = Vec::new();
+    for host in lab.hosts() {
+        let name = host.name();
+        let guests: Vec<_> = qemus.iter().filter(|qemu| qemu.host == name).map(|qemu| guest_name(qemu.uuid)).collect();
+        hosts.push((host, host.power()?, guests));
+    }
+    let cuts = network::cuts()?;
+    let storage = lab.storage()?.status()?;
+    if json {
+        let hosts: Vec<_> = hosts
+            .iter()
+            .map(|(host, power, guests)| {
+                json!({ "host": host.name(), "address": host.address(), "power": power, "guests": guests })
+            })
+            .collect();
+        let guests: Vec<_> =
+            lab.guests().iter().map(|guest| json!({ "name": guest.name(), "uuid": guest.uuid() })).collect();
+        let all = json!({
+            "complete": lab.is_complete(), "accelerator": lab.accelerator(), "hosts": hosts, "guests": guests,
+            "qemu": qemus, "cuts": cuts, "storage": storage,
+        });
+        println!("{}", serde_json::to_string_pretty(&all)?);
+        return Ok(());
+    }
+    if !lab.is_complete() {
+        println!("half made: `cargo lab up` begins anew, `cargo lab down` clears it away");
+    }
+    for (host, power, guests) in hosts {
+        let power = serde_json::to_value(power)?;
+        println!(
+            "{:4} {:12} {:7} {}",
+            host.name(),
+            host.address(),
+            power.as_str().unwrap_or_default(),
+            guests.join(" ")
+        );
+    }
+    if !cuts.is_empty() {
+        println!("cut: {}", cuts.join(", "));
+    }
+    let faults = storage["hosts"].as_object().into_iter().flatten().filter(|(_, host)| host["fault"] != "none");
+    for (host, state) in faults {
+        println!("storage of {host}: {}", state["fault"]);
+    }
+    println!("locks: {}", storage["locks"]["mode"]);
+    Ok(())
+}
+
+/// The `command` fence of Mainstay calls this in a host (as `lab-expire HOST`).
+fn expire_from_inside(host: &str) -> Result<()> {
+    use std::io::{BufRead, BufReader, Write};
+    let stream = std::os::unix::net::UnixStream::connect(Path::new(EXPIRE_INSIDE)).context("reaching the storage")?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    (&stream).write_all(format!("expire {host}\n").as_bytes())?;
+    let mut answer = String::new();
+    BufReader::new(&stream).read_line(&mut answer)?;
+    match answer.trim() {
+        "ok" => Ok(()),
+        other => bail!("expiring {host}: {other}"),
+    }
+}
+
+fn parse_locks(text: &str) -> Result<LockMode> {
+    let lease = match text.split_once('=') {
+        None if text == "local" => return Ok(LockMode::Local),
+        None if text == "server" => 10,
+        Some(("server", seconds)) => seconds.parse().with_context(|| format!("{seconds} is no number of seconds"))?,
+        _ => bail!("locks are `local`, `server` or `server=SECONDS`"),
+    };
+    Ok(LockMode::Server { lease: Duration::from_secs(lease) })
+}
+
+impl From<FaultName> for Fault {
+    fn from(name: FaultName) -> Fault {
+        match name {
+            FaultName::Hang => Fault::Hang,
+            FaultName::Eio => Fault::Eio,
+            FaultName::Enospc => Fault::Enospc,
+            FaultName::Estale => Fault::Estale,
+            FaultName::Slow => Fault::Slow(Duration::from_millis(500)),
+            FaultName::Torn => Fault::Torn,
+            FaultName::Late => Fault::Late(Duration::from_secs(2)),
+            FaultName::DropSync => Fault::DropSync,
+            FaultName::Heal => Fault::None,
+        }
+    }
+}

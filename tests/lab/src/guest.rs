@@ -1,0 +1,322 @@
+//! Guests: what they boot, their disks, their definition in libvirt.
+//!
+//! ```text
+//! in every host   /usr/share/mainstay-lab/vmlinuz   Debian's cloud kernel
+//!                 /usr/share/mainstay-lab/initrd    our program (bin/lab-guest.rs) and the modules that it needs
+//!                 /var/log/mainstay-lab/NAME.log    serial console: "up BOOT" when it runs
+//! datastore       /srv/shared/NAME.raw              its disk (guest_disk.rs), cache=none
+//! ```
+//!
+//! There is nothing else in a guest: no shell, no libc. It is up about 2 s after its start, also without KVM.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use uuid::Uuid;
+
+use crate::command::{check, run};
+use crate::guest_disk::{COMMAND_SECTOR, DISK_BYTES, SECTOR};
+use crate::host::Host;
+use crate::root::{CACHE, GUEST_FILES, fnv};
+
+/// Where consoles of guests go in a host's root.
+pub const CONSOLES: &str = "var/log/mainstay-lab";
+const MEMORY_MIB: u32 = 96;
+const PROGRAM: &str = include_str!("bin/lab-guest.rs");
+const DISK: &str = include_str!("guest_disk.rs");
+
+/// In the order of loading; one that is built into the kernel has no file.
+const MODULES: &[&str] = &[
+    "virtio_ring",
+    "virtio",
+    "virtio_pci_legacy_dev",
+    "virtio_pci_modern_dev",
+    "virtio_pci",
+    "virtio_blk",
+    "evdev",
+    "button",
+    "virtio_console",
+];
+
+/// How a host runs its guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Accelerator {
+    /// By the processor.
+    Kvm,
+    /// By QEMU's translator; slow, and the same everywhere.
+    Tcg,
+}
+
+/// The initramfs for the guests, built if its parts have changed.
+pub fn initrd(root: &Path) -> Result<PathBuf> {
+    let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
+    let version = run(&rustc, ["--version"])?;
+    let key = fnv(format!("{PROGRAM}{DISK}{MODULES:?}{version}{}", root.display()).as_bytes());
+    let path = Path::new(CACHE).join(format!("guest-{key:016x}"));
+    if path.exists() {
+        return Ok(path);
+    }
+    for entry in fs::read_dir(CACHE)?.flatten() {
+        if entry.file_name().to_string_lossy().starts_with("guest-") {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    let mut archive = Archive::default();
+    for folder in ["proc", "sys", "dev", "modules"] {
+        archive.folder(folder);
+    }
+    archive.device("dev/console", 5, 1);
+    archive.file("init", 0o755, &build_program(&rustc)?);
+    let modules = root.join(GUEST_FILES).join("modules");
+    for (i, name) in MODULES.iter().enumerate() {
+        if let Some(file) = find(&modules, &format!("{name}.ko"))? {
+            archive.file(&format!("modules/{i:02}-{name}.ko"), 0o644, &fs::read(file)?);
+        }
+    }
+    let part = path.with_extension("part");
+    fs::write(&part, archive.finish())?;
+    fs::rename(part, &path)?;
+    Ok(path)
+}
+
+fn build_program(rustc: &str) -> Result<Vec<u8>> {
+    let folder = tempfile::tempdir()?;
+    let source = folder.path().join("bin/lab-guest.rs");
+    fs::create_dir(folder.path().join("bin"))?;
+    fs::write(&source, PROGRAM)?;
+    fs::write(folder.path().join("guest_disk.rs"), DISK)?;
+    let program = folder.path().join("init");
+    let mut command = Command::new(rustc);
+    command.args(["--edition=2024", "-Copt-level=s", "-Cpanic=abort", "-Cstrip=symbols"]);
+    command.args(["-Ctarget-feature=+crt-static", "-o"]).args([&program, &source]);
+    check(&mut command).context("building the guests' program")?;
+    Ok(fs::read(program)?)
+}
+
+fn find(folder: &Path, name: &str) -> Result<Option<PathBuf>> {
+    for entry in fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))? {
+        let path = entry?.path();
+        if path.is_dir() && !path.is_symlink() {
+            if let Some(found) = find(&path, name)? {
+                return Ok(Some(found));
+            }
+        } else if path.file_name().is_some_and(|found| found.to_string_lossy().replace('-', "_") == name) {
+            return Ok(Some(path));
+        }
+    }
+    Ok(None)
+}
+
+/// A cpio archive of the kind that the kernel unpacks ("newc").
+#[derive(Default)]
+struct Archive {
+    bytes: Vec<u8>,
+    entries: u32,
+}
+
+impl Archive {
+    fn folder(&mut self, name: &str) {
+        self.entry(name, 0o040_755, (0, 0), &[]);
+    }
+
+    fn file(&mut self, name: &str, mode: u32, content: &[u8]) {
+        self.entry(name, 0o100_000 | mode, (0, 0), content);
+    }
+
+    fn device(&mut self, name: &str, major: u32, minor: u32) {
+        self.entry(name, 0o020_600, (major, minor), &[]);
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.entry("TRAILER!!!", 0, (0, 0), &[]);
+        self.bytes
+    }
+
+    fn entry(&mut self, name: &str, mode: u32, (major, minor): (u32, u32), content: &[u8]) {
+        self.entries += 1;
+        let size = content.len() as u32;
+        let name_size = name.len() as u32 + 1;
+        // inode, mode, uid, gid, links, mtime, size, device of the file (2), device node (2), name size, no checksum
+        let fields = [self.entries, mode, 0, 0, 1, 0, size, 0, 0, major, minor, name_size, 0];
+        self.bytes.extend_from_slice(b"070701");
+        for field in fields {
+            self.bytes.extend_from_slice(format!("{field:08X}").as_bytes());
+        }
+        self.bytes.extend_from_slice(name.as_bytes());
+        self.bytes.push(0);
+        self.pad();
+        self.bytes.extend_from_slice(content);
+        self.pad();
+    }
+
+    fn pad(&mut self) {
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+}
+
+/// Says whether KVM really runs a guest here: a node /dev/kvm alone promises nothing. Asked once per machine.
+pub fn probe(host: &Host, initrd: &Path) -> Result<Accelerator> {
+    const SECONDS: &str = "10";
+    if !Path::new("/dev/kvm").exists() {
+        return Ok(Accelerator::Tcg);
+    }
+    let kernel = fs::read_to_string("/proc/version")?;
+    let processors = fs::read_to_string("/proc/cpuinfo")?;
+    let model = processors.lines().find(|line| line.starts_with("model name")).unwrap_or_default();
+    let answer = Path::new(CACHE).join(format!("kvm-{:016x}", fnv(format!("{kernel}{model}{initrd:?}").as_bytes())));
+    if let Ok(text) = fs::read_to_string(&answer) {
+        return Ok(if text == "works" { Accelerator::Kvm } else { Accelerator::Tcg });
+    }
+    // The guest says that it is up and ends; a kernel that does not get that far is ended.
+    let script = format!(
+        "timeout {SECONDS} qemu-system-x86_64 -accel kvm -m {MEMORY_MIB} -nodefaults -display none -no-reboot \
+         -kernel /{GUEST_FILES}/vmlinuz -initrd /{GUEST_FILES}/initrd -append 'console=ttyS0 quiet once' -serial stdio \
+         2>&1 </dev/null | grep -q '^up '"
+    );
+    let works = host.exec(&["sh", "-c", &script])?.status.success();
+    fs::write(&answer, if works { "works" } else { "fails" })?;
+    Ok(if works { Accelerator::Kvm } else { Accelerator::Tcg })
+}
+
+/// A guest: all that is known of it follows from its name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+#[serde(transparent)]
+pub struct Guest {
+    name: String,
+}
+
+impl Guest {
+    /// Names are letters, digits and `-`.
+    pub fn new(name: &str) -> Result<Guest> {
+        if name.is_empty() || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '-') {
+            bail!("{name:?} is no name for a guest: letters, digits and - only");
+        }
+        Ok(Guest { name: name.to_owned() })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Always the same for a name.
+    pub fn uuid(&self) -> Uuid {
+        let (high, low) = (fnv(self.name.as_bytes()), fnv(format!("{} low", self.name).as_bytes()));
+        uuid::Builder::from_random_bytes((u128::from(high) << 64 | u128::from(low)).to_be_bytes()).into_uuid()
+    }
+
+    /// The file of its disk within the datastore.
+    pub fn disk(&self) -> String {
+        format!("{}.raw", self.name)
+    }
+
+    /// Makes its disk in the folder behind the datastore, unless it is there.
+    pub fn make_disk(&self, store: &Path) -> Result<()> {
+        let path = store.join(self.disk());
+        if !path.exists() {
+            let file = fs::File::create(&path).with_context(|| format!("making {}", path.display()))?;
+            file.set_len(DISK_BYTES)?;
+        }
+        Ok(())
+    }
+
+    /// Tells the guest something through its disk: `poweroff`, `reboot` or `crash`.
+    pub fn tell(&self, store: &Path, word: &str) -> Result<()> {
+        use std::os::unix::fs::FileExt;
+        let mut sector = [0; SECTOR];
+        sector[..word.len()].copy_from_slice(word.as_bytes());
+        let disk = fs::OpenOptions::new().write(true).open(store.join(self.disk()))?;
+        disk.write_all_at(&sector, COMMAND_SECTOR * SECTOR as u64)?;
+        Ok(disk.sync_data()?)
+    }
+
+    /// Defines it on a host: persistent, without autostart.
+    pub fn define(&self, host: &Host, accelerator: Accelerator) -> Result<()> {
+        let file = format!("tmp/{}.xml", self.name);
+        let path = host.root_inside()?.join(&file);
+        fs::write(&path, self.xml(accelerator)).with_context(|| format!("writing {}", path.display()))?;
+        host.run(&["virsh", "-q", "define", &format!("/{file}")]).map(drop)
+    }
+
+    /// Starts it by libvirt, as a person would.
+    pub fn start(&self, host: &Host) -> Result<()> {
+        host.run(&["virsh", "-q", "start", &self.name]).map(drop)
+    }
+
+    /// Waits for its word on the console of that host.
+    pub fn wait_up(&self, host: &Host, patience: Duration) -> Result<()> {
+        let console = host.root_inside()?.join(CONSOLES).join(format!("{}.log", self.name));
+        crate::lab::wait(patience, &format!("guest {} on {}", self.name, host.name()), || {
+            let text = fs::read_to_string(&console).unwrap_or_default();
+            Ok(text.lines().any(|line| line.starts_with("up ")).then_some(()))
+        })
+    }
+
+    fn xml(&self, accelerator: Accelerator) -> String {
+        let kind = match accelerator {
+            Accelerator::Kvm => "kvm",
+            Accelerator::Tcg => "qemu",
+        };
+        let (name, uuid, disk) = (&self.name, self.uuid(), self.disk());
+        format!(
+            "<domain type='{kind}'>
+  <name>{name}</name>
+  <uuid>{uuid}</uuid>
+  <memory unit='MiB'>{MEMORY_MIB}</memory>
+  <vcpu>1</vcpu>
+  <os>
+    <type arch='x86_64' machine='pc'>hvm</type>
+    <kernel>/{GUEST_FILES}/vmlinuz</kernel>
+    <initrd>/{GUEST_FILES}/initrd</initrd>
+    <cmdline>console=ttyS0 quiet</cmdline>
+  </os>
+  <features><acpi/></features>
+  <on_poweroff>destroy</on_poweroff>
+  <on_reboot>restart</on_reboot>
+  <on_crash>destroy</on_crash>
+  <devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw' cache='none' io='native'/>
+      <source file='/srv/shared/{disk}'/>
+      <target dev='vda' bus='virtio'/>
+    </disk>
+    <serial type='file'>
+      <source path='/{CONSOLES}/{name}.log'/>
+      <target port='0'/>
+    </serial>
+    <controller type='usb' model='none'/>
+    <memballoon model='none'/>
+  </devices>
+</domain>
+"
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_ids() {
+        let web = Guest::new("web-1").expect("a good name");
+        assert_eq!(web.uuid(), Guest::new("web-1").expect("a good name").uuid());
+        assert_ne!(web.uuid(), Guest::new("web-2").expect("a good name").uuid());
+        for bad in ["", "a b", "../x", "a/b"] {
+            assert!(Guest::new(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn archive_is_aligned() {
+        let mut archive = Archive::default();
+        archive.file("a", 0o644, b"12345");
+        let bytes = archive.finish();
+        assert_eq!(bytes.len() % 4, 0);
+        assert!(bytes.starts_with(b"070701"));
+    }
+}

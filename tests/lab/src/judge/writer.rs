@@ -1,0 +1,63 @@
+//! Judge 2: each disk has one writer. Without tolerance.
+//!
+//! ```text
+//!  heads as they were seen:  A A A A B B B   fine
+//!                            A A A B A       a boot writes again after a later one
+//!  ring at the verdict:      each entry names the one before it (see `guest_disk`)
+//! ```
+
+use std::fs::File;
+use std::io::Read;
+
+use super::Vm;
+use super::disks::Write;
+use crate::guest_disk::{RING, RING_SECTOR, SECTOR, check_chain};
+
+/// Violations told per disk; more of the same say nothing new.
+const TOLD: usize = 5;
+
+/// How many boots have written.
+pub fn boots(writes: &[Write]) -> usize {
+    let mut seen = Vec::new();
+    for write in writes {
+        if !seen.contains(&write.stamp.boot) {
+            seen.push(write.stamp.boot);
+        }
+    }
+    seen.len()
+}
+
+/// What is wrong with a disk: by the writes that were seen, and by its ring as it is now.
+pub fn judge(vm: &Vm, writes: &[Write]) -> Vec<String> {
+    let mut violations: Vec<String> = returns(writes).map(|what| format!("{}: {what}", vm.name)).collect();
+    match read_ring(vm) {
+        Ok(disk) => {
+            let (_, faults) = check_chain(&disk);
+            violations.extend(faults.iter().map(|fault| format!("{}: two writers on its disk: {fault:?}", vm.name)));
+        }
+        Err(error) => violations.push(format!("{}: its disk {} cannot be read: {error}", vm.name, vm.disk.display())),
+    }
+    violations.truncate(TOLD);
+    violations
+}
+
+/// Boots that wrote again after a later boot had written, and counters that fell within one.
+fn returns(writes: &[Write]) -> impl Iterator<Item = String> {
+    let mut left = Vec::new();
+    writes.windows(2).filter_map(move |pair| {
+        let (before, now) = (pair[0], pair[1]);
+        if before.stamp.boot == now.stamp.boot {
+            let fell = now.stamp.counter <= before.stamp.counter;
+            return fell.then(|| format!("its disk went back from {:?} to {:?}", before, now));
+        }
+        left.push(before.stamp.boot);
+        left.contains(&now.stamp.boot).then(|| format!("an old boot wrote again: {now:?} after {before:?}"))
+    })
+}
+
+fn read_ring(vm: &Vm) -> std::io::Result<Vec<u8>> {
+    let bytes = (RING_SECTOR + RING) * SECTOR as u64;
+    let mut disk = Vec::new();
+    File::open(&vm.disk)?.take(bytes).read_to_end(&mut disk)?;
+    Ok(disk)
+}

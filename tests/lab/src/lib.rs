@@ -1,0 +1,29 @@
+//! Mainstay's lab: hosts, guests, faults and judges on one machine, driven by `cargo lab`.
+//!
+//! ```text
+//! cli ──► lab ──┬─► packages, root     what must be there: programs of the machine, the hosts' file system
+//!               ├─► network            the switch, and cuts
+//!               ├─► storage            the datastore, and its faults
+//!               ├─► host ──► cgroup    containers: start, kill, freeze, run commands
+//!               ├─► guest              what runs on them
+//!               └─► product            Mainstay, built and installed
+//! guest_disk, judge                    what guests leave behind, and who reads it
+//! ```
+
+pub mod cgroup;
+pub mod cli;
+pub mod command;
+pub mod guest;
+pub mod guest_disk;
+pub mod host;
+pub mod judge;
+pub mod lab;
+pub mod mounts;
+pub mod network;
+pub mod packages;
+pub mod product;
+pub mod root;
+pub mod storage;
+
+/// The storage daemon's second socket as a host sees it; it understands `expire HOST` only.
+pub const EXPIRE_INSIDE: &str = "/run/mainstay-lab/expire.sock";
