@@ -59,7 +59,7 @@ impl Host {
         let members =
             vec![RosterEntry { index: HostIndex(0), host: ME }, RosterEntry { index: HostIndex(1), host: OTHER }];
         let roster = Roster { cluster: CLUSTER, datastore: DATASTORE, generation: 1, members };
-        datastore::prepare(&dir.path().join("store"), DATASTORE, &roster, ME).unwrap();
+        datastore::prepare(&dir.path().join("store"), &roster, ME).unwrap();
         Self::start(dir)
     }
 
