@@ -218,6 +218,7 @@ fn rosters_change_one_after_another_and_readers_mend_the_block() {
     let dir = prepared();
     let (a, b) = (agent(dir.path(), 10), agent(dir.path(), 11));
     assert_eq!(read_all(&a).roster, roster(1, 3));
+    let reader = guard(dir.path(), 0);
     let block = root(dir.path()).join("members");
     let old = std::fs::read(&block).unwrap();
     assert_eq!(ask(&a, StoreOrder::WriteRoster(roster(2, 4))), StoreAnswer::Done);
@@ -229,10 +230,14 @@ fn rosters_change_one_after_another_and_readers_mend_the_block() {
     // A late write of the old block, or a torn one: the file counts, and the block is mended.
     for broken in [old, vec![7; BLOCK], vec![0; BLOCK]] {
         std::fs::write(&block, &broken).unwrap();
-        assert_eq!(guard(dir.path(), 0).roster(), Ok(roster(2, 4)));
+        assert_eq!(reader.roster(), Ok(roster(2, 4)));
         assert_eq!(read_all(&b).roster, roster(2, 4));
         until("the block is mended", || record::decode_roster(&std::fs::read(&block).unwrap()) == Ok(roster(2, 4)));
     }
+    // A guard that keeps the block open sees that another file lies there now.
+    std::fs::rename(&block, block.with_extension("old")).unwrap();
+    std::fs::write(&block, record::encode_roster(&roster(3, 2)).unwrap()).unwrap();
+    assert_eq!(reader.roster(), Ok(roster(3, 2)));
 }
 
 #[test]
