@@ -25,7 +25,7 @@ use crate::types::guard::{Purpose, Refusal};
 use crate::types::{DatastoreId, Epoch, Generation, HostId, MAX_VMS_PER_HOST, Over, Tenure, Time, VmId, VmState};
 
 pub use flow::Act;
-pub use show::{KeptProcess, KeptRow};
+pub use show::KeptRow;
 
 /// How many rows fit. When full, the oldest row that is over and has no QEMU makes room; else the order is refused.
 pub const MAX_ROWS: usize = 2 * MAX_VMS_PER_HOST;
@@ -59,11 +59,23 @@ pub struct Expected {
 /// What a row is in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Phase {
-    Expected { purpose: Purpose, deadline: Time, confirmed: bool },
-    Incoming { deadline: Time },
-    Running { to: Option<HostId> },
+    Expected {
+        purpose: Purpose,
+        deadline: Time,
+        confirmed: bool,
+    },
+    Incoming {
+        deadline: Time,
+    },
+    Running {
+        to: Option<HostId>,
+    },
     /// `unsaid`: what is shown until its QEMU stands.
-    Over { why: Over, unsaid: Option<VmState>, order: u64 },
+    Over {
+        why: Over,
+        unsaid: Option<VmState>,
+        order: u64,
+    },
 }
 
 /// One (v, g).
@@ -293,7 +305,9 @@ impl Table {
             Phase::Running { to } => *to = Some(receiver),
             Phase::Over { why: why @ Over::Exited { .. }, .. } if row.ran => *why = Over::HandedTo(receiver),
             Phase::Over { why: Over::HandedTo(to), .. } if *to == receiver => {}
-            Phase::Over { .. } | Phase::Expected { .. } | Phase::Incoming { .. } => return Err(wrong("it does not run")),
+            Phase::Over { .. } | Phase::Expected { .. } | Phase::Incoming { .. } => {
+                return Err(wrong("it does not run"));
+            }
         }
         self.changed(tenure);
         Ok(())
@@ -324,6 +338,12 @@ impl Table {
         self.rows.contains_key(&tenure)
     }
 
+    /// Where the claims of a row's VM live.
+    #[must_use]
+    pub fn home(&self, tenure: Tenure) -> Option<DatastoreId> {
+        self.rows.get(&tenure).map(|row| row.home)
+    }
+
     /// Whether some row with this home is not over.
     #[must_use]
     pub fn lives_on(&self, home: DatastoreId) -> bool {
@@ -339,9 +359,10 @@ impl Table {
         if self.rows.len() < MAX_ROWS {
             return Ok(());
         }
-        let oldest = self.rows.iter().filter(|(at, _)| !self.qemus.contains_key(&at.vm)).filter_map(|(at, row)| {
-            if let Phase::Over { order, .. } = row.phase { Some((order, *at)) } else { None }
-        });
+        let oldest =
+            self.rows.iter().filter(|(at, _)| !self.qemus.contains_key(&at.vm)).filter_map(|(at, row)| {
+                if let Phase::Over { order, .. } = row.phase { Some((order, *at)) } else { None }
+            });
         let (_, tenure) = oldest.min().ok_or(Refusal::Full(MAX_ROWS))?;
         self.remove(tenure);
         Ok(())

@@ -17,6 +17,16 @@ pub enum Act {
     Kill(VmId, ProcessKey, String),
 }
 
+impl Act {
+    /// Which process it is about.
+    #[must_use]
+    pub fn key(&self) -> ProcessKey {
+        match self {
+            Self::Stop(_, key) | Self::Check(_, key) | Self::Lift(_, key) | Self::Kill(_, key, _) => *key,
+        }
+    }
+}
+
 impl Table {
     /// A QEMU of `vm` was found. Does nothing if it is known. Another process of a VM whose QEMU is alive is a second
     /// copy: true, and the caller stops it.
@@ -104,7 +114,8 @@ impl Table {
         if self.qemus.contains_key(&vm) {
             return;
         }
-        let barred: Vec<Tenure> = self.rows_of(vm).filter(|(_, row)| row.is_barred_unseen()).map(|(at, _)| at).collect();
+        let barred: Vec<Tenure> =
+            self.rows_of(vm).filter(|(_, row)| row.is_barred_unseen()).map(|(at, _)| at).collect();
         for tenure in barred {
             if let Phase::Over { why, .. } = &mut self.row(tenure).phase {
                 *why = Over::NeverStarted;

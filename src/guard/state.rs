@@ -1,0 +1,402 @@
+//! All that the guard knows, behind one lock with short critical sections; no I/O in here.
+//!
+//! ```text
+//!   agent ──orders──► ┌───────────────────────────────┐ ◄── datastore threads: opened, persisted, failed
+//!                     │ leases · table · counter · me  │ ◄── watcher: QEMUs that appear and exit
+//!   agent ◄─reports── └───────────────────────────────┘ ◄── enforcer: lapses, stops, lateness
+//! ```
+//!
+//! One counter serves all datastores and the network: whoever beats, in whatever way, takes the next with its t_c, in
+//! one step, so that counters and times rise together.
+//!
+//! Deliberately not here: threads, files, sockets.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
+
+use super::process::Process;
+use super::store::Store;
+use super::table::{ProcessKey, Table};
+use crate::core::lease::Persisted;
+use crate::core::timing;
+use crate::types::guard::{GUARD_PROTOCOL, GuardConfig, GuardReport, Refusal};
+use crate::types::{
+    AgentBeat, Attested, BootId, Counter, DatastoreId, DatastoreSet, Epoch, HostId, Incarnation, ListName, NetBeat,
+    Time, VmId,
+};
+
+/// How many lines for the log wait for the thread that writes them. When full, further ones are dropped.
+const LOG_MAX: usize = 256;
+/// How many hints of pids wait for the watcher. When full, further ones are dropped: pid files tell as well.
+const HINTS_MAX: usize = 1024;
+/// How many attestations a network beat names.
+const ATTESTED_MAX: usize = 8;
+
+/// A counter with its t_c, taken together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Taken {
+    /// In which it was taken.
+    pub incarnation: Incarnation,
+    /// Never given twice.
+    pub counter: Counter,
+    /// t_c.
+    pub at: Time,
+    /// L to announce.
+    pub lease: Duration,
+}
+
+/// Where reports go: the newest connection of an agent.
+pub struct Outbox {
+    /// Which connection.
+    pub id: u64,
+    to: SyncSender<GuardReport>,
+}
+
+/// See the module.
+pub struct State {
+    /// Of this kernel.
+    pub boot: BootId,
+    /// Of this guard; rises only.
+    pub incarnation: Incarnation,
+    /// What the agent configured last, and which change of it this is.
+    pub config: Option<(u64, Arc<GuardConfig>)>,
+    /// By datastore.
+    pub stores: BTreeMap<DatastoreId, Store>,
+    /// Rows and QEMUs.
+    pub table: Table,
+    /// Of every QEMU in the table.
+    pub processes: BTreeMap<ProcessKey, Arc<Process>>,
+    /// Pids that libvirt named, for the watcher.
+    pub hints: Vec<(VmId, u32)>,
+    /// Lines for the log.
+    pub log: Vec<String>,
+    counter: Counter,
+    configured_at: Time,
+    agent: Option<(AgentBeat, Time)>,
+    list: ListName,
+    real_time_refused: bool,
+    late_until: Time,
+    rotation: usize,
+    outbox: Option<Outbox>,
+}
+
+impl State {
+    /// Knows nothing but who it is.
+    #[must_use]
+    pub fn new(boot: BootId, incarnation: Incarnation, table: Table) -> Self {
+        Self {
+            boot,
+            incarnation,
+            config: None,
+            stores: BTreeMap::new(),
+            table,
+            processes: BTreeMap::new(),
+            hints: Vec::new(),
+            log: Vec::new(),
+            counter: Counter(0),
+            configured_at: Time::ZERO,
+            agent: None,
+            list: ListName::default(),
+            real_time_refused: false,
+            late_until: Time::ZERO,
+            rotation: 0,
+            outbox: None,
+        }
+    }
+
+    /// Ends every lease whose time has come, with all that runs on its ground. Called first whenever the lock is taken.
+    pub fn lapse_if_due(&mut self, now: Time) {
+        let due = |(id, store): (&DatastoreId, &mut Store)| {
+            let stop_at = store.lease.stop_at()?;
+            store.lease.lapse_if_due(now).then_some((*id, stop_at))
+        };
+        let due: Vec<(DatastoreId, Time)> = self.stores.iter_mut().filter_map(due).collect();
+        for (home, stop_at) in due {
+            self.table.lapse(home);
+            self.say(format!("the lease on datastore {home} lapsed, noticed {:?} after it", now.since(stop_at)));
+            self.report_lease(home, now);
+        }
+    }
+
+    /// When the enforcing thread must wake next.
+    #[must_use]
+    pub fn next_stop(&self) -> Option<Time> {
+        self.stores.values().filter_map(|store| store.lease.stop_at()).min()
+    }
+
+    /// Takes the next counter with its t_c. It counts on every datastore on which it turns out to be persisted.
+    pub fn take(&mut self, now: Time) -> Taken {
+        self.counter = self.counter.next();
+        let lease = self.stores.values().map(|store| store.lease.announced(now)).max();
+        let lease = lease.or(self.config.as_ref().map(|(_, config)| config.timing.lease)).unwrap_or_default();
+        for store in self.stores.values_mut() {
+            store.lease.given(self.counter, now);
+        }
+        Taken { incarnation: self.incarnation, counter: self.counter, at: now, lease }
+    }
+
+    /// The newest beat that can be ours: anything newer under our name is another's.
+    #[must_use]
+    pub fn last_given(&self) -> (Incarnation, Counter) {
+        (self.incarnation, self.counter)
+    }
+
+    /// The present epoch of a home, if its lease is valid at `now` and its storage is trusted.
+    ///
+    /// # Errors
+    /// Why no claim can be made there.
+    pub fn epoch(&self, home: DatastoreId, now: Time) -> Result<Epoch, Refusal> {
+        let store = self.stores.get(&home).ok_or(Refusal::UnknownDatastore(home))?;
+        if let Some(doubt) = &store.doubt {
+            return Err(Refusal::WrongState(format!("the datastore cannot be trusted: {doubt}")));
+        }
+        if store.lease.is_valid(now) { Ok(store.lease.epoch()) } else { Err(Refusal::NoLease) }
+    }
+
+    /// `counter` stands on that datastore, by our own write or an attestation, in a roster that names the writer.
+    pub fn persisted(&mut self, home: DatastoreId, counter: Counter, now: Time) {
+        let Some(store) = self.stores.get_mut(&home) else { return };
+        match store.lease.persisted(counter, now) {
+            Persisted::Renewed | Persisted::Nothing => {}
+            Persisted::Regained => {
+                let epoch = store.lease.epoch();
+                self.say(format!("the lease on datastore {home} is valid, epoch {epoch:?}"));
+                self.report_lease(home, now);
+            }
+        }
+    }
+
+    /// Uses another configuration from now on. The caller has checked it.
+    pub fn configure(&mut self, config: GuardConfig, now: Time) {
+        let lease = config.timing.lease;
+        let version = self.config.as_ref().map_or(1, |(version, _)| version + 1);
+        if self.config.is_none() {
+            self.configured_at = now;
+        }
+        self.stores.retain(|id, _| config.datastores.iter().any(|datastore| datastore.id == *id));
+        for datastore in &config.datastores {
+            let (incarnation, life) = (self.incarnation, version);
+            let store = self
+                .stores
+                .entry(datastore.id)
+                .or_insert_with(|| Store::new(datastore.clone(), life, incarnation, lease));
+            store.position = datastore.position;
+            store.lease.set_lease(lease);
+        }
+        self.config = Some((version, Arc::new(config)));
+    }
+
+    /// The exit of a QEMU was seen.
+    pub fn exited(&mut self, vm: VmId, key: ProcessKey, now: Time) {
+        let lease = self.config.as_ref().map_or(Duration::ZERO, |(_, config)| config.timing.lease);
+        let stores = &self.stores;
+        self.table.exited(vm, key, |home| stores.get(&home).is_some_and(|store| store.own_path(lease, now)));
+        self.processes.remove(&key);
+    }
+
+    /// Another, higher incarnation: every lease is lapsed, every right to run is gone.
+    pub fn restart(&mut self, incarnation: Incarnation) {
+        self.incarnation = incarnation;
+        self.stores.values_mut().for_each(|store| store.lease.restart(incarnation));
+        self.table.lapse_everything();
+        self.say(format!("takes incarnation {incarnation}: a datastore showed one that is not lower"));
+        let hello = self.hello();
+        self.report(hello);
+    }
+
+    /// The agent's part of the beats, which also shows that it lives.
+    pub fn agent_beat(&mut self, beat: AgentBeat, now: Time) {
+        self.agent = Some((beat, now));
+    }
+
+    /// The list that was written last.
+    pub fn listed(&mut self, name: ListName) {
+        self.list = name;
+    }
+
+    /// Builds the next network beat and takes its counter. None: not configured, no agent was ever heard, or some
+    /// datastore shows that another host may be using our name.
+    pub fn net_beat(&mut self, now: Time) -> Option<(NetBeat, Arc<GuardConfig>)> {
+        let (_, config) = self.config.clone()?;
+        let mut agent = self.agent.as_ref()?.0.clone();
+        if !self.may_beat_on_network(now) {
+            return None;
+        }
+        agent.flags = self.flags(now);
+        let taken = self.take(now);
+        let set = |test: &dyn Fn(&Store) -> bool| {
+            DatastoreSet(self.stores.values().filter(|store| test(store)).fold(0, |set, store| set | store.bit()))
+        };
+        let beat = NetBeat {
+            cluster: config.cluster,
+            host: config.host,
+            index: config.index,
+            boot: self.boot,
+            incarnation: taken.incarnation,
+            counter: taken.counter,
+            lease: taken.lease,
+            list: self.list,
+            reaches: set(&|store| store.lease.is_valid(now)),
+            attest_me: set(&|store| !store.own_path(config.timing.lease, now)),
+            attested: self.attested(),
+            software: software(),
+            agent,
+        };
+        Some((beat, config))
+    }
+
+    /// Facts about this host, for any beat.
+    #[must_use]
+    pub fn flags(&self, now: Time) -> crate::types::Flags {
+        let mut flags = self.agent.as_ref().map(|(beat, _)| beat.flags).unwrap_or_default();
+        let patience =
+            self.config.as_ref().map_or(Duration::ZERO, |(_, config)| timing::agent_dead_after(&config.timing));
+        flags.agent_dead = self.agent.as_ref().is_none_or(|(_, heard)| patience <= now.since(*heard));
+        flags.unpunctual = self.unpunctual(now);
+        flags.distrusts |= self.stores.values().any(|store| store.doubt.is_some());
+        flags
+    }
+
+    /// The kernel refuses real-time scheduling: never punctual for certain.
+    pub fn real_time_refused(&mut self, why: &str) {
+        self.real_time_refused = true;
+        self.alarm(format!(
+            "mainstay-guard: real-time scheduling was refused ({why}); takers wait L/2 longer for this host; \
+             allow it (LimitRTPRIO, kernel.sched_rt_runtime_us)"
+        ));
+    }
+
+    /// The enforcing thread woke `late` after the time it had set.
+    pub fn woke_late(&mut self, late: Duration, now: Time) {
+        let Some((_, config)) = &self.config else { return };
+        if late <= timing::late_limit(config.timing.lease) {
+            return;
+        }
+        let already = now < self.late_until;
+        self.late_until = now + timing::LATENESS_REMEMBERED;
+        if !already {
+            self.alarm(format!(
+                "mainstay-guard: woke {} ms late; for an hour takers wait L/2 longer for this host; \
+                 find what keeps its CPUs (stalled or overloaded host?)",
+                late.as_millis()
+            ));
+        }
+    }
+
+    fn unpunctual(&self, now: Time) -> bool {
+        self.real_time_refused || now < self.late_until
+    }
+
+    /// Before the first beat of a new boot no other host may be seen to use our name; a datastore that does not answer
+    /// holds the network back for one window only.
+    fn may_beat_on_network(&self, now: Time) -> bool {
+        let Some((_, config)) = &self.config else { return false };
+        let window = timing::window(config.timing.lease, false);
+        let waited = self.configured_at + window <= now;
+        self.stores.values().all(|store| store.network_may(waited))
+    }
+
+    /// What we attested for others and persisted; in turns, if it is much.
+    fn attested(&mut self) -> Vec<Attested> {
+        let all: Vec<Attested> = self.stores.values().flat_map(Store::attested).collect();
+        if all.len() <= ATTESTED_MAX {
+            return all;
+        }
+        self.rotation = (self.rotation + ATTESTED_MAX) % all.len();
+        all.iter().cycle().skip(self.rotation).take(ATTESTED_MAX).copied().collect()
+    }
+
+    // Reports.
+
+    /// A new connection; reports go there from now on, beginning with all that is known.
+    pub fn connect(&mut self, id: u64, to: SyncSender<GuardReport>) {
+        self.outbox = Some(Outbox { id, to });
+    }
+
+    /// That connection is gone.
+    pub fn disconnect(&mut self, id: u64) {
+        if self.connected(id) {
+            self.outbox = None;
+        }
+    }
+
+    /// Whether that connection is the newest.
+    #[must_use]
+    pub fn connected(&self, id: u64) -> bool {
+        self.outbox.as_ref().is_some_and(|outbox| outbox.id == id)
+    }
+
+    /// Hello, every lease, every row.
+    pub fn greet(&mut self, now: Time) {
+        let hello = self.hello();
+        self.report(hello);
+        let homes: Vec<DatastoreId> = self.stores.keys().copied().collect();
+        homes.into_iter().for_each(|home| self.report_lease(home, now));
+        let rows: Vec<_> = self.table.views().collect();
+        rows.into_iter().for_each(|row| self.report(GuardReport::Row(row)));
+        let doubts: Vec<String> = self.stores.values().filter_map(|store| store.doubt.clone()).collect();
+        doubts.into_iter().for_each(|doubt| self.report(GuardReport::Alarm(doubt)));
+    }
+
+    /// To the agent, if there is one. An agent that does not read loses its connection and begins anew.
+    pub fn report(&mut self, report: GuardReport) {
+        if self.outbox.as_ref().is_some_and(|outbox| outbox.to.try_send(report).is_err()) {
+            self.outbox = None;
+        }
+    }
+
+    /// How a lease stands.
+    pub fn report_lease(&mut self, home: DatastoreId, now: Time) {
+        let Some((_, config)) = &self.config else { return };
+        let lease = config.timing.lease;
+        if let Some(view) = self.stores.get(&home).map(|store| store.view(home, lease, now)) {
+            self.report(GuardReport::Lease(view));
+        }
+    }
+
+    /// Changed rows go to the agent. Called last before the lock is left.
+    pub fn flush(&mut self) {
+        for report in self.table.take_reports() {
+            match report {
+                GuardReport::Alarm(text) => self.alarm(text),
+                other => self.report(other),
+            }
+        }
+    }
+
+    /// For the operator, by agent and log.
+    pub fn alarm(&mut self, text: String) {
+        self.say(text.clone());
+        self.report(GuardReport::Alarm(text));
+    }
+
+    /// For the log.
+    pub fn say(&mut self, text: String) {
+        if self.log.len() < LOG_MAX {
+            self.log.push(text);
+        }
+    }
+
+    /// libvirt named a pid.
+    pub fn hint(&mut self, vm: VmId, pid: u32) {
+        if self.hints.len() < HINTS_MAX {
+            self.hints.push((vm, pid));
+        }
+    }
+
+    fn hello(&self) -> GuardReport {
+        let host: Option<HostId> = self.config.as_ref().map(|(_, config)| config.host);
+        GuardReport::Hello { protocol: GUARD_PROTOCOL, incarnation: self.incarnation, boot: self.boot, host }
+    }
+}
+
+fn software() -> (u8, u8, u8) {
+    let part = |text: &str| text.parse().unwrap_or(0);
+    (
+        part(env!("CARGO_PKG_VERSION_MAJOR")),
+        part(env!("CARGO_PKG_VERSION_MINOR")),
+        part(env!("CARGO_PKG_VERSION_PATCH")),
+    )
+}

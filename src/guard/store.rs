@@ -1,0 +1,154 @@
+//! What the guard knows of one datastore: its lease, its own path to it, attestations, and doubts.
+//!
+//! ```text
+//! Opening ──► Watching ──► Beating        Watching: something of us is there from another boot, so it must stay as it
+//!    │  nothing of another boot ▲         is for one window of R3. A change starts the watch anew.
+//!    └──────────────────────────┘
+//! ```
+//!
+//! Deliberately not here: the thread and its I/O (`renew`).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use crate::core::lease::Lease;
+use crate::core::timing;
+use crate::types::guard::{GuardDatastore, LeaseView};
+use crate::types::{Attestation, Attested, DatastoreId, HostIndex, Incarnation, Time};
+
+/// How far the thread of a datastore is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    /// Its files could not be opened and read yet.
+    Opening,
+    /// Looks whether another host uses our name.
+    Watching,
+    /// Beats.
+    Beating,
+}
+
+/// An attestation for another host.
+#[derive(Clone, Copy, Debug)]
+struct Heard {
+    attestation: Attestation,
+    since: Time,
+    /// It stands in a beat that counts.
+    persisted: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Store {
+    /// Which thread serves it: one that finds another number here has been replaced and ends.
+    pub life: u64,
+    /// Mount point.
+    pub path: String,
+    /// Its bit in a beat.
+    pub position: u8,
+    /// The right to run of every VM with its home here.
+    pub lease: Lease,
+    /// How far its thread is.
+    pub stage: Stage,
+    /// What makes it untrustworthy, for people. While it stands there are no beats and no claims here.
+    pub doubt: Option<String>,
+    /// What is wrong with the last try, for people.
+    pub trouble: Option<String>,
+    /// The last own write that counted: begun, known.
+    counted: Option<(Time, Time)>,
+    attestations: BTreeMap<HostIndex, Heard>,
+}
+
+impl Store {
+    /// Not opened yet.
+    #[must_use]
+    pub fn new(datastore: GuardDatastore, life: u64, incarnation: Incarnation, lease: Duration) -> Self {
+        Self {
+            life,
+            path: datastore.path,
+            position: datastore.position,
+            lease: Lease::new(incarnation, lease),
+            stage: Stage::Opening,
+            doubt: None,
+            trouble: None,
+            counted: None,
+            attestations: BTreeMap::new(),
+        }
+    }
+
+    /// Its bit in a beat's set.
+    #[must_use]
+    pub fn bit(&self) -> u64 {
+        1u64.checked_shl(u32::from(self.position)).unwrap_or(0)
+    }
+
+    /// Whether our own writes reach it: the last one counted lately, and nothing failed since.
+    #[must_use]
+    pub fn own_path(&self, lease: Duration, now: Time) -> bool {
+        self.trouble.is_none() && self.counted.is_some_and(|(begun, _)| now.since(begun) <= timing::witness_gap(lease))
+    }
+
+    /// An own beat, begun at `begun`, counts; so do the attestations that stood in it.
+    pub fn counted(&mut self, begun: Time, known: Time, with: &[Attestation]) {
+        self.counted = Some((begun, known));
+        self.trouble = None;
+        for attestation in with {
+            if let Some(heard) = self.attestations.get_mut(&attestation.index) {
+                heard.persisted |= heard.attestation == *attestation;
+            }
+        }
+    }
+
+    /// An attestation for another host. Only a newer one replaces what stands.
+    pub fn attest(&mut self, attestation: Attestation, now: Time) {
+        let newer = |heard: &Heard| {
+            (heard.attestation.incarnation, heard.attestation.counter) < (attestation.incarnation, attestation.counter)
+        };
+        if self.attestations.get(&attestation.index).is_none_or(newer) {
+            self.attestations.insert(attestation.index, Heard { attestation, since: now, persisted: false });
+        }
+    }
+
+    /// Those that go into a beat taken at `now`; what is too old goes.
+    pub fn attestations(&mut self, own: HostIndex, now: Time) -> Vec<Attestation> {
+        self.attestations.retain(|index, heard| {
+            *index != own && now.since(heard.since) < timing::attestation_kept(heard.attestation.lease)
+        });
+        self.attestations.values().map(|heard| heard.attestation).collect()
+    }
+
+    /// Those that are persisted, for the hosts that they are about.
+    pub fn attested(&self) -> impl Iterator<Item = Attested> {
+        let persisted = self.attestations.values().filter(|heard| heard.persisted);
+        persisted.map(|heard| Attested {
+            datastore: self.position,
+            index: heard.attestation.index,
+            counter: heard.attestation.counter,
+        })
+    }
+
+    /// Whether the network may carry our beats as far as this datastore can tell. `waited`: one window has passed since
+    /// the guard was configured.
+    #[must_use]
+    pub fn network_may(&self, waited: bool) -> bool {
+        match self.stage {
+            Stage::Beating => true,
+            Stage::Watching => false,
+            Stage::Opening => waited,
+        }
+    }
+
+    /// For agent and people.
+    #[must_use]
+    pub fn view(&self, datastore: DatastoreId, lease: Duration, now: Time) -> LeaseView {
+        let (written, known) = self.counted.unwrap_or_default();
+        LeaseView {
+            datastore,
+            epoch: self.lease.epoch(),
+            until: self.lease.is_valid(now).then(|| self.lease.valid_until()).flatten(),
+            own_path: self.own_path(lease, now),
+            written,
+            latency: known.since(written),
+            trouble: self.doubt.clone().or_else(|| self.trouble.clone()),
+        }
+    }
+}
