@@ -2,10 +2,13 @@
 
 mod bus;
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
 use bus::{FakeAgent, PrivateBus, example, example_notes, mainstay, reachable_copy};
+use mainstay::types::view::{ClusterView, NoteView};
+use serde_json::Value;
 
 fn ended(command: &mut Command) -> (i32, String, String) {
     let Output { status, stdout, stderr } = command.output().unwrap();
@@ -16,37 +19,346 @@ fn say(bus: &PrivateBus, words: &str) -> (i32, String, String) {
     ended(mainstay(bus).args(words.split_whitespace()))
 }
 
+/// Exactly this on standard output, nothing on the other, exit code 0, nothing wider than 80 columns.
+fn shows(bus: &PrivateBus, words: &str, expected: &str) {
+    let (code, out, err) = say(bus, words);
+    assert_eq!(out, expected.trim_start_matches('\n'), "$ mainstay {words}");
+    assert_eq!((code, err.as_str()), (0, ""), "$ mainstay {words}");
+    for line in out.lines() {
+        assert!(line.chars().count() <= 80, "wider than 80 columns: {line}");
+    }
+}
+
+/// This exit code, nothing on standard output, and an error of these parts.
+fn fails(bus: &PrivateBus, words: &str, code: i32, what: &str, why: &str, next: &str) {
+    let (ended, out, err) = say(bus, words);
+    assert_eq!((ended, out.as_str()), (code, ""), "$ mainstay {words}: {err}");
+    let lines: Vec<&str> = err.lines().collect();
+    assert_eq!(lines.len(), 3, "{err}");
+    assert!(lines[0].starts_with("error: ") && lines[0].contains(what), "{err}");
+    assert!(lines[1].starts_with("  why:  ") && lines[1].contains(why), "{err}");
+    assert!(lines[2].starts_with("  next: ") && lines[2].contains(next), "{err}");
+}
+
 #[test]
-fn probe() {
+fn status() {
+    let bus = PrivateBus::started();
+    let agent = FakeAgent::on(&bus);
+    shows(
+        &bus,
+        "status",
+        "
+Cluster  prod, settings 7, seen by b
+Master   a, term 3
+VMs      4: 3 running, 3 protected
+
+HOST  ROLE         VERDICT  BEAT   LIBVIRT  VMS  FREE
+a     master       live     0.4 s  up       2    47 GiB
+b     subordinate  live     0.0 s  up       2    47 GiB
+c     unknown      dead     -      -        2    -
+
+DATASTORE  FENCE  LEASE  WRITE   REACHED BY  PATH
+nfs1       lock   valid  1.8 ms  a b         /srv/nfs1
+
+VM       STATE    HOST  PROTECTED  WHY
+db       waiting  c     yes        image lock of c on nfs1 is still held; ends
+                                   in about 7 s
+scratch  running  b     no         disk /var/lib/libvirt/images/scratch.qcow2 is
+                                   on no datastore
+",
+    );
+    *agent.view.lock().unwrap() = ClusterView { cluster: None, ..example() };
+    shows(
+        &bus,
+        "status",
+        "
+b is no member of a cluster.
+Make one with `mainstay cluster init`, or `mainstay cluster join TOKEN`.
+",
+    );
+    let alone = ClusterView { master: None, datastores: Vec::new(), vms: Vec::new(), ..example() };
+    *agent.view.lock().unwrap() = alone;
+    let (_, out, _) = say(&bus, "status");
+    assert!(out.contains("none yet: nothing is restarted until one is elected"), "{out}");
+    assert!(out.contains("mainstay datastore add NAME PATH"), "{out}");
+}
+
+#[test]
+fn lists_and_details() {
     let bus = PrivateBus::started();
     let _agent = FakeAgent::on(&bus);
-    for words in [
-        "status",
-        "host list",
-        "host show c",
+    shows(
+        &bus,
         "vm list",
-        "vm show db",
+        "
+VM       STATE    HOST  PROTECTED  WHY
+web      running  a     yes
+db       waiting  c     yes        image lock of c on nfs1 is still held; ends
+                                   in about 7 s
+mute     running  b     yes
+scratch  running  b     no         disk /var/lib/libvirt/images/scratch.qcow2 is
+                                   on no datastore
+",
+    );
+    shows(
+        &bus,
         "vm explain db",
-        "events --since 2026-11-01",
-        "doctor",
+        "
+VM          db
+UUID        00000000-0000-0000-0000-0000beef0005
+State       waiting
+Wanted      running
+Host        c
+Generation  5
+Protected   yes
+Home        nfs1
+Why         image lock of c on nfs1 is still held; ends in about 7 s
+
+- owned by c under generation 5, which is over only when c says so, boots again,
+  or lapses
+- image lock: the server drops it 10 s after its client is dead
+",
+    );
+    shows(
+        &bus,
+        "vm show 00000000-0000-0000-0000-0000BEEF0001",
+        "
+VM          web
+UUID        00000000-0000-0000-0000-0000beef0001
+State       running
+Wanted      running
+Host        a
+Generation  1
+Protected   yes
+Home        nfs1
+",
+    );
+    shows(
+        &bus,
+        "host show c",
+        "
+Host       c
+Id         00000000-0000-0000-0000-000000000003
+Address    192.0.2.13:7784
+Role       unknown
+Verdict    dead
+Evidence   network beats None ms old, datastore nfs1 written by it in the last
+           two seconds or so
+Last beat  never heard
+libvirt    -
+VMs        2
+Free       -
+",
+    );
+    shows(
+        &bus,
         "datastore list",
-        "vm start web",
-        "vm start db",
-        "vm start wbe",
-        "vm move web --to x",
-        "cluster set profile=fast",
-        "cluster set a=b",
-        "events --since x",
-        "--help",
-        "datastore add x /nowhere",
-        "datastore add x /usr",
-        "datastore add x /dev/shm",
-        "datastore add x /dev/shm --fence foo",
-        "config check",
-        "cluster join x",
-        "vm stop mute",
-    ] {
-        let (code, out, err) = say(&bus, words);
-        println!("$ mainstay {words}\n{out}{err}[{code}]\n");
+        "
+DATASTORE  FENCE  LEASE  WRITE   REACHED BY  PATH
+nfs1       lock   valid  1.8 ms  a b         /srv/nfs1
+",
+    );
+}
+
+#[test]
+fn events() {
+    let bus = PrivateBus::started();
+    let agent = FakeAgent::on(&bus);
+    shows(
+        &bus,
+        "events --since 2026-11-25T17:00:01Z",
+        "
+2026-11-25 17:00:05.040  a  c is dead: no network beat for 5.2 s, nothing new on
+                            nfs1
+2026-11-25 17:00:05.900  b  db: started here under generation 6; was c's, proof:
+                            lapsed
+",
+    );
+    let (_, by_name, _) = say(&bus, "events --since 2026-11-25 --vm db");
+    let (_, by_id, _) = say(&bus, "events --since 2026-11-25 --vm 00000000-0000-0000-0000-0000beef0005");
+    assert_eq!(by_name, by_id);
+    assert_eq!(by_name.lines().count(), 2, "{by_name}");
+    fails(&bus, "events --since soon", 2, "not listed", "--since soon is neither", "10m");
+
+    // Followed: what was, then what comes, each once.
+    let mut child = mainstay(&bus)
+        .args(["events", "--follow", "--json", "--since", "2026-11-25T17:00"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut next = || serde_json::from_str::<NoteView>(&lines.next().unwrap().unwrap()).unwrap();
+    for note in example_notes() {
+        assert_eq!(next(), note);
     }
+    let new = NoteView { unix_ms: 1_795_626_009_000, text: "c is back".into(), ..example_notes()[0].clone() };
+    agent.notes.send(example_notes()[2].clone()).unwrap();
+    agent.notes.send(new.clone()).unwrap();
+    assert_eq!(next(), new);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn every_listing_has_json() {
+    let bus = PrivateBus::started();
+    let _agent = FakeAgent::on(&bus);
+    for (words, part, count) in [
+        ("status", "hosts", 3),
+        ("host list", "hosts", 3),
+        ("vm list", "vms", 4),
+        ("datastore list", "datastores", 1),
+        ("events --since 2026-11-25", "notes", 3),
+        ("doctor", "findings", 3),
+        ("config check /dev/null", "mistakes", 0),
+    ] {
+        let (_, out, _) = say(&bus, &format!("{words} --json"));
+        let json: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!(json["schema"], 1, "{words}");
+        assert_eq!(json[part].as_array().map(Vec::len), Some(count), "{words}");
+    }
+    for (words, part) in
+        [("host show a", "host"), ("vm show web", "vm"), ("vm explain web", "vm"), ("vm start web", "done")]
+    {
+        let (code, out, _) = say(&bus, &format!("{words} --json"));
+        let json: Value = serde_json::from_str(&out).unwrap();
+        assert_eq!((code, json[part].is_null()), (0, false), "{words}");
+    }
+    let (_, out, _) = say(&bus, "status --json");
+    assert_eq!(serde_json::from_str::<ClusterView>(&out).unwrap(), example());
+}
+
+#[test]
+fn doctor() {
+    let bus = PrivateBus::started();
+    let agent = FakeAgent::on(&bus);
+    let (code, out, err) = say(&bus, "doctor");
+    let expected = "\
+error    libvirt (libvirt): does not answer: refused
+         → systemctl start libvirtd
+warning  nfs1 (fence): no fence: VMs of a dead host wait until it was powered
+         off or has booted again
+         → give it a fence: mainstay datastore set NAME --fence
+           lock|command:/path
+ok       this host (clock): its clock is synchronised
+
+Errors: 1, warnings: 1, ok: 1
+";
+    assert_eq!((code, out.as_str(), err.as_str()), (1, expected, ""));
+    // Without an agent it looks at the system itself, and says that there is no agent.
+    drop(agent);
+    let (code, out, _) = say(&bus, "doctor");
+    assert_eq!(code, 1);
+    assert!(out.contains("mainstayd (agent): mainstayd is not running") && out.contains("(machine)"), "{out}");
+}
+
+#[test]
+fn wishes() {
+    let bus = PrivateBus::started();
+    let agent = FakeAgent::on(&bus);
+    shows(&bus, "vm start web", "web: done: Start { vm: VmId(0\n");
+    shows(&bus, "vm stop web --force", "web: done: Stop { vm: VmId(00\n");
+    shows(&bus, "vm move web --to b", "web: done: Move { vm: VmId(00\n");
+    shows(&bus, "cluster set profile=fast", "profile=fast: settings 8 are in force on 3 hosts\n");
+    shows(&bus, "datastore set nfs1 --fence command:/usr/sbin/expire", "nfs1: settings 8 are in force on 3 hosts\n");
+    assert_eq!(agent.asked.lock().unwrap().len(), 5);
+    let (code, out, _) = say(&bus, "datastore add shm /dev/shm");
+    assert_eq!(code, 0, "{out}");
+    assert!(out.contains("tmpfs is a local file system") && out.contains("Fence: none."), "{out}");
+    assert_eq!(agent.asked.lock().unwrap().len(), 6);
+}
+
+#[test]
+fn errors_say_what_why_and_what_next() {
+    let bus = PrivateBus::started();
+    let agent = FakeAgent::on(&bus);
+    fails(&bus, "vm start wbe", 1, "VM \"wbe\" was not started", "did you mean \"web\"?", "mainstay vm list");
+    fails(&bus, "vm show nothing-like-it", 1, "not shown", "no VM \"nothing-like-it\"", "mainstay vm list");
+    fails(&bus, "vm move web --to d", 1, "VM \"web\" was not moved", "no host \"d\"", "mainstay host list");
+    fails(&bus, "vm start db", 4, "VM \"db\" was not started", "no host has 64 GiB free", "nothing was changed");
+    fails(&bus, "vm stop mute", 1, "VM \"mute\" was not stopped", "may still take effect", "mainstay events");
+    fails(&bus, "cluster set speed=9", 2, "speed=9 was not set", "no such setting", "profile=fast");
+    fails(&bus, "datastore set nsf1 --fence none", 1, "was not changed", "did you mean \"nfs1\"?", "datastore list");
+    fails(&bus, "datastore add a/b /dev/shm", 2, "was not added", "name", "letters");
+    fails(&bus, "datastore add d /dev/shm --fence x", 2, "was not added", "--fence x", "absolute path");
+    fails(&bus, "datastore add d dev/shm", 1, "was not added", "not absolute", "from / on");
+    fails(&bus, "datastore add d /no/such", 1, "was not added", "/no/such", "mount");
+    fails(&bus, "datastore add d /etc/passwd", 1, "was not added", "no folder", "mounted folder");
+    fails(&bus, "datastore add d /proc/self", 1, "was not added", "", "");
+    fails(&bus, "config check /no/such", 1, "was not checked", "no such file", "path");
+    assert_eq!(agent.asked.lock().unwrap().len(), 2, "only two of these reached the agent");
+    drop(agent);
+    fails(&bus, "status", 3, "the status is not known", "mainstayd is not running", "systemctl status mainstayd");
+    fails(&bus, "vm start web", 3, "VM \"web\" was not started", "not running", "doctor");
+    let words = "status nonsense";
+    assert_eq!(say(&bus, words).0, 2, "clap's usage errors");
+    assert_eq!(say(&bus, "").0, 2, "no command");
+}
+
+#[test]
+fn only_root_may_change() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("not checked: becoming another user needs root");
+        return;
+    }
+    let bus = PrivateBus::started();
+    let agent = FakeAgent::on(&bus);
+    let copy = reachable_copy(&bus);
+    let nobody = |words: &str| {
+        let mut command = Command::new(&copy);
+        command.env_clear().env("DBUS_SYSTEM_BUS_ADDRESS", bus.address()).current_dir("/").uid(65534).gid(65534);
+        ended(command.args(words.split_whitespace()))
+    };
+    for words in ["status", "vm list", "vm explain db", "events", "host show a", "datastore list"] {
+        assert_eq!(nobody(words).0, 0, "{words}");
+    }
+    let before = agent.asked.lock().unwrap().len();
+    for words in
+        ["vm start web", "vm stop web", "vm move web", "cluster set profile=fast", "datastore set nfs1 --fence none"]
+    {
+        let (code, out, err) = nobody(words);
+        assert_eq!((code, out.as_str()), (4, ""), "{words}: {err}");
+        assert!(err.contains("only root may do that") && err.contains("nothing was changed"), "{words}: {err}");
+    }
+    for words in ["cluster init", "cluster join mst1-x", "cluster token"] {
+        let (code, _, err) = nobody(words);
+        assert_eq!(code, 4, "{words}");
+        assert!(err.contains("as root"), "{words}: {err}");
+    }
+    assert_eq!(agent.asked.lock().unwrap().len(), before);
+}
+
+/// `mainstay … | head -1` and a reader that is gone at once.
+#[test]
+fn a_closed_pipe_is_quiet() {
+    let bus = PrivateBus::started();
+    let _agent = FakeAgent::on(&bus);
+    for words in ["--help", "status", "vm list --json", "status --watch", "events --since 2026-11-25", "doctor"] {
+        let mut child = mainstay(&bus)
+            .args(words.split_whitespace())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let ended = child.wait_with_output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&ended.stderr), "", "{words}");
+        assert_eq!(ended.status.code(), Some(0), "{words}");
+    }
+}
+
+#[test]
+fn configuration_is_checked() {
+    let bus = PrivateBus::prepared();
+    let file = bus.folder.path().join("mainstay.toml");
+    let words = format!("config check {}", file.display());
+    std::fs::write(&file, "[beat]\nport = 7000\n").unwrap();
+    let (code, out, _) = say(&bus, &words);
+    assert_eq!((code, out.contains("no mistakes")), (0, true), "{out}");
+    std::fs::write(&file, "[beat]\nprot = 7000\nttl = 0\n").unwrap();
+    let (code, out, _) = say(&bus, &words);
+    assert_eq!((code, out.lines().count()), (1, 2), "{out}");
+    assert!(out.contains("line 2") && out.contains("port"), "{out}");
+    let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/systemd/mainstay.toml");
+    assert_eq!(say(&bus, &format!("config check {shipped}")).0, 0, "the shipped file");
 }

@@ -112,6 +112,12 @@ fn the_life_of_a_domain() {
         let failed = bench.ask(DomainOrder::Define { xml: junk.into() });
         assert!(matches!(failed, DomainAnswer::Failed(DomainFailure::Definition(_))), "{junk:?}: {failed:?}");
     }
+    bench.libvirt.relist();
+    let again = bench.expect(|event| match event {
+        LibvirtEvent::Listed(all) => Some(all),
+        _ => None,
+    });
+    assert!(again.iter().all(|domain| domain.vm != vm), "{again:?}");
     the_running_one(&bench, &first.iter().find(|domain| domain.name == "test").unwrap().clone());
 }
 

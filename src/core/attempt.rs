@@ -354,6 +354,15 @@ impl Core {
                 let ticket = cx.guard(order, Pending::Attempt(id));
                 self.stage(id, Stage::Confirming, ticket);
             }
+            // An adoption whose first try had an unknown outcome: the row stood all the while, in the same epoch.
+            StoreAnswer::Exists(other)
+                if attempt.kind == Kind::Adopt && other.tenure == claim.tenure && other.holder == claim.holder =>
+            {
+                if let Some(attempt) = &mut self.vm(id).attempt {
+                    attempt.claim = Some((*other).clone());
+                }
+                self.created(cx, id, StoreAnswer::Created);
+            }
             StoreAnswer::Exists(other) => {
                 self.abandon(cx, claim.tenure, &attempt.kind);
                 self.learn(cx, (*other).clone(), cx.now);
@@ -365,8 +374,11 @@ impl Core {
                 self.fail(cx, id, Denial::Unable("its claims changed meanwhile".into()));
             }
             StoreAnswer::Failed(why) => {
-                // It may exist or still land; the guard's word "never started" frees it then.
-                self.abandon(cx, claim.tenure, &attempt.kind);
+                // It may exist or still land; the guard's word "never started" frees it then. Not for a VM that runs
+                // already: its row stays, so that the guard never says of a running VM that it never started.
+                if attempt.kind != Kind::Adopt {
+                    self.abandon(cx, claim.tenure, &attempt.kind);
+                }
                 self.list_claims(cx);
                 self.fail(cx, id, Denial::Unable(format!("its claim could not be created: {why}")));
             }
@@ -580,7 +592,7 @@ impl Core {
                 self.give_up(cx, id, Denial::Definition(why))
             }
             DomainFailure::Timeout => {
-                cx.domain(DomainOrder::Destroy { vm: id }, CALL, Pending::Nothing);
+                self.destroy(cx, id);
                 self.give_up(cx, id, Denial::Unable("libvirt did not answer in time".into()));
             }
         }
@@ -604,7 +616,7 @@ impl Core {
             (Some(VmState::Running), Kind::Hook { .. }) => self.finish(cx, id),
             (Some(VmState::Running), _) => self.resume(cx, id),
             (Some(VmState::Over(_)), _) => {
-                cx.domain(DomainOrder::Destroy { vm: id }, CALL, Pending::Nothing);
+                self.destroy(cx, id);
                 self.give_up(cx, id, Denial::Unable("it ended, or its lease lapsed, during the start".into()));
             }
             (Some(VmState::Expected | VmState::Incoming) | None, _) => {}
@@ -634,7 +646,7 @@ impl Core {
                 if reclaim {
                     return self.finish(cx, id); // It runs under its claim; reconcile looks at the pause again.
                 }
-                cx.domain(DomainOrder::Destroy { vm: id }, CALL, Pending::Nothing);
+                self.destroy(cx, id);
                 self.give_up(cx, id, Denial::Definition(format!("it could not be resumed: {why:?}")));
             }
         }
@@ -722,7 +734,8 @@ impl Core {
                 // The retry is a matter of milliseconds after a heal; the beat's reconcile is the fallback.
                 cx.set(Timer::Judge(id), cx.now + RETRY);
             }
-            Kind::Run { .. } | Kind::Arrive => {}
+            Kind::Run { .. } => {}
+            Kind::Arrive => self.drop_incoming(cx, id),
         }
         for ask in attempt.asks {
             cx.answer(ask, Reply::Denied(denial.clone()));
@@ -746,7 +759,9 @@ impl Core {
         }
         if matches!(attempt.kind, Kind::Reclaim { .. } | Kind::Adopt | Kind::Arrive) {
             // The copy is alive and stopped by the guard: the next try claims the next generation.
-            self.vm(id).waits = Some(denial.to_string());
+            let vm = self.vm(id);
+            vm.waits = Some(denial.to_string());
+            vm.incoming = None;
             cx.set(Timer::Judge(id), cx.now + RETRY);
             self.check = true;
             return;
@@ -787,7 +802,7 @@ impl Core {
             Stage::Waiting => self.pay_debts(cx, id),
             Stage::Locks { since } => self.probe_locks(cx, id, since),
             Stage::Adopting => {
-                cx.domain(DomainOrder::Destroy { vm: id }, CALL, Pending::Nothing);
+                self.destroy(cx, id);
                 self.give_up(cx, id, Denial::Unable("its QEMU did not appear in time".into()));
             }
             Stage::Confirming | Stage::Fencing(_) | Stage::Defining | Stage::Starting | Stage::Resuming => {}
@@ -799,6 +814,12 @@ impl Core {
                 self.fail(cx, id, Denial::Unable("the datastore does not answer in time".into()));
             }
         }
+    }
+
+    /// Our own end of a half-started copy: not a person's.
+    pub(super) fn destroy(&mut self, cx: &mut Cx, id: VmId) {
+        self.vm(id).own_end = true;
+        cx.domain(DomainOrder::Destroy { vm: id }, CALL, Pending::Nothing);
     }
 
     // ---- small things -------------------------------------------------------------------------------------------

@@ -147,6 +147,7 @@ impl Core {
             }
             DomainChange::Started { .. } => {
                 self.vm(id).by_guest = false;
+                self.vm(id).own_end = false;
                 self.vm(id).ended = None;
                 None
             }
@@ -337,6 +338,9 @@ impl Core {
         let by_guest = self.vm(id).by_guest;
         if self.going_down {
             return self.release(cx, id, claim, Wanted::Running, ClaimReason::HostWentDown);
+        }
+        if std::mem::take(&mut self.vm(id).own_end) {
+            return self.crashed(cx, id, claim, OffReason::Failed);
         }
         match reason {
             OffReason::Shutdown if by_guest => self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedInside),

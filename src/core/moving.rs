@@ -359,7 +359,7 @@ impl Core {
         let name = self.vm_name(id);
         let Some(incoming) = self.vm(id).incoming.take() else { return };
         cx.unset(Timer::Incoming(id));
-        cx.domain(DomainOrder::Destroy { vm: id }, CALL, Pending::Nothing);
+        self.destroy(cx, id);
         cx.guard(GuardOrder::Abandon { tenure: incoming.tenure }, Pending::Nothing);
         let from = self.name_of(incoming.from);
         cx.note(

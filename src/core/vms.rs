@@ -48,6 +48,8 @@ pub struct Vm {
     pub ended: Option<(OffReason, Time)>,
     /// When its end was first seen without a reason.
     pub end_seen: Option<Time>,
+    /// This agent ended it itself: no person wanted that.
+    pub own_end: bool,
     /// Its guest asked for the shutdown under way.
     pub by_guest: bool,
     /// Restarts in place within the last hour.

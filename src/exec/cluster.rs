@@ -148,13 +148,14 @@ impl Cluster {
         let _lock = lock_for_change(dir)?;
         let host = own_host_id(dir)?;
         let key = own_key(dir)?;
-        let (ca_pem, ca_key_pem) = certificates::authority(name)?;
+        let cluster = ClusterId(new_uuid());
+        let (ca_pem, ca_key_pem) = certificates::authority(name, cluster)?;
         let csr = certificates::request(&key)?;
         let certificate_pem = certificates::sign(&ca_pem, &ca_key_pem, &csr, host, &here.name)?;
         let settings = ClusterSettings {
             schema: SETTINGS_SCHEMA,
             version: 1,
-            cluster: ClusterId(new_uuid()),
+            cluster,
             name: name.into(),
             timing,
             members: vec![MemberSettings {

@@ -80,6 +80,7 @@ impl PrivateBus {
             .arg(format!("--config-file={}", self.folder.path().join("bus.conf").display()))
             .args(["--nofork", "--nopidfile", "--nosyslog", "--print-address=1"])
             .stdout(Stdio::piped())
+            .stderr(Stdio::null()) // It complains of limits that it cannot raise in a container.
             .spawn()
             .expect("dbus-daemon is installed (apt install dbus)");
         // It prints its address once it listens.

@@ -63,7 +63,7 @@ pub async fn run(out: &mut Out, json: bool, command: ClusterCommand) -> Result<(
             let change = SettingsChange::SetTiming(timing);
             let agent = agent(&what).await?;
             let said = out.progress("changing the settings", agent.change(&change)).await.what(&what)?;
-            vm::done(out, json, &said)
+            vm::done(out, json, &setting, &said)
         }
     }
 }

@@ -46,9 +46,9 @@ pub async fn run(out: &mut Out, json: bool, command: DatastoreCommand) -> Result
             let (agent, view) = view(&what).await?;
             let name = resolve::datastore(&view, &name).what(&what)?.name.clone();
             let late_writes = late_writes.map(LateWrites::from);
-            let change = SettingsChange::ChangeDatastore { name, fence, late_writes };
+            let change = SettingsChange::ChangeDatastore { name: name.clone(), fence, late_writes };
             let said = out.progress("changing the settings", agent.change(&change)).await.what(&what)?;
-            vm::done(out, json, &said)
+            vm::done(out, json, &name, &said)
         }
     }
 }
@@ -76,7 +76,7 @@ async fn add(out: &mut Out, json: bool, asked: Asked, what: &str) -> Result<(), 
     });
     let settings = DatastoreSettings {
         id: DatastoreId(uuid::Uuid::new_v4()),
-        name,
+        name: name.clone(),
         path: seen.path,
         fence: fence.clone(),
         late_writes,
@@ -84,10 +84,10 @@ async fn add(out: &mut Out, json: bool, asked: Asked, what: &str) -> Result<(), 
     let agent = agent(what).await?;
     let change = SettingsChange::AddDatastore(settings);
     let said = out.progress("adding the datastore", agent.change(&change)).await.what(what)?;
+    vm::done(out, json, &name, &said)?;
     if json {
-        return vm::done(out, json, &said);
+        return Ok(());
     }
-    out.line(&said)?;
     if seen.mount.sharing() == Sharing::Local {
         let local = format!("{} is a local file system: is it the same storage on every host?", seen.mount.kind);
         out.line(&out.wrapped("Warning: ", &local))?;

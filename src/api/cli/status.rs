@@ -64,7 +64,8 @@ fn show(out: &mut Out, json: bool, view: &ClusterView) -> Result<(), Trouble> {
         return Ok(out.json(&json!(view))?);
     }
     let Some(cluster) = &view.cluster else {
-        out.line(&format!("{} is no member of a cluster.", view.seen_by))?;
+        let host = if view.seen_by.is_empty() { "This host" } else { &view.seen_by };
+        out.line(&format!("{host} is no member of a cluster."))?;
         out.line("Make one with `mainstay cluster init`, or `mainstay cluster join TOKEN`.")?;
         return Ok(());
     };

@@ -42,7 +42,7 @@ pub async fn run(out: &mut Out, json: bool, command: VmCommand) -> Result<(), Tr
             let (agent, vm, what) = known(&vm, "started").await?;
             let id = vm.id.to_string();
             let said = out.progress(&format!("starting {}", vm.name), agent.start(&id)).await.what(&what)?;
-            done(out, json, &said)
+            done(out, json, &vm.name, &said)
         }
         VmCommand::Stop { vm, force } => {
             let (agent, vm, what) = known(&vm, "stopped").await?;
@@ -51,7 +51,7 @@ pub async fn run(out: &mut Out, json: bool, command: VmCommand) -> Result<(), Tr
                 true => out.progress(&text, agent.stop_by_force(&id)).await,
                 false => out.progress(&text, agent.stop(&id)).await,
             };
-            done(out, json, &said.what(&what)?)
+            done(out, json, &vm.name, &said.what(&what)?)
         }
         VmCommand::Move { vm, to } => {
             let what = format!("VM \"{vm}\" was not moved");
@@ -59,7 +59,7 @@ pub async fn run(out: &mut Out, json: bool, command: VmCommand) -> Result<(), Tr
             let vm = resolve::vm(&view, &vm).what(&what)?;
             let (id, to) = (vm.id.to_string(), target(&view, to, &what)?);
             let said = out.progress(&format!("moving {}", vm.name), agent.move_to(&id, to.as_deref())).await;
-            done(out, json, &said.what(&what)?)
+            done(out, json, &vm.name, &said.what(&what)?)
         }
     }
 }
@@ -77,12 +77,12 @@ async fn known(vm: &str, verb: &str) -> Result<(Agent, VmView, String), Trouble>
     Ok((agent, vm, what))
 }
 
-/// Says that it was done.
-pub fn done(out: &mut Out, json: bool, said: &str) -> Result<(), Trouble> {
+/// Passes on the agent's word about an object.
+pub fn done(out: &mut Out, json: bool, object: &str, said: &str) -> Result<(), Trouble> {
     if json {
-        return Ok(out.json(&json!({ "schema": VIEW_SCHEMA, "done": said }))?);
+        return Ok(out.json(&json!({ "schema": VIEW_SCHEMA, "object": object, "done": said }))?);
     }
-    Ok(out.line(said)?)
+    Ok(out.line(&out.wrapped(&format!("{object}: "), said))?)
 }
 
 fn fields(out: &Out, vm: &VmView) -> String {

@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 
 use super::tls;
 use crate::exec::clock;
-use crate::types::HostId;
+use crate::types::{ClusterId, HostId};
 
 const URI_PREFIX: &str = "mainstay:host:";
 const VALID_YEARS: i32 = 20;
@@ -48,10 +48,10 @@ pub(super) fn dns_name(host: HostId) -> String {
     format!("{host}.mainstay")
 }
 
-/// A new authority: certificate and key, PEM.
-pub(super) fn authority(cluster: &str) -> Result<(String, Zeroizing<String>), BadCertificate> {
+/// A new authority: certificate and key, PEM. The id in its name keeps clusters of one name apart.
+pub(super) fn authority(name: &str, cluster: ClusterId) -> Result<(String, Zeroizing<String>), BadCertificate> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-    let mut params = params(&format!("Mainstay cluster {cluster}"));
+    let mut params = params(&format!("Mainstay cluster {name} {cluster}"));
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     Ok((params.self_signed(&key)?.pem(), Zeroizing::new(key.serialize_pem())))

@@ -31,9 +31,6 @@ use crate::types::{
 };
 use crate::wire::record::{self, BLOCK, LIST_AREA};
 
-#[cfg(test)]
-mod tests;
-
 /// Size of `hosts/<id>`: slots and one scratch block.
 pub const SLOTS_FILE: usize = (SLOTS + 1) * BLOCK;
 const SCRATCH_AT: u64 = (SLOTS * BLOCK) as u64;
@@ -85,11 +82,11 @@ pub struct BeatFile {
     root_path: PathBuf,
     cluster: ClusterId,
     me: HostId,
-    beats: File,
+    pub(super) beats: File,
     beats_path: PathBuf,
     list: File,
     list_path: PathBuf,
-    book: Book,
+    pub(super) book: Book,
     /// The list last tried, as bytes.
     listed: Option<Vec<u8>>,
     /// Until then a list write of a dead predecessor, or one that failed, may still land over it.
@@ -108,11 +105,13 @@ impl BeatFile {
         sweep(&tmp, TMP_KIND, me)?;
         members::make_host_file(&hosts, &tmp, TMP_KIND, me, &beats_name(me), SLOTS_FILE)?;
         members::make_host_file(&hosts, &tmp, TMP_KIND, me, &list_name(me), 2 * LIST_AREA)?;
+        // Also if they were there: whoever made them may have died before they were durable.
+        hosts.sync()?;
         let (beats, beats_path) = open_own(&hosts, &beats_name(me), SLOTS_FILE)?;
         let (list, list_path) = open_own(&hosts, &list_name(me), 2 * LIST_AREA)?;
         let raw = read_at(&beats, &beats_path, 0, SLOTS_FILE)?;
         let slots = Slots::parse(raw.as_slice(), cluster, me);
-        let scratch = record::decode_beat(&raw.as_slice()[SLOTS * BLOCK..]).ok();
+        let scratch = raw.as_slice().get(SLOTS * BLOCK..).and_then(|block| record::decode_beat(block).ok());
         let scratch = scratch.filter(|beat| beat.cluster == cluster && beat.host == me);
         let now = clock::now();
         let book = Book::opened(&slots, scratch.as_ref(), now);
@@ -132,6 +131,10 @@ impl BeatFile {
 
     fn read_slots(&self) -> Result<Slots, StoreFailure> {
         let raw = read_at(&self.beats, &self.beats_path, 0, SLOTS * BLOCK)?;
+        if raw.as_slice().len() != SLOTS * BLOCK {
+            let why = format!("only {} of {} bytes could be read", raw.as_slice().len(), SLOTS * BLOCK);
+            return Err(StoreFailure::Io { path: self.beats_path.display().to_string(), why });
+        }
         Ok(Slots::parse(raw.as_slice(), self.cluster, self.me))
     }
 
@@ -143,7 +146,7 @@ impl BeatFile {
         assert!(block.host == self.me && block.cluster == self.cluster, "a guard beats only for itself");
         let slots = self.read_slots()?;
         let path = self.beats_path.display().to_string();
-        let compared = self.book.compare(&slots, block.incarnation);
+        let compared = self.book.compare(&slots, block.incarnation, block.boot);
         compared.map_err(|doubt| WriteFailed::Doubt { path: path.clone(), doubt })?;
         if let Some(newest) = self.book.newest().filter(|newest| Stamp::of(block) <= *newest) {
             return Err(WriteFailed::Outdated { newest });
@@ -173,7 +176,7 @@ impl BeatFile {
     fn in_place(&self) -> Result<bool, StoreFailure> {
         let hosts = Folder::open(&self.root_path)?.sub(HOSTS)?;
         let same = |name: String, file: &File, path: &Path| -> Result<bool, StoreFailure> {
-            let found = hosts.look(&name)?.map(|(found, _)| found);
+            let found = hosts.look(&name)?.map(|seen| seen.identity);
             Ok(found == Some(identity(file, path)?))
         };
         Ok(same(beats_name(self.me), &self.beats, &self.beats_path)?
@@ -205,7 +208,11 @@ impl BeatFile {
         if found.as_slice() == bytes.as_slice() {
             return Ok(());
         }
-        write_at(&self.list, &self.list_path, at, bytes)
+        let mended = write_at(&self.list, &self.list_path, at, bytes);
+        if mended.is_err() {
+            self.list_doubt_until = clock::now() + REST;
+        }
+        mended
     }
 
     /// Reads the roster anew.

@@ -20,7 +20,7 @@ use std::sync::{Mutex, PoisonError};
 
 use nix::errno::Errno;
 
-use super::files::{CLAIMS, Folder, Identity, TMP, bad, failure, vm_name, write_at};
+use super::files::{CLAIMS, Folder, Seen, TMP, bad, failure, vm_name, write_at};
 use super::prepared::{Pool, Ready};
 use crate::types::store::{StoreAnswer, StoreFailure};
 use crate::types::{Claim, Generation, HostId, Nonce, Tenure, VmId};
@@ -98,7 +98,7 @@ pub struct Claims {
 struct Mine {
     generation: Generation,
     nonce: Nonce,
-    file: (Identity, (i64, i64)),
+    file: Seen,
 }
 
 /// What became of the link.
@@ -113,12 +113,14 @@ impl Claims {
         Self { me, pool: Pool::new(me), mine: Mutex::default() }
     }
 
-    /// Creates one; see the module's picture. `used` takes names in `tmp` that have to be removed afterwards.
+    /// Creates one; see the module's picture. `before_deadline` fails once nobody waits any more: after a write that
+    /// hung, nothing is linked. `used` takes names in `tmp` that have to be removed afterwards.
     pub fn create(
         &self,
         root: &Folder,
         claim: &Claim,
         after: Option<(Generation, Nonce)>,
+        before_deadline: &dyn Fn() -> Result<(), StoreFailure>,
         used: &mut Vec<String>,
     ) -> Result<StoreAnswer, StoreFailure> {
         let generation = claim.tenure.generation;
@@ -131,7 +133,7 @@ impl Claims {
         };
         let name = generation.to_string();
         let block = record::encode_claim(claim).map_err(|why| bad(&folder.path(&name), &why))?;
-        match self.link(root, &folder, &name, &block, used)? {
+        match self.link(root, &folder, &name, &block, before_deadline, used)? {
             Linked::New => {
                 folder.sync()?;
                 self.remember(claim, &folder);
@@ -166,13 +168,15 @@ impl Claims {
         folder: &Folder,
         name: &str,
         block: &[u8],
+        before_deadline: &dyn Fn() -> Result<(), StoreFailure>,
         used: &mut Vec<String>,
     ) -> Result<Linked, StoreFailure> {
         let tmp = root.sub(TMP)?;
+        let link = |ready: &Ready| before_deadline().map(|()| tmp.link(&ready.name, folder, name));
         if let Some(ready) = self.pool.take() {
             used.push(ready.name.clone());
             match fill(&tmp, &ready, block) {
-                Ok(()) => match tmp.link(&ready.name, folder, name) {
+                Ok(()) => match link(&ready)? {
                     // Somebody removed the file's own name; a new one is made below.
                     Err(Errno::ENOENT) => {}
                     result => return linked(result, folder, name),
@@ -184,7 +188,7 @@ impl Claims {
         let ready = Ready::make(&tmp, self.me)?;
         used.push(ready.name.clone());
         fill(&tmp, &ready, block)?;
-        linked(tmp.link(&ready.name, folder, name), folder, name)
+        linked(link(&ready)?, folder, name)
     }
 
     fn remember(&self, claim: &Claim, folder: &Folder) {
@@ -249,12 +253,12 @@ pub fn prune(claims: &Folder, vm: VmId) -> Result<(), StoreFailure> {
     let all = generations(&folder)?;
     let old = &all[..all.len().saturating_sub(KEPT)];
     let Some(newest) = all.last() else { return Ok(()) };
-    let Some((_, (newest_at, _))) = folder.look(&newest.to_string())? else { return Ok(()) };
+    let Some(newest) = folder.look(&newest.to_string())? else { return Ok(()) };
     for generation in old.iter().filter(|generation| generation.0 != 1).take(REMOVED_AT_ONCE) {
         let name = generation.to_string();
         // In rising order, and never past one that stays: whoever finds claim g may count on all above it.
         match folder.look(&name)? {
-            Some((_, (written_at, _))) if written_at + KEPT_SECONDS < newest_at => folder.remove(&name)?,
+            Some(old) if old.written_at.0 + KEPT_SECONDS < newest.written_at.0 => folder.remove(&name)?,
             Some(_) => break,
             None => {}
         }

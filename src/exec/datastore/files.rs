@@ -163,6 +163,15 @@ pub fn write_at(file: &File, path: &Path, offset: u64, content: &[u8]) -> Result
 /// Which file it is, whatever its name.
 pub type Identity = (u64, u64);
 
+/// A file as its folder shows it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// Which file.
+    pub identity: Identity,
+    /// Its last write by the server's clock: seconds and nanoseconds since 1970.
+    pub written_at: (i64, i64),
+}
+
 /// Of an open file.
 pub fn identity(file: &File, path: &Path) -> Result<Identity, StoreFailure> {
     file.metadata().map(|meta| (meta.dev(), meta.ino())).map_err(|error| failure(path, &error))
@@ -203,7 +212,7 @@ impl Folder {
         match mkdirat(&self.fd, name, Mode::S_IRWXU) {
             Ok(()) => self.sync()?,
             Err(Errno::EEXIST) => {}
-            Err(errno) => return Err(failure(&self.path(name), &errno.into())),
+            Err(errno) => return Err(failure(self.path(name), &errno.into())),
         }
         self.sub(name)
     }
@@ -219,7 +228,7 @@ impl Folder {
         match openat(&self.fd, name, flags, Mode::empty()) {
             Ok(fd) => Ok(Some(File::from(fd))),
             Err(Errno::ENOENT) => Ok(None),
-            Err(errno) => Err(failure(&self.path(name), &errno.into())),
+            Err(errno) => Err(failure(self.path(name), &errno.into())),
         }
     }
 
@@ -228,7 +237,7 @@ impl Folder {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_DIRECT | OFlag::O_CLOEXEC;
         openat(&self.fd, name, flags, Mode::S_IRUSR | Mode::S_IWUSR)
             .map(File::from)
-            .map_err(|errno| failure(&self.path(name), &errno.into()))
+            .map_err(|errno| failure(self.path(name), &errno.into()))
     }
 
     /// Reads a whole file of whole blocks through a descriptor opened anew; `None` if there is none.
@@ -270,12 +279,15 @@ impl Folder {
         fstat(&self.fd).map(|stat| (stat.st_dev, stat.st_ino)).map_err(|errno| failure(&self.path, &errno.into()))
     }
 
-    /// What lies under this name: identity and time of the last write (seconds, nanoseconds) by the server's clock.
-    pub fn look(&self, name: &str) -> Result<Option<(Identity, (i64, i64))>, StoreFailure> {
+    /// What lies under this name.
+    pub fn look(&self, name: &str) -> Result<Option<Seen>, StoreFailure> {
         match fstatat(&self.fd, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
-            Ok(stat) => Ok(Some(((stat.st_dev, stat.st_ino), (stat.st_mtime, stat.st_mtime_nsec)))),
+            Ok(stat) => {
+                let written_at = (stat.st_mtime, stat.st_mtime_nsec);
+                Ok(Some(Seen { identity: (stat.st_dev, stat.st_ino), written_at }))
+            }
             Err(Errno::ENOENT) => Ok(None),
-            Err(errno) => Err(failure(&self.path(name), &errno.into())),
+            Err(errno) => Err(failure(self.path(name), &errno.into())),
         }
     }
 
@@ -286,14 +298,14 @@ impl Folder {
 
     /// Moves a file; replaces.
     pub fn rename(&self, from: &str, to: &Self, name: &str) -> Result<(), StoreFailure> {
-        renameat(&self.fd, from, &to.fd, name).map_err(|errno| failure(&to.path(name), &errno.into()))
+        renameat(&self.fd, from, &to.fd, name).map_err(|errno| failure(to.path(name), &errno.into()))
     }
 
     /// Removes a file; already gone is fine.
     pub fn remove(&self, name: &str) -> Result<(), StoreFailure> {
         match unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
-            Err(errno) => Err(failure(&self.path(name), &errno.into())),
+            Err(errno) => Err(failure(self.path(name), &errno.into())),
         }
     }
 
@@ -315,8 +327,9 @@ impl Folder {
             .and_then(|()| file.sync_all().map_err(|error| failure(&path, &error)))
             .and_then(|()| match tmp.link(tmp_name, self, name) {
                 Ok(()) => self.sync().map(|()| true),
-                Err(Errno::EEXIST) => Ok(false),
-                Err(errno) => Err(failure(&self.path(name), &errno.into())),
+                // Also then: whoever took it may have died before it was durable.
+                Err(Errno::EEXIST) => self.sync().map(|()| false),
+                Err(errno) => Err(failure(self.path(name), &errno.into())),
             });
         // A name that stays behind is removed when the process starts next.
         let _ = tmp.remove(tmp_name);

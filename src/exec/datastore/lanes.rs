@@ -218,13 +218,13 @@ fn work(shared: &Shared, lane: Lane) {
             state = shared.work[lane as usize].wait(state).unwrap_or_else(PoisonError::into_inner);
             continue;
         };
-        if !state.asked.contains_key(&id) {
+        let Some((deadline, within)) = state.asked.get(&id).map(|asked| (asked.deadline, asked.within)) else {
             continue;
-        }
+        };
         state.running[lane as usize].push(id);
         drop(state);
         let mut made = Vec::new();
-        let answer = shared.orders.run(&order, &mut made);
+        let answer = shared.orders.run(&order, deadline, within, &mut made);
         state = shared.state();
         state.running[lane as usize].retain(|running| *running != id);
         let room = MAX_CHORES.saturating_sub(state.chores.len());

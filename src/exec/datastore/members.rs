@@ -31,7 +31,7 @@ pub struct Found {
 /// Reads the newest roster: the block, or a newer file.
 pub fn read(root: &Folder, cluster: ClusterId) -> Result<Found, StoreFailure> {
     let found = find(root, cluster)?;
-    found.ok_or_else(|| failure(&root.path(MEMBERS), &nix::errno::Errno::ENOENT.into()))
+    found.ok_or_else(|| failure(root.path(MEMBERS), &nix::errno::Errno::ENOENT.into()))
 }
 
 fn find(root: &Folder, cluster: ClusterId) -> Result<Option<Found>, StoreFailure> {
@@ -155,7 +155,7 @@ fn make_host_files(root: &Folder, tmp: &Folder, roster: &Roster, me: HostId) -> 
         make_host_file(&hosts, tmp, "roster", me, &beats_name(member.host), SLOTS_FILE)?;
         make_host_file(&hosts, tmp, "roster", me, &list_name(member.host), 2 * LIST_AREA)?;
     }
-    Ok(())
+    hosts.sync()
 }
 
 /// One file of zeros in `hosts/`, allocated now so that a full disk cannot stop a beat later.

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use super::beats::{read_list, read_member};
 use super::claims::{self, Claims};
@@ -9,7 +10,7 @@ use super::files::{CLAIMS, Folder, HOSTS, Identity, TMP, root_path};
 use super::{members, records};
 use crate::exec::clock;
 use crate::types::store::{ClaimsOf, CompleteRead, MemberRead, StoreAnswer, StoreFailure, StoreOrder};
-use crate::types::{Attestation, ClusterId, DatastoreId, HostId, HostIndex, Roster, VmId};
+use crate::types::{Attestation, ClusterId, DatastoreId, HostId, HostIndex, Roster, Time, VmId};
 
 /// Work that nobody waits for. What fails is done again after the next order of its kind.
 #[derive(Debug)]
@@ -41,14 +42,17 @@ impl Orders {
         Self { cluster, id, me, mount, claims: Claims::new(me), checked: Mutex::default() }
     }
 
-    /// Carries one out.
-    pub fn run(&self, order: &StoreOrder, chores: &mut Vec<Chore>) -> StoreAnswer {
+    /// Carries one out. Nobody hears the answer after the deadline, which is `within` after the order was given.
+    pub fn run(&self, order: &StoreOrder, deadline: Time, within: Duration, chores: &mut Vec<Chore>) -> StoreAnswer {
         let answer = match order {
             StoreOrder::ReadAll => self.read_all(chores).map(|read| StoreAnswer::Read(Box::new(read))),
             StoreOrder::ReadClaims(of) => self.read_claims(of),
             StoreOrder::CreateClaim { claim, after } => {
                 let mut used = Vec::new();
-                let answer = self.root().and_then(|root| self.claims.create(&root, claim, *after, &mut used));
+                let before_deadline =
+                    || if clock::now() < deadline { Ok(()) } else { Err(StoreFailure::Timeout(within)) };
+                let answer =
+                    self.root().and_then(|root| self.claims.create(&root, claim, *after, &before_deadline, &mut used));
                 chores.extend(used.into_iter().map(Chore::Remove));
                 if answer == Ok(StoreAnswer::Created) {
                     chores.push(Chore::Prune(claim.tenure.vm));

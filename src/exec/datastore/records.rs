@@ -63,8 +63,8 @@ pub fn prune(root: &Folder, vm: VmId) -> Result<(), StoreFailure> {
     let Some(folder) = root.sub(VMS)?.sub_if_there(&vm_name(vm))? else { return Ok(()) };
     let mut records = Vec::new();
     for name in folder.names()?.into_iter().filter(|name| name.starts_with("record.")) {
-        if let Some((_, written_at)) = folder.look(&name)? {
-            records.push((written_at, name));
+        if let Some(seen) = folder.look(&name)? {
+            records.push((seen.written_at, name));
         }
     }
     records.sort_unstable();

@@ -17,7 +17,7 @@
 
 use std::time::Duration;
 
-use crate::types::{BeatBlock, ClusterId, Counter, Digest, HostId, Incarnation, Time};
+use crate::types::{BeatBlock, BootId, ClusterId, Counter, Digest, HostId, Incarnation, Time};
 use crate::wire::record::{self, BLOCK};
 
 /// Number of slots.
@@ -98,7 +98,7 @@ pub enum Doubt {
         /// Its stamp.
         found: Stamp,
         /// Its writer's boot.
-        boot: crate::types::BootId,
+        boot: BootId,
     },
 }
 
@@ -147,18 +147,20 @@ impl Book {
         self.newest
     }
 
-    /// Compares what the storage shows with what it acknowledged; `mine` = incarnation of this guard.
+    /// Compares what the storage shows with what it acknowledged; `mine` and `boot` are this guard's.
     ///
     /// # Errors
     /// [`Doubt`].
-    pub fn compare(&mut self, slots: &Slots, mine: Incarnation) -> Result<(), Doubt> {
+    pub fn compare(&mut self, slots: &Slots, mine: Incarnation, boot: BootId) -> Result<(), Doubt> {
         for (slot, beat) in &slots.valid {
             let known =
                 slots.digests[*slot] == self.held[*slot] || self.attempts.contains(&(*slot, slots.digests[*slot]));
             // A lower incarnation is a late write of a predecessor; were it a living twin, the twin would see us.
+            // The same one of this boot is a late write of the process whose work this one carries on.
             // An older beat of our own is judged by the newest, below.
+            let foreign = mine < beat.incarnation || (mine == beat.incarnation && boot != beat.boot);
             let older = Some(Stamp::of(beat)) < self.newest;
-            if !known && mine <= beat.incarnation && !older {
+            if !known && foreign && !older {
                 return Err(Doubt::TwiceUsed { found: Stamp::of(beat), boot: beat.boot });
             }
         }

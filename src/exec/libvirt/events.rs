@@ -36,9 +36,14 @@ impl Sink {
         Arc::new(Self { to, lost: AtomicBool::new(false) })
     }
 
-    /// Whether an event was lost since this was asked last.
-    pub(super) fn take_lost(&self) -> bool {
-        self.lost.swap(false, Ordering::AcqRel)
+    /// Whether something was lost since `take_lost`.
+    pub(super) fn has_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+
+    /// A list that is asked for from now on makes up for what was lost.
+    pub(super) fn take_lost(&self) {
+        self.lost.store(false, Ordering::Release);
     }
 
     /// Everything must be listed again.

@@ -52,7 +52,8 @@ pub enum LibvirtEvent {
     Down(String),
     /// Something happened to a domain.
     Changed { vm: VmId, name: String, change: DomainChange },
-    /// All domains, some time after `Up`, and again if events were lost.
+    /// All domains: after each `Up`, when asked for by `relist`, and when events were lost. Never older than a
+    /// `Changed` told before.
     Listed(Vec<DomainInfo>),
 }
 
@@ -67,13 +68,13 @@ struct Inner {
     control: Arc<Lane>,
     pause: Lane,
     long: Lane,
-    stop: SyncSender<Heard>,
+    watcher: SyncSender<Heard>,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         // If it does not fit the watcher is drowned in events; it ends with the process.
-        let _ = self.stop.try_send(Heard::Stop);
+        let _ = self.watcher.try_send(Heard::Stop);
     }
 }
 
@@ -98,12 +99,18 @@ impl Libvirt {
             Lane::new(shape, move || worker(places.clone())).expect("threads can be started at this time")
         };
         let control = Arc::new(lane(CONTROL));
-        let (watcher, stop) = Watcher::new(uri.to_owned(), Arc::clone(&control), event);
+        let (watching, watcher) = Watcher::new(uri.to_owned(), Arc::clone(&control), event);
         std::thread::Builder::new()
             .name("virt-watch".into())
-            .spawn(move || watcher.run())
+            .spawn(move || watching.run())
             .expect("threads can be started at this time");
-        Self { inner: Arc::new(Inner { control, pause: lane(PAUSE), long: lane(LONG), stop }) }
+        Self { inner: Arc::new(Inner { control, pause: lane(PAUSE), long: lane(LONG), watcher }) }
+    }
+
+    /// Has everything told again by `Listed`. While libvirt is down this is not needed: `Up` brings a list.
+    pub fn relist(&self) {
+        // If it does not fit, events are being lost, and that brings a list as well.
+        let _ = self.inner.watcher.try_send(Heard::Relist);
     }
 
     /// Gives an order. `answer` is called exactly once, on another thread (or here, when too many wait), and should

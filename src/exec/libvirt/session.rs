@@ -15,6 +15,7 @@ use virt_sys as sys;
 use super::events::abort_job;
 use super::failure::{failure, not_running, unsupported};
 use super::state::state_of;
+use crate::exec::clock;
 use crate::types::VmId;
 use crate::types::vm::{DomainAnswer, DomainFailure, DomainInfo, DomainOrder};
 
@@ -81,13 +82,18 @@ pub(super) fn carry_out(
     order: &DomainOrder,
     within: Duration,
 ) -> DomainAnswer {
+    let deadline = clock::now() + within;
     if !session.as_ref().is_some_and(Session::alive) {
         drop(session.take()); // Closed first, so that a worker never has two.
         match Session::open(&places.uri) {
             Ok(opened) => *session = Some(opened),
             Err(failure) => return DomainAnswer::Failed(failure),
         }
+        if deadline <= clock::now() {
+            return DomainAnswer::Failed(DomainFailure::Timeout); // The daemon hung until now: too late to begin.
+        }
     }
+    let within = deadline.since(clock::now());
     let open = session.as_ref().expect("it was opened above");
     match obey(places, open, order, within) {
         Ok(answer) => answer,

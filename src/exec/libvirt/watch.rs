@@ -7,8 +7,9 @@
 //! ```
 //!
 //! Events are registered before the list is asked for, so nothing can happen unseen between the two. The list comes
-//! through the control lane: however long it takes, events go on. Opening happens on a thread of its own, since a
-//! frozen daemon answers an open never; there is at most one such thread.
+//! through the control lane: however long it takes, events go on. If one of them overtook it the list may be the older
+//! of the two: it is dropped and asked for again, so what is told never goes back in time. Opening happens on a thread
+//! of its own, since a frozen daemon answers an open never; there is at most one such thread.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -41,8 +42,10 @@ pub(super) enum Heard {
     Closed(&'static str),
     /// By the opening thread.
     Opened(Result<Session, DomainFailure>),
-    /// By the control lane.
-    Listed(DomainAnswer),
+    /// By the control lane: the answer to the list of this number.
+    Listed(u64, DomainAnswer),
+    /// By the handle: everything is to be told again.
+    Relist,
     /// By the handle, when it goes.
     Stop,
 }
@@ -53,6 +56,15 @@ enum Ended {
     Stop,
 }
 
+/// A list that was asked for.
+struct Listing {
+    number: u64,
+    /// It is not waited for longer.
+    until: Time,
+    /// Something happened since.
+    overtaken: bool,
+}
+
 /// The watcher's thread.
 pub(super) struct Watcher<Tell> {
     pub uri: String,
@@ -60,6 +72,8 @@ pub(super) struct Watcher<Tell> {
     pub tell: Tell,
     to: SyncSender<Heard>,
     heard: Receiver<Heard>,
+    /// Number of the last list that was asked for.
+    lists: u64,
     /// The last thing told was this `Down`: the same is not told again.
     down: Option<String>,
 }
@@ -68,7 +82,7 @@ impl<Tell: Fn(LibvirtEvent)> Watcher<Tell> {
     /// A watcher, and the sender that stops it.
     pub(super) fn new(uri: String, control: Arc<Lane>, tell: Tell) -> (Self, SyncSender<Heard>) {
         let (to, heard) = sync_channel(HEARD_MAX);
-        (Self { uri, control, tell, to: to.clone(), heard, down: None }, to)
+        (Self { uri, control, tell, to: to.clone(), heard, lists: 0, down: None }, to)
     }
 
     /// Connects and listens until stopped.
@@ -116,7 +130,7 @@ impl<Tell: Fn(LibvirtEvent)> Watcher<Tell> {
                 Ok(Heard::Opened(opened)) => return Some(opened.map_err(|failure| text_of(&failure))),
                 Ok(Heard::Stop) | Err(RecvTimeoutError::Disconnected) => return None,
                 // Left over from the last connection.
-                Ok(Heard::Changed { .. } | Heard::Closed(_) | Heard::Listed(_)) => {}
+                Ok(Heard::Changed { .. } | Heard::Closed(_) | Heard::Listed(..) | Heard::Relist) => {}
                 Err(RecvTimeoutError::Timeout) => self.say_down(format!("{} does not answer", self.uri)),
             }
         }
@@ -129,17 +143,28 @@ impl<Tell: Fn(LibvirtEvent)> Watcher<Tell> {
             .map_err(|error| format!("{} gives no events: {}", self.uri, error.message()))?;
         self.down = None;
         (self.tell)(LibvirtEvent::Up);
-        let mut listing = Some(self.ask_list());
+        sink.mark_lost(); // Whatever happened before is unknown: that brings the first list.
+        let mut listing = None;
         loop {
+            if sink.has_lost() && listing.as_ref().is_none_or(|list: &Listing| list.until < clock::now()) {
+                sink.take_lost();
+                listing = Some(self.ask_list());
+            }
             match self.heard.recv_timeout(LOOK) {
-                Ok(Heard::Changed { vm, name, change }) => (self.tell)(LibvirtEvent::Changed { vm, name, change }),
-                Ok(Heard::Closed(why)) => return Ok(Ended::Closed(why)),
-                Ok(Heard::Listed(DomainAnswer::Listed(all))) => {
-                    listing = None;
-                    (self.tell)(LibvirtEvent::Listed(all));
+                Ok(Heard::Changed { vm, name, change }) => {
+                    if let Some(list) = &mut listing {
+                        list.overtaken = true;
+                    }
+                    (self.tell)(LibvirtEvent::Changed { vm, name, change });
                 }
-                // The list failed. It counts as asked for until its time is over, and is then asked for again.
-                Ok(Heard::Listed(_)) => sink.mark_lost(),
+                Ok(Heard::Listed(number, answer)) => {
+                    // Others are of an earlier connection, or were given up.
+                    if let Some(list) = listing.take_if(|list| list.number == number) {
+                        listing = self.end_list(&sink, &list, answer);
+                    }
+                }
+                Ok(Heard::Relist) => sink.mark_lost(),
+                Ok(Heard::Closed(why)) => return Ok(Ended::Closed(why)),
                 Ok(Heard::Opened(_)) => {}
                 Ok(Heard::Stop) | Err(RecvTimeoutError::Disconnected) => return Ok(Ended::Stop),
                 Err(RecvTimeoutError::Timeout) if !session.alive() => {
@@ -147,19 +172,34 @@ impl<Tell: Fn(LibvirtEvent)> Watcher<Tell> {
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }
-            if listing.is_none_or(|until| until < clock::now()) && sink.take_lost() {
-                listing = Some(self.ask_list());
+        }
+    }
+
+    /// Tells a list, or has it taken again: at once if an event overtook it, a look later if it failed.
+    fn end_list(&self, sink: &Sink, list: &Listing, answer: DomainAnswer) -> Option<Listing> {
+        match answer {
+            DomainAnswer::Listed(all) if !list.overtaken => {
+                (self.tell)(LibvirtEvent::Listed(all));
+                None
+            }
+            DomainAnswer::Listed(_) => {
+                sink.mark_lost();
+                None
+            }
+            DomainAnswer::Done | DomainAnswer::Failed(_) => {
+                sink.mark_lost();
+                Some(Listing { number: list.number, until: clock::now() + LOOK, overtaken: false })
             }
         }
     }
 
-    /// Asks for a list; the answer is worth waiting for until the time returned.
-    fn ask_list(&self) -> Time {
-        let to = self.to.clone();
+    fn ask_list(&mut self) -> Listing {
+        self.lists += 1;
+        let (number, to) = (self.lists, self.to.clone());
         // If it does not fit, events were lost as well, and that brings the next list.
-        let answer = Box::new(move |answer| drop(to.try_send(Heard::Listed(answer))));
+        let answer = Box::new(move |answer| drop(to.try_send(Heard::Listed(number, answer))));
         self.control.ask(DomainOrder::List, LIST_WITHIN, answer);
-        clock::now() + LIST_WITHIN
+        Listing { number, until: clock::now() + LIST_WITHIN, overtaken: false }
     }
 
     /// Waits before the next attempt. True: stop.
@@ -170,7 +210,7 @@ impl<Tell: Fn(LibvirtEvent)> Watcher<Tell> {
             match self.heard.recv_timeout(left) {
                 Ok(Heard::Stop) | Err(RecvTimeoutError::Disconnected) => return true,
                 Err(RecvTimeoutError::Timeout) => return false,
-                Ok(Heard::Changed { .. } | Heard::Closed(_) | Heard::Listed(_) | Heard::Opened(_)) => {}
+                Ok(_) => {} // Left over from the last connection.
             }
         }
     }

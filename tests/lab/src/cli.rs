@@ -311,7 +311,11 @@ fn status(lab: &Lab, json: bool) -> Result<()> {
     if !cuts.is_empty() {
         println!("cut: {}", cuts.join(", "));
     }
-    println!("storage: {storage}");
+    let faults = storage["hosts"].as_object().into_iter().flatten().filter(|(_, host)| host["fault"] != "none");
+    for (host, state) in faults {
+        println!("storage of {host}: {}", state["fault"]);
+    }
+    println!("locks: {}", storage["locks"]["mode"]);
     Ok(())
 }
 

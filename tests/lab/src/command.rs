@@ -68,7 +68,10 @@ fn tail(output: &Output) -> String {
     lines[lines.len().saturating_sub(LINES)..].join("\n")
 }
 
+/// The command for people: of one that enters a group or a host first, only what is run there.
 fn line(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
+    let from = words.iter().position(|word| word == "--").map_or(0, |at| at + 1);
+    words[from..].join(" ")
 }

@@ -1,0 +1,459 @@
+//! The thread of one datastore: beats there, and reads there what only the guard needs. It may hang with its storage;
+//! nobody waits for it.
+//!
+//! ```text
+//! open ─► our incarnation above all shown? ─► watch, if something of another boot is there ─► beat, each `renew`:
+//!   roster names us? ─► VM list, if changed ─► take (c, t_c) ─► write slot ─► roster names us? ─► c is persisted
+//! ```
+//!
+//! After a beat that counted: for VMs that stand after a lapse, the highest claim. One that ends their tenure kills.
+//!
+//! Deliberately not here: what a lapse does (`state`, `enforce`).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::shared::Shared;
+use super::state::{State, Taken};
+use super::store::Stage;
+use crate::core::timing;
+use crate::exec::clock;
+use crate::exec::datastore::{BeatFile, Doubt, WriteFailed, highest_claim};
+use crate::types::guard::GuardConfig;
+use crate::types::store::StoreFailure;
+use crate::types::{
+    Attestation, BeatBlock, Claim, Counter, DatastoreId, Digest, Holder, HostId, Incarnation, ListName, Sequence,
+    Tenure, Time, VmEntry, VmList, Wanted,
+};
+
+/// How many claims are read after one beat.
+const CLAIMS_PER_BEAT: usize = 32;
+
+/// What the thread needs to know of the world for one turn.
+struct Facts {
+    config: Arc<GuardConfig>,
+    stage: Stage,
+}
+
+/// Why a turn failed.
+enum Failed {
+    /// The storage, or what lies there.
+    Store(String),
+    /// The path leads to other files: open anew.
+    Replaced(String),
+    /// It contradicts us: no beats here any more.
+    Doubt(String, bool),
+    /// It shows an incarnation that is not below ours.
+    Outdated(Incarnation),
+}
+
+impl From<StoreFailure> for Failed {
+    fn from(failure: StoreFailure) -> Self {
+        Self::Store(failure.to_string())
+    }
+}
+
+impl From<WriteFailed> for Failed {
+    fn from(failure: WriteFailed) -> Self {
+        let text = failure.to_string();
+        match failure {
+            WriteFailed::NoSlot { .. } | WriteFailed::Store(_) => Self::Store(text),
+            WriteFailed::Replaced { .. } => Self::Replaced(text),
+            WriteFailed::Doubt { doubt, .. } => Self::Doubt(text, matches!(doubt, Doubt::TwiceUsed { .. })),
+            WriteFailed::Outdated { newest } => Self::Outdated(newest.incarnation),
+        }
+    }
+}
+
+/// What nobody else may change while a new boot watches.
+type Quiet = (Digest, Vec<Attestation>);
+
+/// The thread of one datastore.
+pub struct Renew {
+    shared: Arc<Shared>,
+    id: DatastoreId,
+    life: u64,
+    path: PathBuf,
+    file: Option<BeatFile>,
+    watch: Option<(Quiet, Time, Duration)>,
+    sequence: Sequence,
+    listed: Option<(Incarnation, Vec<VmEntry>, ListName)>,
+    seen_version: u64,
+    claims_from: usize,
+}
+
+impl Renew {
+    /// For the datastore as it stands in the state.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>, id: DatastoreId, life: u64, path: PathBuf) -> Self {
+        Self {
+            shared,
+            id,
+            life,
+            path,
+            file: None,
+            watch: None,
+            sequence: Sequence(0),
+            listed: None,
+            seen_version: 0,
+            claims_from: 0,
+        }
+    }
+
+    /// Runs until the datastore is no longer configured.
+    pub fn run(mut self) {
+        while let Some(facts) = self.facts() {
+            let began = clock::now();
+            match self.turn(&facts) {
+                Ok(()) => {}
+                Err(failed) => self.failed(failed),
+            }
+            self.pause(began, &facts);
+        }
+    }
+
+    fn turn(&mut self, facts: &Facts) -> Result<(), Failed> {
+        match (self.file.take(), facts.stage) {
+            (None, _) | (Some(_), Stage::Opening) => self.open(facts),
+            (Some(file), Stage::Watching) => {
+                let result = self.look_on(&file, facts);
+                self.file = Some(file);
+                result
+            }
+            (Some(mut file), Stage::Beating) => {
+                let result = self.beat(&mut file, facts);
+                if !matches!(result, Err(Failed::Replaced(_))) {
+                    self.file = Some(file);
+                }
+                result
+            }
+        }
+    }
+
+    fn open(&mut self, facts: &Facts) -> Result<(), Failed> {
+        let config = &facts.config;
+        let file = BeatFile::open(&self.path, config.cluster, config.host)?;
+        let own = file.own()?;
+        let attested = file.attestations_of(config.index)?;
+        let mut shown: Vec<(Incarnation, Counter)> = attested.iter().map(|a| (a.incarnation, a.counter)).collect();
+        shown.extend(own.valid.iter().map(|(_, incarnation, counter)| (*incarnation, *counter)));
+        let ours = self.shared.with(|state, _| state.last_given());
+        if let Some((incarnation, _)) = shown.into_iter().max().filter(|shown| ours < *shown) {
+            return Err(Failed::Outdated(incarnation));
+        }
+        let newest = own.newest;
+        self.sequence = newest.as_ref().map_or(Sequence(0), |beat| beat.list.sequence).max(self.sequence);
+        self.listed = None;
+        let old = newest.as_ref().map(|beat| beat.attestations.clone()).unwrap_or_default();
+        let boot = self.shared.with(|state, now| {
+            if let Some(store) = state.stores.get_mut(&self.id) {
+                old.into_iter().for_each(|attestation| store.attest(attestation, now));
+            }
+            state.boot
+        });
+        // Only what another boot left can be another host's; of this boot it is an earlier guard's.
+        let foreign = newest.as_ref().map_or(!attested.is_empty(), |beat| beat.boot != boot);
+        if facts.stage == Stage::Opening && foreign {
+            let leases = newest.iter().map(|beat| beat.lease).chain(attested.iter().map(|a| a.lease));
+            let lease = leases.max().unwrap_or_default().max(config.timing.lease);
+            let late = newest.as_ref().is_some_and(|beat| beat.flags.unpunctual);
+            self.watch = Some(((own.bytes, attested), clock::now(), timing::window(lease, late)));
+            self.stage(Stage::Watching);
+        } else if facts.stage == Stage::Opening {
+            self.stage(Stage::Beating);
+        }
+        self.file = Some(file);
+        Ok(())
+    }
+
+    /// A new boot: nothing may change under our name for one window.
+    fn look_on(&mut self, file: &BeatFile, facts: &Facts) -> Result<(), Failed> {
+        let began = clock::now();
+        let seen = (file.own()?.bytes, file.attestations_of(facts.config.index)?);
+        let Some((quiet, since, window)) = &mut self.watch else {
+            self.stage(Stage::Opening);
+            return Ok(());
+        };
+        if seen != *quiet {
+            (*quiet, *since) = (seen, clock::now());
+            return Err(Failed::Store(format!(
+                "another host beats here under our host id {}: the id is in use twice; no beats until that ends",
+                facts.config.host
+            )));
+        }
+        if *window <= began.since(*since) {
+            self.watch = None;
+            self.stage(Stage::Beating);
+        }
+        Ok(())
+    }
+
+    fn beat(&mut self, file: &mut BeatFile, facts: &Facts) -> Result<(), Failed> {
+        let config = &facts.config;
+        let roster = member(file, config)?;
+        let list = self.write_list(file, config)?;
+        let Some((taken, block)) = self.take(config, list, roster) else { return Ok(()) };
+        let written = file.write(&block, taken.at)?;
+        assert_eq!(written.counter, taken.counter, "a write answers for its own counter");
+        member(file, config)?;
+        let lapsed = self.shared.with(|state, now| self.persisted(state, taken, &block, now));
+        self.read_claims(config, &lapsed);
+        Ok(())
+    }
+
+    /// The name of the list that lies there for the rows as they are now.
+    fn write_list(&mut self, file: &mut BeatFile, config: &GuardConfig) -> Result<ListName, Failed> {
+        let (version, incarnation, entries) =
+            self.shared.with(|state, _| (state.table.version(), state.incarnation, state.table.list(self.id)));
+        if let Some((of, listed, name)) = &self.listed
+            && *of == incarnation
+            && *listed == entries
+        {
+            self.seen_version = version;
+            return Ok(*name);
+        }
+        self.sequence = self.sequence.next();
+        self.listed = None;
+        let list = VmList { host: config.host, incarnation, sequence: self.sequence, entries };
+        let name = file.write_list(&list)?;
+        self.listed = Some((incarnation, list.entries, name));
+        self.seen_version = version;
+        self.shared.with(|state, _| state.listed(name));
+        Ok(name)
+    }
+
+    /// The counter and t_c, and the block around them. None: replaced, or another incarnation began meanwhile.
+    fn take(&self, config: &GuardConfig, list: ListName, roster: u64) -> Option<(Taken, BeatBlock)> {
+        self.shared.with(|state, now| {
+            let listed_in = self.listed.as_ref().map(|(incarnation, ..)| *incarnation);
+            let store = state.stores.get_mut(&self.id).filter(|store| store.life == self.life)?;
+            let attestations = store.attestations(config.index, now);
+            if listed_in != Some(state.incarnation) {
+                return None;
+            }
+            let flags = state.flags(now);
+            let taken = state.take(now);
+            let block = BeatBlock {
+                cluster: config.cluster,
+                host: config.host,
+                index: config.index,
+                boot: state.boot,
+                incarnation: taken.incarnation,
+                counter: taken.counter,
+                taken: taken.at,
+                lease: taken.lease,
+                flags,
+                list,
+                resting: 0,
+                roster,
+                attestations,
+            };
+            Some((taken, block))
+        })
+    }
+
+    /// The beat counts. Gives the VMs whose claims are worth reading.
+    fn persisted(&self, state: &mut State, taken: Taken, block: &BeatBlock, now: Time) -> Vec<Tenure> {
+        if state.incarnation != taken.incarnation {
+            return Vec::new();
+        }
+        let Some(store) = state.stores.get_mut(&self.id).filter(|store| store.life == self.life) else {
+            return Vec::new();
+        };
+        if let Some(trouble) = &store.trouble {
+            let text = format!("datastore {}: beats again after: {trouble}", store.path);
+            store.counted(taken.at, now, &block.attestations);
+            state.say(text);
+        } else {
+            store.counted(taken.at, now, &block.attestations);
+        }
+        state.persisted(self.id, taken.counter, now);
+        state.report_lease(self.id, now);
+        state.table.lapsed_on(self.id)
+    }
+
+    /// R2: only a claim that was read ever kills a copy.
+    fn read_claims(&mut self, config: &GuardConfig, lapsed: &[Tenure]) {
+        let until = clock::now() + config.timing.renew / 2;
+        let count = lapsed.len().min(CLAIMS_PER_BEAT);
+        for tenure in lapsed.iter().cycle().skip(self.claims_from % lapsed.len().max(1)).take(count) {
+            if until < clock::now() {
+                return; // The next beat is worth more.
+            }
+            self.claims_from = self.claims_from.wrapping_add(1);
+            let Ok(Some(claim)) = highest_claim(&self.path, config.cluster, tenure.vm) else { continue };
+            let Some(why) = ends(&claim, *tenure, config.host) else { continue };
+            self.shared.with(|state, _| {
+                if let Err(refusal) = state.table.kill(*tenure, claim.tenure.generation, &why) {
+                    state.say(format!("VM {}: not killed: {refusal}", claim.name));
+                }
+            });
+        }
+    }
+
+    fn failed(&mut self, failed: Failed) {
+        match failed {
+            Failed::Store(text) => self.trouble(text),
+            Failed::Replaced(text) => {
+                self.file = None;
+                self.trouble(text);
+            }
+            Failed::Outdated(shown) => {
+                if let Err(error) = self.shared.rise(shown) {
+                    self.trouble(format!("a higher incarnation cannot be kept: {error}"));
+                }
+            }
+            Failed::Doubt(text, twice) => self.shared.with(|state, now| {
+                let Some(store) = state.stores.get_mut(&self.id).filter(|store| store.life == self.life) else {
+                    return;
+                };
+                let new = store.doubt.is_none();
+                store.trouble = Some(text.clone());
+                store.doubt = Some(text.clone());
+                if twice {
+                    store.stage = Stage::Watching;
+                }
+                if new {
+                    state.alarm(text);
+                }
+                state.report_lease(self.id, now);
+            }),
+        }
+    }
+
+    fn trouble(&self, text: String) {
+        self.shared.with(|state, now| {
+            let Some(store) = state.stores.get_mut(&self.id).filter(|store| store.life == self.life) else { return };
+            let new = store.trouble.is_none();
+            store.trouble = Some(text.clone());
+            if new {
+                let path = store.path.clone();
+                state.alarm(format!("datastore {path}: {text}"));
+            }
+            state.report_lease(self.id, now);
+        });
+    }
+
+    fn stage(&self, stage: Stage) {
+        self.shared.with(|state, _| {
+            if let Some(store) = state.stores.get_mut(&self.id).filter(|store| store.life == self.life) {
+                store.stage = stage;
+            }
+        });
+        self.shared.wake_all();
+    }
+
+    /// None: this thread is not needed any more.
+    fn facts(&self) -> Option<Facts> {
+        self.shared.with(|state, _| {
+            let store = state.stores.get(&self.id).filter(|store| store.life == self.life)?;
+            Some(Facts { config: state.config.as_ref()?.1.clone(), stage: store.stage })
+        })
+    }
+
+    /// Until the next beat; shorter when the rows changed, the stage, or the configuration.
+    fn pause(&mut self, began: Time, facts: &Facts) {
+        let timing = facts.config.timing;
+        let stage = self.facts().map(|facts| facts.stage);
+        if stage.is_some_and(|stage| stage != facts.stage) {
+            return;
+        }
+        let next = began + timing.renew;
+        self.shared.wait((began + timing::hurried_renew(&timing)).min(next), |_| false);
+        loop {
+            let version = self.seen_version;
+            self.shared.wait(next, |state| {
+                state.table.version() != version
+                    || state.config.as_ref().is_none_or(|(_, config)| !Arc::ptr_eq(config, &facts.config))
+                    || state.stores.get(&self.id).is_none_or(|store| store.life != self.life)
+            });
+            let same = self.shared.with(|state, _| {
+                let listed = self
+                    .listed
+                    .as_ref()
+                    .is_some_and(|(of, listed, _)| *of == state.incarnation && *listed == state.table.list(self.id));
+                let configured = state.config.as_ref().is_some_and(|(_, config)| Arc::ptr_eq(config, &facts.config));
+                (listed && configured && state.stores.contains_key(&self.id)).then_some(state.table.version())
+            });
+            match same {
+                Some(version) if clock::now() < next => self.seen_version = version,
+                Some(_) | None => return,
+            }
+        }
+    }
+}
+
+/// The roster must name us before a beat, and again after it: only then it counts. Its generation.
+fn member(file: &BeatFile, config: &GuardConfig) -> Result<u64, Failed> {
+    let roster = file.roster()?;
+    if roster.members.iter().any(|entry| entry.host == config.host && entry.index == config.index) {
+        return Ok(roster.generation);
+    }
+    Err(Failed::Store(format!(
+        "its roster (generation {}) does not name this host {}: no beats count here; add the host to the datastore",
+        roster.generation, config.host
+    )))
+}
+
+/// Why this claim ends the tenure for good, if it does: it names another, or says stopped or deleted.
+fn ends(claim: &Claim, tenure: Tenure, me: HostId) -> Option<String> {
+    if claim.tenure.vm != tenure.vm || claim.tenure.generation <= tenure.generation {
+        return None;
+    }
+    let generation = claim.tenure.generation;
+    if claim.wanted == Wanted::Stopped {
+        return Some(format!("claim {generation} says that it is to be stopped"));
+    }
+    match claim.holder {
+        Holder::Host(owner) if owner.host != me => Some(format!("claim {generation} names host {}", owner.host)),
+        Holder::Handover { from, to } if from.host != me && to.host != me => {
+            Some(format!("claim {generation} hands it from {} to {}", from.host, to.host))
+        }
+        Holder::Deleted => Some(format!("claim {generation} says that it was deleted")),
+        Holder::Host(_) | Holder::Handover { .. } | Holder::None | Holder::MovedTo(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{ClaimReason, Generation, Nonce, ObjectKind, Owner, VmId};
+
+    #[test]
+    fn only_a_claim_that_ends_the_tenure_kills() {
+        let (me, other) = (HostId(uuid::Uuid::from_u128(1)), HostId(uuid::Uuid::from_u128(2)));
+        let owner = |host| Owner { host, boot: Default::default(), incarnation: Incarnation(1) };
+        let table = [
+            (Holder::Host(owner(other)), Wanted::Running, 8, true),
+            (Holder::Host(owner(other)), Wanted::Running, 7, false),
+            (Holder::Host(owner(me)), Wanted::Running, 8, false),
+            (Holder::Host(owner(me)), Wanted::Stopped, 8, true),
+            (Holder::None, Wanted::Running, 8, false),
+            (Holder::None, Wanted::Stopped, 8, true),
+            (Holder::Deleted, Wanted::Running, 8, true),
+            (Holder::MovedTo(DatastoreId::default()), Wanted::Running, 8, false),
+            (Holder::Handover { from: owner(me), to: owner(other) }, Wanted::Running, 8, false),
+            (Holder::Handover { from: owner(other), to: owner(me) }, Wanted::Running, 8, false),
+            (Holder::Handover { from: owner(other), to: owner(other) }, Wanted::Running, 8, true),
+        ];
+        let tenure = Tenure { vm: VmId::default(), generation: Generation(7) };
+        for (holder, wanted, generation, expected) in table {
+            let claim = Claim {
+                kind: ObjectKind::Vm,
+                tenure: Tenure { generation: Generation(generation), ..tenure },
+                name: "web".to_owned(),
+                holder,
+                home: DatastoreId::default(),
+                wanted,
+                reason: ClaimReason::Failover,
+                record: Digest::default(),
+                nonce: Nonce(1),
+                maker: other,
+                made_unix_ms: 0,
+                debts: Vec::new(),
+            };
+            assert_eq!(ends(&claim, tenure, me).is_some(), expected, "{holder:?} {wanted:?} {generation}");
+        }
+    }
+}
