@@ -111,7 +111,8 @@ impl Core {
             return Err(WhyNot::NoLibvirt);
         }
         let asked = need.memory_kib + self.settings.vms.reserve_mib * 1024 + self.promised_kib(host);
-        capacity.free_kib.checked_sub(asked).ok_or(WhyNot::NoMemory { short_mib: (asked - capacity.free_kib) / 1024 })
+        let short_mib = asked.saturating_sub(capacity.free_kib) / 1024;
+        capacity.free_kib.checked_sub(asked).ok_or(WhyNot::NoMemory { short_mib })
     }
 
     /// Memory of VMs that are being started there and do not show in its report yet.
