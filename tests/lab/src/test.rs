@@ -105,8 +105,7 @@ pub fn run(selection: &Selection) -> Result<ExitCode> {
     if chosen.is_empty() {
         bail!("no case has {:?} in its name; `cargo lab test --list` names all", selection.only);
     }
-    packages::for_lab()?;
-    packages::for_build()?;
+    packages::for_tests()?;
     let mut score = Score::new();
     if !selection.skip_build_checks && selection.only.is_none() {
         score.step("fmt", || cargo(&["fmt", "--all", "--check"]).map(|_| Done::one(String::new())));
