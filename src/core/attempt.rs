@@ -559,6 +559,8 @@ impl Core {
         match answer {
             DomainAnswer::Done | DomainAnswer::Listed(_) if arrives => self.resume(cx, id),
             DomainAnswer::Done | DomainAnswer::Listed(_) => {
+                let name = self.vm_name(id);
+                cx.note(Note::info("vm-starting", format!("{name}: libvirt is told to start it")).of(&name));
                 let ticket = cx.domain(DomainOrder::StartPaused { vm: id }, CALL, Pending::Attempt(id));
                 self.stage(id, Stage::Starting, ticket);
             }
