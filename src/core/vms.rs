@@ -145,10 +145,12 @@ impl Core {
 
     /// Whether the newest claim gives the VM to this host in this boot.
     pub(super) fn is_mine(&self, vm: &Vm) -> bool {
-        vm.claim
-            .as_ref()
-            .and_then(Claim::owner)
-            .is_some_and(|owner| owner.host == self.me.host && owner.boot == self.me.boot)
+        vm.claim.as_ref().is_some_and(|claim| self.is_ours(claim))
+    }
+
+    /// Whether a claim names this host in this boot.
+    pub(super) fn is_ours(&self, claim: &Claim) -> bool {
+        claim.owner().is_some_and(|owner| owner.host == self.me.host && owner.boot == self.me.boot)
     }
 
     /// Another host said what it has; its claims are true, its states are its own.
