@@ -72,7 +72,8 @@ impl Core {
             if self.vm(tenure.vm).name.is_empty() {
                 self.vm(tenure.vm).name.clone_from(&name);
             }
-            if state == VmState::Over(Over::Lapsed) {
+            let tried = before.as_ref().is_some_and(|row| row.state == VmState::Expected);
+            if state == VmState::Over(Over::Lapsed) && !tried {
                 let home = self.store_name(row.home);
                 let text = format!(
                     "{name} is stopped by the guard: its lease on {home} lapsed (generation {} is over)",
@@ -142,11 +143,11 @@ impl Core {
                 Some(DomainState::Off(reason))
             }
             DomainChange::ShuttingDown { by_guest } => {
-                self.vm(id).by_guest = by_guest;
+                self.vm(id).by_guest = Some(by_guest);
                 Some(DomainState::ShuttingDown)
             }
             DomainChange::Started { .. } => {
-                self.vm(id).by_guest = false;
+                self.vm(id).by_guest = None;
                 self.vm(id).own_end = false;
                 self.vm(id).ended = None;
                 None
@@ -205,21 +206,32 @@ impl Core {
         let row = newest.map(|(_, row)| row.clone());
         let claim = self.vm(id).claim.clone();
         match (row, claim) {
-            (Some(row), Some(claim)) if row.tenure.generation < claim.tenure.generation => {
+            (Some(row), Some(claim)) if row.tenure == claim.tenure && self.is_ours(&claim) => {
+                self.row_is_ours(cx, id, &row, &claim);
+            }
+            // A row of the same generation is that of a try of ours which another's claim has beaten.
+            (Some(row), Some(claim)) if row.tenure.generation <= claim.tenure.generation => {
                 self.row_is_past(cx, &row, &claim);
             }
-            (Some(row), Some(claim)) if row.tenure == claim.tenure => self.row_is_ours(cx, id, &row, &claim),
             (Some(_), _) => {} // The claim is not read yet.
             (None, claim) => self.no_row(cx, id, claim.as_ref()),
         }
     }
 
+    /// The newest claim is later than our row, or another's of the same generation: nothing may be concluded from the
+    /// row about that claim.
     fn row_is_past(&mut self, cx: &mut Cx, row: &RowView, claim: &Claim) {
         let ours = claim.owner().is_some_and(|owner| owner.host == self.me.host);
         if row.pid.is_none() {
-            cx.guard(GuardOrder::Forget { tenure: row.tenure }, Pending::Nothing);
+            let vm = row.tenure.vm;
+            for tenure in self.guard.rows.keys().filter(|tenure| tenure.vm == vm).copied().collect::<Vec<_>>() {
+                cx.guard(GuardOrder::Forget { tenure }, Pending::Nothing);
+            }
         } else if !(ours || matches!(claim.holder, Holder::None) && claim.wanted == Wanted::Running) {
-            cx.guard(GuardOrder::Kill { tenure: row.tenure, seen: claim.tenure.generation }, Pending::Nothing);
+            // The oldest row: `seen` must be later than what it ends.
+            let oldest = self.guard.rows.range(tenure_from(row.tenure.vm)..).next().map(|(tenure, _)| *tenure);
+            let tenure = oldest.unwrap_or(row.tenure);
+            cx.guard(GuardOrder::Kill { tenure, seen: claim.tenure.generation }, Pending::Nothing);
         } else if matches!(row.state, VmState::Over(_)) {
             // Ours or nobody's, from a try whose claim landed late: the next generation is claimed.
             self.reclaim(cx, row);
@@ -343,7 +355,11 @@ impl Core {
             return self.crashed(cx, id, claim, OffReason::Failed);
         }
         match reason {
-            OffReason::Shutdown if by_guest => self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedInside),
+            // libvirt tells a guest's power-off and `virsh shutdown` alike; the other kind is a signal from outside.
+            OffReason::Shutdown if by_guest == Some(true) => {
+                self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedInside);
+            }
+            OffReason::Shutdown if by_guest == Some(false) => self.crashed(cx, id, claim, reason),
             OffReason::Shutdown | OffReason::Destroyed | OffReason::Saved => {
                 self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedByPerson);
             }
@@ -391,7 +407,7 @@ impl Core {
     }
 
     fn release(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, wanted: Wanted, reason: ClaimReason) {
-        self.vm(id).by_guest = false;
+        self.vm(id).by_guest = None;
         self.begin(cx, id, Kind::Release { wanted, reason }, claim.home, Vec::new());
     }
 
