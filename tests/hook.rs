@@ -76,6 +76,15 @@ impl Host {
         assert!(said.starts_with("mainstay: ") && said.lines().count() == 1, "{said}");
         said
     }
+    /// A refused restore passes, and the `prepare` that follows it is refused in its place.
+    fn refuses_restore(&self, stdin: &str) -> String {
+        assert!(self.run("restore", stdin).status.success(), "a failing restore costs the saved image");
+        self.refuses("prepare", stdin)
+    }
+    /// Refuses, in whichever of the two ways.
+    fn refuses_any(&self, operation: &str, stdin: &str) -> String {
+        if operation == "restore" { self.refuses_restore(stdin) } else { self.refuses(operation, stdin) }
+    }
     fn agent(&self, ask: impl Fn(HookAsk) + Send + Sync + 'static) -> HookServer {
         HookServer::spawn(&self.places.socket, ask).unwrap()
     }
@@ -102,7 +111,9 @@ fn the_agents_word_counts() {
     });
     host.allows("prepare");
     assert_eq!(host.refuses("migrate", &xml()), "mainstay: web1 runs on h2 (generation 4)\n");
-    assert!(host.refuses("restore", &xml()).contains("no answer"));
+    // The agent allows `prepare`, but not after a restore that it refused.
+    assert!(host.refuses_restore(&xml()).contains("no answer"));
+    host.allows("prepare");
     // The agent has spoken: no file overrules it.
     write_unprotected(&host.places.unprotected[0], &[UUID.parse().unwrap()]).unwrap();
     std::fs::write(&host.places.override_file, "all\n").unwrap();
@@ -113,7 +124,7 @@ fn the_agents_word_counts() {
 fn without_an_agent_the_files_of_the_host_count() {
     let host = member();
     for operation in ASKING {
-        let said = host.refuses(operation, &xml());
+        let said = host.refuses_any(operation, &xml());
         for part in ["web1", "systemctl start mainstayd", "hook-override"] {
             assert!(said.contains(part), "{said}");
         }
@@ -217,6 +228,34 @@ fn junk_from_either_side_refuses() {
         let said = host.refuses("prepare", &xml());
         assert!(said.contains("the agent cannot be asked"), "{said}");
     }
+}
+
+#[test]
+fn a_refused_restore_waits_for_its_own_daemon_only() {
+    let host = member();
+    let waiting = host.places.refusals.join("restore-web1");
+    host.run("restore", &xml());
+    assert!(waiting.exists());
+    std::fs::remove_file(&host.places.settings).unwrap(); // Nothing else refuses from here on.
+    let other = host.start(&["web2", "prepare", "begin", "-"]).wait_with_output().unwrap();
+    assert!(other.status.success(), "another domain");
+    assert!(host.refuses("prepare", &xml()).contains("refused to restore web1"));
+    assert!(!waiting.exists());
+    host.allows("prepare");
+    // What a daemon left that is gone, and what cannot be read.
+    std::fs::write(&waiting, "1\nold\n").unwrap();
+    host.allows("prepare");
+    assert!(!waiting.exists());
+    for junk in ["", "junk", "junk\nof some kind\n"] {
+        std::fs::write(&waiting, junk).unwrap();
+        host.refuses("prepare", &xml());
+        host.allows("prepare");
+    }
+    // It cannot be kept: then nothing is left but to fail.
+    std::fs::write(&host.places.settings, "{}").unwrap();
+    std::fs::remove_dir_all(&host.places.refusals).unwrap();
+    std::fs::write(&host.places.refusals, "in the way").unwrap();
+    host.refuses("restore", &xml());
 }
 
 /// libvirtd has 20 workers: it must not be the program that takes long to load. The guard must not link libvirt at

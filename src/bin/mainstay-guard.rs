@@ -36,7 +36,7 @@ fn main() -> anyhow::Result<()> {
         libvirt: arguments.libvirt.unwrap_or(default.libvirt),
     };
     // The journal stamps lines itself.
-    tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().with_target(false).init();
+    tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().with_ansi(false).with_target(false).init();
     if !arguments.stop_all {
         return run(paths);
     }

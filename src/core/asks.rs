@@ -378,6 +378,7 @@ impl Core {
                 claim: if mine { vm.claim.clone() } else { None },
                 domain: domain.map(|domain| domain.state),
                 stopped: row.is_some_and(|row| row.stopped),
+                memory_kib: vm.memory_kib(),
                 doing: self.doing(vm),
                 unprotected: vm.record.as_ref().and_then(|record| record.as_ref().err().cloned()),
             });

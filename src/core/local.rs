@@ -148,11 +148,11 @@ impl Core {
                 Some(DomainState::Off(reason))
             }
             DomainChange::ShuttingDown { by_guest } => {
-                self.vm(id).by_guest = by_guest;
+                self.vm(id).by_guest = Some(by_guest);
                 Some(DomainState::ShuttingDown)
             }
             DomainChange::Started { .. } => {
-                self.vm(id).by_guest = false;
+                self.vm(id).by_guest = None;
                 self.vm(id).own_end = false;
                 self.vm(id).ended = None;
                 None
@@ -359,7 +359,11 @@ impl Core {
             return self.crashed(cx, id, claim, OffReason::Failed);
         }
         match reason {
-            OffReason::Shutdown if by_guest => self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedInside),
+            // libvirt tells a guest's power-off and `virsh shutdown` alike; the other kind is a signal from outside.
+            OffReason::Shutdown if by_guest == Some(true) => {
+                self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedInside);
+            }
+            OffReason::Shutdown if by_guest == Some(false) => self.crashed(cx, id, claim, reason),
             OffReason::Shutdown | OffReason::Destroyed | OffReason::Saved => {
                 self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedByPerson);
             }
@@ -407,7 +411,7 @@ impl Core {
     }
 
     fn release(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, wanted: Wanted, reason: ClaimReason) {
-        self.vm(id).by_guest = false;
+        self.vm(id).by_guest = None;
         self.begin(cx, id, Kind::Release { wanted, reason }, claim.home, Vec::new());
     }
 

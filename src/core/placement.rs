@@ -6,6 +6,9 @@
 use super::Core;
 use crate::types::{HostId, Time, VmId, VmRecord};
 
+/// What a VM of unknown size counts as.
+const UNKNOWN_KIB: u64 = 64 * 1024;
+
 /// Why a host cannot take a VM.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum WhyNot {
@@ -119,7 +122,12 @@ impl Core {
 
     /// Memory of VMs that are being started there and do not show in its report yet.
     fn promised_kib(&self, host: HostId) -> u64 {
-        self.vms.values().filter_map(|vm| vm.placing.as_ref()).filter(|p| p.host == host).map(|p| p.memory_kib).sum()
+        let starting = |vm: &&super::vms::Vm| match &vm.placing {
+            Some(placing) => placing.host == host,
+            None => host == self.me.host && vm.attempt.as_ref().is_some_and(super::attempt::Attempt::starts),
+        };
+        // A VM of unknown size counts as well, so that the VMs of one failure are spread.
+        self.vms.values().filter(starting).map(|vm| vm.memory_kib().max(UNKNOWN_KIB)).sum()
     }
 
     fn reaches(&self, host: HostId, datastore: crate::types::DatastoreId) -> bool {

@@ -5,13 +5,14 @@
 //!  away ───────────────────► connected (Connected) ────────────────────► away (Lost), after 50 ms … 1 s again
 //! ```
 //!
-//! After `Connected` come Hello, every lease and every row. After `Lost` answers that are outstanding never come: what
-//! was ordered may or may not have been done, and the rows that follow the next `Connected` show it.
+//! After `Connected` come Hello, every lease and every row. Before `Lost` every outstanding order is answered by a refusal
+//! that says so: it may or may not have been done, and the rows that follow the next `Connected` show it.
 //!
 //! Numbers: 1,024 orders wait for a guard that does not read; further ones are refused.
 //!
 //! Deliberately not here: what to order.
 
+use std::collections::BTreeSet;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -47,6 +48,8 @@ pub enum GuardEvent {
 struct Line {
     orders: Option<SyncSender<GuardMessage>>,
     stream: Option<UnixStream>,
+    /// Sent or waiting, not answered.
+    outstanding: BTreeSet<Ticket>,
     closed: bool,
 }
 
@@ -72,14 +75,19 @@ impl GuardClient {
 
     /// Sends an order. Its answer comes as `Report(Done)`; at once, as a refusal, if the guard is away or does not read.
     pub fn order(&self, ticket: Ticket, order: GuardOrder) {
-        let refusal = match &lock(&self.line).orders {
+        let mut line = lock(&self.line);
+        let refusal = match &line.orders {
             None => Refusal::Unconfigured,
             Some(orders) => match orders.try_send(GuardMessage { ticket, order }) {
-                Ok(()) => return,
+                Ok(()) => {
+                    line.outstanding.insert(ticket);
+                    return;
+                }
                 Err(TrySendError::Disconnected(_)) => Refusal::Unconfigured,
                 Err(TrySendError::Full(_)) => Refusal::WrongState("the guard does not read its orders".to_owned()),
             },
         };
+        drop(line);
         // The thread of the events lives as long as self.
         drop(self.events.send(GuardEvent::Report(GuardReport::Done { ticket, result: Err(refusal) })));
     }
@@ -118,6 +126,10 @@ fn run(path: &Path, line: &Mutex<Line>, events: &Sender<GuardEvent>) {
             },
         };
         lock(line).hang_up();
+        for ticket in std::mem::take(&mut lock(line).outstanding) {
+            let result = Err(Refusal::WrongState("the guard is gone, and it may have been done".to_owned()));
+            drop(events.send(GuardEvent::Report(GuardReport::Done { ticket, result }))); // Nobody listens: closed, below.
+        }
         if lock(line).closed || (!told && events.send(GuardEvent::Lost(lost)).is_err()) {
             return;
         }
@@ -149,6 +161,9 @@ fn talk(stream: UnixStream, line: &Mutex<Line>, events: &Sender<GuardEvent>) -> 
                 return (false, Refusal::Version(protocol).to_string());
             }
             other => {
+                if let GuardReport::Done { ticket, .. } = &other {
+                    lock(line).outstanding.remove(ticket);
+                }
                 let first = !stood && matches!(other, GuardReport::Hello { .. });
                 if first && events.send(GuardEvent::Connected).is_err() {
                     return (stood, "nobody listens".to_owned());
@@ -267,6 +282,12 @@ mod tests {
             let order: GuardMessage = frame::read(&mut stream).unwrap().unwrap();
             assert_eq!((order.ticket, order.order), (Ticket(round), forget()));
             drop(stream);
+            let unanswered = events.recv_timeout(SOON).unwrap();
+            assert!(matches!(
+                unanswered,
+                GuardEvent::Report(GuardReport::Done { ticket, result: Err(Refusal::WrongState(_)) })
+                    if ticket == Ticket(round)
+            ));
             assert!(matches!(events.recv_timeout(SOON).unwrap(), GuardEvent::Lost(_)));
         }
     }

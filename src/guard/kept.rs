@@ -11,9 +11,13 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::process::{Process, pid_of};
 use super::table::{KeptRow, Table};
+
+/// How long `--stop-all` looks whether all stand. A thread that waits for a CPU shows it late, but runs nothing more.
+const STAND: Duration = Duration::from_secs(1);
 
 fn file(folder: &Path) -> PathBuf {
     folder.join("rows.json")
@@ -43,31 +47,61 @@ pub fn read(folder: &Path) -> io::Result<Vec<KeptRow>> {
     }
 }
 
-/// Stops every QEMU of a kept row. Goes on after a failure; gives what was stopped and what failed.
+/// Stops every QEMU of a kept row, and waits a moment until all stand. Goes on after a failure; gives how many were
+/// stopped and what failed. If the rows cannot be read, every QEMU that libvirt has a pid file of is stopped: better a
+/// VM too many than one that runs without a lease.
 ///
 /// # Errors
-/// When the rows cannot be read.
+/// When neither rows nor pid files can be read.
 pub fn stop_all(folder: &Path, libvirt: &Path) -> io::Result<(usize, Vec<String>)> {
-    let rows = read(folder)?;
     let mut failed = Vec::new();
     let mut processes = Vec::new();
-    for row in &rows {
-        match process_of(row, libvirt) {
-            Ok(found) => processes.extend(found.map(|process| (row, process))),
-            Err(error) => failed.push(format!("VM {}: {error}", row.name)),
+    match read(folder) {
+        Ok(rows) => {
+            for row in &rows {
+                match process_of(row, libvirt) {
+                    Ok(found) => processes.extend(found.map(|process| (row.name.clone(), process))),
+                    Err(error) => failed.push(format!("VM {}: {error}", row.name)),
+                }
+            }
+        }
+        Err(error) => {
+            failed.push(format!("{}: {error}; all VMs of this host are stopped", file(folder).display()));
+            processes = every_process(libvirt)?;
         }
     }
-    for (row, process) in &processes {
+    for (name, process) in &processes {
         if let Err(error) = process.halt() {
-            failed.push(format!("VM {}: SIGSTOP: {error}", row.name));
+            failed.push(format!("VM {name}: SIGSTOP: {error}"));
         }
     }
-    for (row, process) in &processes {
+    for (name, process) in &processes {
         if let Err(error) = process.freeze() {
-            failed.push(format!("VM {}: freezer: {error}", row.name));
+            failed.push(format!("VM {name}: freezer: {error}"));
         }
     }
+    let begun = Instant::now();
+    while begun.elapsed() < STAND && !processes.iter().all(|(_, process)| process.stands()) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let moving = processes.iter().filter(|(_, process)| !process.stands());
+    failed.extend(moving.map(|(name, _)| format!("VM {name}: still moves {STAND:?} after SIGSTOP")));
     Ok((processes.len(), failed))
+}
+
+/// Every QEMU that libvirt knows, by the name of its pid file.
+fn every_process(libvirt: &Path) -> io::Result<Vec<(String, Process)>> {
+    let files = match fs::read_dir(libvirt) {
+        Ok(files) => files,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let found = files.flatten().filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?.strip_suffix(".pid")?.to_owned();
+        let process = Process::of_any_vm(pid_of(libvirt, &name)?).ok()??;
+        Some((name, process))
+    });
+    Ok(found.collect())
 }
 
 /// Fills a table with the rows of an earlier guard of this boot. Gives their processes, still to be stopped.

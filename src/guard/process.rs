@@ -34,8 +34,21 @@ impl Process {
     /// # Errors
     /// When the kernel refuses a pidfd although the process is there.
     pub fn of_vm(pid: u32, vm: VmId) -> io::Result<Option<Self>> {
+        Self::if_named(pid, |named| named == vm.to_string())
+    }
+
+    /// The process `pid`, if it is a QEMU of any VM.
+    ///
+    /// # Errors
+    /// When the kernel refuses a pidfd although the process is there.
+    pub fn of_any_vm(pid: u32) -> io::Result<Option<Self>> {
+        Self::if_named(pid, |_| true)
+    }
+
+    fn if_named(pid: u32, right: impl Fn(&str) -> bool) -> io::Result<Option<Self>> {
         let Some(started) = started(pid) else { return Ok(None) };
-        if !fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| names_vm(&line, vm)) {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        if !vm_named(&line).is_some_and(right) {
             return Ok(None);
         }
         Self::open(ProcessKey { pid, started })
@@ -191,11 +204,11 @@ fn threads_stand(key: ProcessKey) -> bool {
     })
 }
 
-/// Whether a command line says `-uuid VM`, as libvirt writes it.
-fn names_vm(cmdline: &[u8], vm: VmId) -> bool {
-    let id = vm.to_string();
+/// The VM that a command line names with `-uuid`, as libvirt writes it.
+fn vm_named(cmdline: &[u8]) -> Option<&str> {
     let mut arguments = cmdline.split(|byte| *byte == 0);
-    arguments.by_ref().any(|argument| argument == b"-uuid") && arguments.next() == Some(id.as_bytes())
+    arguments.find(|argument| *argument == b"-uuid")?;
+    std::str::from_utf8(arguments.next()?).ok()
 }
 
 /// The folder of the scope that libvirt made for a process, out of `/proc/PID/cgroup` and `/proc/self/mountinfo`.
@@ -260,14 +273,10 @@ mod tests {
         let vm: VmId = "11111111-2222-3333-4444-555555555555".parse().unwrap();
         let line = |parts: &[&str]| parts.join("\0").into_bytes();
         let id = vm.to_string();
-        assert!(names_vm(&line(&["qemu", "-S", "-uuid", &id, "-m", "64"]), vm));
-        for other in [
-            vec!["qemu", "-uuid", "11111111-2222-3333-4444-555555555556"],
-            vec!["qemu", id.as_str()],
-            vec!["qemu", "-uuid"],
-            vec![],
-        ] {
-            assert!(!names_vm(&line(&other), vm), "{other:?}");
+        assert_eq!(vm_named(&line(&["qemu", "-S", "-uuid", &id, "-m", "64"])), Some(id.as_str()));
+        assert_eq!(vm_named(&line(&["qemu", "-uuid", "other", "-uuid", &id])), Some("other"));
+        for other in [vec!["qemu", id.as_str()], vec!["qemu", "-uuid"], vec![]] {
+            assert_eq!(vm_named(&line(&other)), None, "{other:?}");
         }
     }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use super::shared::Shared;
 use super::state::{State, Taken};
-use super::store::Stage;
+use super::store::{Stage, Store};
 use crate::core::timing;
 use crate::exec::clock;
 use crate::exec::datastore::{BeatFile, Doubt, WriteFailed, highest_claim};
@@ -143,18 +143,31 @@ impl Renew {
             return Err(Failed::Outdated(incarnation));
         }
         let newest = own.newest;
+        let stamp = newest.as_ref().map(|beat| (beat.incarnation, beat.counter));
+        let (acknowledged, doubted) = self.shared.with(|state, _| {
+            let store = state.stores.get(&self.id);
+            (store.and_then(Store::acknowledged), store.is_some_and(|store| store.doubt.is_some()))
+        });
+        if stamp < acknowledged {
+            let path = self.path.display();
+            return Err(Failed::Doubt(
+                format!("{path}: shows {stamp:?}, but {acknowledged:?} was acknowledged"),
+                false,
+            ));
+        }
         self.sequence = newest.as_ref().map_or(Sequence(0), |beat| beat.list.sequence).max(self.sequence);
         self.listed = None;
         let old = newest.as_ref().map(|beat| beat.attestations.clone()).unwrap_or_default();
-        let boot = self.shared.with(|state, now| {
+        let (boot, beaten) = self.shared.with(|state, now| {
             if let Some(store) = state.stores.get_mut(&self.id) {
                 old.into_iter().for_each(|attestation| store.attest(attestation, now));
             }
-            state.boot
+            (state.boot, Counter(0) < state.last_given().1)
         });
-        // Only what another boot left can be another host's; of this boot it is an earlier guard's.
+        // Only what another boot left can be another host's; of this boot it is an earlier guard's. After our first beat
+        // anywhere a watch comes too late: a twin shows in our slots.
         let foreign = newest.as_ref().map_or(!attested.is_empty(), |beat| beat.boot != boot);
-        if facts.stage == Stage::Opening && foreign {
+        if facts.stage == Stage::Opening && (doubted || foreign && !beaten) {
             let leases = newest.iter().map(|beat| beat.lease).chain(attested.iter().map(|a| a.lease));
             let lease = leases.max().unwrap_or_default().max(config.timing.lease);
             let late = newest.as_ref().is_some_and(|beat| beat.flags.unpunctual);
@@ -184,6 +197,12 @@ impl Renew {
         }
         if *window <= began.since(*since) {
             self.watch = None;
+            self.shared.with(|state, _| {
+                // The twin is gone.
+                if let Some(store) = state.stores.get_mut(&self.id).filter(|store| store.life == self.life) {
+                    (store.doubt, store.trouble) = (None, None);
+                }
+            });
             self.stage(Stage::Beating);
         }
         Ok(())
@@ -263,10 +282,10 @@ impl Renew {
         };
         if let Some(trouble) = &store.trouble {
             let text = format!("datastore {}: beats again after: {trouble}", store.path);
-            store.counted(taken.at, now, &block.attestations);
+            store.counted(taken, now, &block.attestations);
             state.say(text);
         } else {
-            store.counted(taken.at, now, &block.attestations);
+            store.counted(taken, now, &block.attestations);
         }
         state.persisted(self.id, taken.counter, now);
         state.report_lease(self.id, now);

@@ -11,10 +11,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::state::Taken;
 use crate::core::lease::Lease;
 use crate::core::timing;
 use crate::types::guard::{GuardDatastore, LeaseView};
-use crate::types::{Attestation, Attested, DatastoreId, HostIndex, Incarnation, Time};
+use crate::types::{Attestation, Attested, Counter, DatastoreId, HostIndex, Incarnation, Time};
 
 /// How far the thread of a datastore is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,8 +54,8 @@ pub struct Store {
     pub doubt: Option<String>,
     /// What is wrong with the last try, for people.
     pub trouble: Option<String>,
-    /// The last own write that counted: begun, known.
-    counted: Option<(Time, Time)>,
+    /// The last own write that counted, and when that was known.
+    counted: Option<(Taken, Time)>,
     attestations: BTreeMap<HostIndex, Heard>,
 }
 
@@ -84,12 +85,19 @@ impl Store {
     /// Whether our own writes reach it: the last one counted lately, and nothing failed since.
     #[must_use]
     pub fn own_path(&self, lease: Duration, now: Time) -> bool {
-        self.trouble.is_none() && self.counted.is_some_and(|(begun, _)| now.since(begun) <= timing::witness_gap(lease))
+        self.trouble.is_none()
+            && self.counted.is_some_and(|(taken, _)| now.since(taken.at) <= timing::witness_gap(lease))
     }
 
-    /// An own beat, begun at `begun`, counts; so do the attestations that stood in it.
-    pub fn counted(&mut self, begun: Time, known: Time, with: &[Attestation]) {
-        self.counted = Some((begun, known));
+    /// The newest beat that it acknowledged to this guard: it must never show less.
+    #[must_use]
+    pub fn acknowledged(&self) -> Option<(Incarnation, Counter)> {
+        self.counted.map(|(taken, _)| (taken.incarnation, taken.counter))
+    }
+
+    /// An own beat counts; so do the attestations that stood in it.
+    pub fn counted(&mut self, taken: Taken, known: Time, with: &[Attestation]) {
+        self.counted = Some((taken, known));
         self.trouble = None;
         for attestation in with {
             if let Some(heard) = self.attestations.get_mut(&attestation.index) {
@@ -140,7 +148,7 @@ impl Store {
     /// For agent and people.
     #[must_use]
     pub fn view(&self, datastore: DatastoreId, lease: Duration, now: Time) -> LeaseView {
-        let (written, known) = self.counted.unwrap_or_default();
+        let (written, known) = self.counted.map_or_else(Default::default, |(taken, known)| (taken.at, known));
         LeaseView {
             datastore,
             epoch: self.lease.epoch(),

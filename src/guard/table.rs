@@ -91,6 +91,8 @@ struct Row {
     ran: bool,
     /// It came by `Incoming`: the tenure is another host's.
     foreign: bool,
+    /// Its QEMU did not exist before the row: one that comes up after the row is over never ran and may die.
+    starts: bool,
 }
 
 impl Row {
@@ -178,8 +180,9 @@ impl Table {
         self.make_room()?;
         let seen = self.qemus.contains_key(&vm);
         let phase = Phase::Expected { purpose: new.purpose, deadline: new.deadline, confirmed: false };
-        let Expected { tenure, name, home, epoch, .. } = new;
-        self.insert(tenure, Row { name, home, epoch, phase, seen, ran: false, foreign: false });
+        let Expected { tenure, name, home, epoch, purpose, .. } = new;
+        let starts = purpose == Purpose::Start;
+        self.insert(tenure, Row { name, home, epoch, phase, seen, ran: false, foreign: false, starts });
         Ok(())
     }
 
@@ -213,7 +216,7 @@ impl Table {
         }
         self.make_room()?;
         let phase = Phase::Incoming { deadline };
-        self.insert(tenure, Row { name, home, epoch, phase, seen: false, ran: false, foreign: true });
+        self.insert(tenure, Row { name, home, epoch, phase, seen: false, ran: false, foreign: true, starts: true });
         Ok(())
     }
 
@@ -259,17 +262,17 @@ impl Table {
             Phase::Incoming { .. } => (Purpose::Start, false),
             Phase::Expected { purpose, confirmed, .. } => (purpose, confirmed),
         };
-        let alone = self.rows_of(tenure.vm).all(|(at, row)| at == tenure || row.is_over());
         match (self.qemus.get_mut(&tenure.vm), purpose) {
-            (None, _) => self.end(tenure, Over::NeverStarted),
             (Some(_), Purpose::Adopt) if confirmed => self.bar(tenure),
-            (Some(_), Purpose::Adopt) => {
-                // There is no claim and never was one: it was not ours to hold, and it is not ours to stop.
-                self.end(tenure, Over::NeverStarted);
-                if alone {
+            (_, Purpose::Adopt) => {
+                // There is no claim and never was one: it was not ours to hold, and it is not ours to stop. A row that
+                // is over would do that as soon as its QEMU is seen.
+                self.remove(tenure);
+                if self.newest(tenure.vm).is_none() {
                     self.qemus.remove(&tenure.vm);
                 }
             }
+            (None, _) => self.end(tenure, Over::NeverStarted),
             (Some(_), Purpose::Reclaim) => self.end(tenure, Over::Lapsed),
             (Some(qemu), Purpose::Start) => {
                 qemu.doomed = Some("its start was given up".to_owned());

@@ -183,6 +183,8 @@ impl Watcher<'_> {
 
     fn processes(&self) -> Vec<(VmId, Arc<Process>)> {
         self.shared.with(|state, _| {
+            let known: BTreeSet<ProcessKey> = state.table.processes().map(|(_, key)| key).collect();
+            state.processes.retain(|key, _| known.contains(key));
             let found = state.table.processes().filter_map(|(vm, key)| Some((vm, state.processes.get(&key)?.clone())));
             found.collect()
         })

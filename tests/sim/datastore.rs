@@ -303,9 +303,8 @@ impl World {
         let effect = move |world: &mut Self| world.carry(home, order);
         self.io(h, home, gate, micros, effect, move |world, result| {
             let ended = world.local(h);
-            let mut answer = result.unwrap_or_else(|why| {
-                StoreAnswer::Failed(StoreFailure::Io { path: "/srv".into(), why })
-            });
+            let mut answer =
+                result.unwrap_or_else(|why| StoreAnswer::Failed(StoreFailure::Io { path: "/srv".into(), why }));
             match &mut answer {
                 StoreAnswer::Read(read) => {
                     (read.began, read.ended, read.spent) = (began, ended, ended.since(began));
@@ -352,7 +351,9 @@ impl World {
             }
             StoreOrder::ReadRecord { vm, digest } => match store.records.get(&(vm, digest)) {
                 Some(record) => StoreAnswer::Record(Box::new(record.clone())),
-                None => StoreAnswer::Failed(StoreFailure::Missing { path: "record".into(), why: "no such file".into() }),
+                None => {
+                    StoreAnswer::Failed(StoreFailure::Missing { path: "record".into(), why: "no such file".into() })
+                }
             },
             StoreOrder::WriteRoster(roster) => {
                 if store.roster.generation < roster.generation {
@@ -465,8 +466,9 @@ impl World {
         let store = self.stores.get_mut(&home).expect("its own key");
         store.locks.retain(|_, holder| !hit(holder));
         store.writers.values_mut().for_each(|writers| writers.retain(|writer| !hit(writer)));
-        let (gone, kept) =
-            std::mem::take(&mut store.parked).into_iter().partition(|parked| hit(&(parked.host, parked.boot)) && parked.sent);
+        let (gone, kept) = std::mem::take(&mut store.parked)
+            .into_iter()
+            .partition(|parked| hit(&(parked.host, parked.boot)) && parked.sent);
         store.parked = kept;
         let gone: Vec<Parked> = gone;
         for parked in gone {
@@ -485,7 +487,9 @@ impl World {
         let delay = self.latency(50_000);
         self.after(gate, delay, move |world| {
             let result = if world.fence_fails { Err("exit status 1".to_owned()) } else { Ok(()) };
-            if result.is_ok() && let Some(victim) = world.host_of(host) {
+            if result.is_ok()
+                && let Some(victim) = world.host_of(host)
+            {
                 world.fenced(victim);
                 let homes: Vec<DatastoreId> = world.stores.keys().copied().collect();
                 homes.into_iter().for_each(|home| world.expire(home, victim, None));
@@ -504,7 +508,8 @@ impl World {
         });
         let on = |spec: &&super::world::Spec| spec.record.disks.iter().any(|disk| paths.contains(&disk.path));
         let Some((vm, home)) = self.vms.values().find(on).map(|spec| (spec.id, spec.record.home)) else { return };
-        let look = move |world: &mut Self| world.stores[&home].holder(vm).map(|holder| world.hosts[holder].name.clone());
+        let look =
+            move |world: &mut Self| world.stores[&home].holder(vm).map(|holder| world.hosts[holder].name.clone());
         self.io(h, home, gate, 2000, look, move |world, result| {
             world.done(h, life, ticket, Outcome::Locks(result));
         });

@@ -497,10 +497,7 @@ impl World {
             Ok(None) => world.turned(h, home, Some("its roster does not name this host".to_owned())),
             Ok(Some(roster)) => {
                 if let Some(list) = written {
-                    let name = ListName {
-                        sequence: list.sequence,
-                        digest: mainstay::wire::record::list_digest(&list),
-                    };
+                    let name = ListName { sequence: list.sequence, digest: mainstay::wire::record::list_digest(&list) };
                     if let Some(renew) = world.renew(h, home) {
                         renew.listed = Some((list.incarnation, list.entries, name));
                     }

@@ -6,12 +6,12 @@ use std::time::Duration;
 use mainstay::core::action::{Action, Output};
 use mainstay::core::event::{Event, Outcome};
 use mainstay::core::{Core, Me};
+use mainstay::guard::table::KeptRow;
+use mainstay::types::guard::BeatKey;
 use mainstay::types::guard::{GuardConfig, GuardDatastore, GuardOrder};
 use mainstay::types::settings::{ClusterSettings, MemberSettings};
 use mainstay::types::vm::HostCapacity;
 use mainstay::types::{BootId, DatastoreId, HostId, HostIndex, Incarnation, Ticket, Time, VmId};
-use mainstay::types::guard::BeatKey;
-use mainstay::guard::table::KeptRow;
 use uuid::Uuid;
 
 use super::guard::Guard;

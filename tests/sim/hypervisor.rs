@@ -10,9 +10,7 @@ use std::time::Duration;
 
 use mainstay::core::event::{AskId, Event, HookWish, Outcome};
 use mainstay::guard::table::ProcessKey;
-use mainstay::types::vm::{
-    DomainAnswer, DomainChange, DomainFailure, DomainInfo, DomainOrder, DomainState, OffReason,
-};
+use mainstay::types::vm::{DomainAnswer, DomainChange, DomainFailure, DomainInfo, DomainOrder, DomainState, OffReason};
 use mainstay::types::{Ticket, VmId};
 
 use super::host::Path;

@@ -111,8 +111,7 @@ impl World {
         }
         writers.insert((h, boot));
         if let Some((other, _)) = other.filter(|_| !accepts) {
-            let (name, host, other) =
-                (self.vm_name(vm), self.hosts[h].name.clone(), self.hosts[other].name.clone());
+            let (name, host, other) = (self.vm_name(vm), self.hosts[h].name.clone(), self.hosts[other].name.clone());
             self.violated(&format!("{name} starts on {host} while writes of its copy on {other} may still land"));
         }
     }
@@ -162,7 +161,14 @@ impl World {
     }
 
     /// A claim was tried at the storage.
-    pub fn claim_landed(&mut self, _: DatastoreId, claim: &Claim, before: Generation, now: Generation, a: &StoreAnswer) {
+    pub fn claim_landed(
+        &mut self,
+        _: DatastoreId,
+        claim: &Claim,
+        before: Generation,
+        now: Generation,
+        a: &StoreAnswer,
+    ) {
         let name = claim.name.clone();
         if now < before || before.next() < now {
             self.violated(&format!("claims of {name} went from generation {before} to {now}"));

@@ -93,7 +93,8 @@ impl Scenario {
         let zero = nanos(SETTLING);
         for (at, what) in self.acts {
             world.at(Gate::World, zero + nanos(at), move |world| {
-                if matches!(what.split(' ').next(), Some("kill" | "boot" | "freeze" | "thaw" | "cut" | "heal" | "hang")) {
+                if matches!(what.split(' ').next(), Some("kill" | "boot" | "freeze" | "thaw" | "cut" | "heal" | "hang"))
+                {
                     world.tell("--", &what);
                 }
                 world.act_out(&what);

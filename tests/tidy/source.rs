@@ -146,7 +146,8 @@ pub fn lines_with(text: &str, word: &str) -> Vec<usize> {
     let whole = |line: &str| {
         line.match_indices(word).any(|(at, _)| {
             let (before, after) = (line[..at].chars().next_back(), line[at + word.len()..].chars().next());
-            !(inside(before) && inside(word.chars().next())) && !(inside(after) && inside(word.chars().next_back()))
+            let longer = inside(before) && inside(word.chars().next());
+            !(longer || inside(after) && inside(word.chars().next_back()))
         })
     };
     text.lines().enumerate().filter(|(_, line)| whole(line)).map(|(at, _)| at + 1).collect()

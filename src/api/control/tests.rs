@@ -166,15 +166,23 @@ async fn too_many_joins_at_once_are_told_to_come_again() {
     let serving = serve(&a.cluster, any_port(), |_| ()).await;
     let mut token = a.cluster.token(serving.address());
     token.secret[0] ^= 1;
-    let tries = (0..12).map(|n| {
-        let token = token.clone();
-        tokio::spawn(async move { joined(&token, "b", 2 + n).await.err().unwrap().to_string() })
-    });
-    let mut texts = Vec::new();
-    for text in tries.collect::<Vec<_>>() {
-        texts.push(text.await.unwrap());
+    // However slow this machine is, some burst is faster than the limit.
+    for _ in 0..10 {
+        let tries: Vec<_> = (0..12)
+            .map(|n| {
+                let token = token.clone();
+                tokio::spawn(async move { joined(&token, "b", 2 + n).await.err().unwrap().to_string() })
+            })
+            .collect();
+        let mut told = false;
+        for text in tries {
+            told |= text.await.unwrap().contains("too many hosts join at once");
+        }
+        if told {
+            return;
+        }
     }
-    assert!(texts.iter().any(|text| text.contains("too many hosts join at once")), "{texts:?}");
+    panic!("nobody was told");
 }
 
 #[tokio::test]
@@ -233,7 +241,9 @@ async fn deadlines_hold_when_nobody_answers() {
     let kept = Mutex::new(Vec::new());
     let (a, serving, b, asking) = pair(move |ask: Asked| kept.lock().unwrap().push(ask.answer)).await;
     let within = Duration::from_millis(300);
-    assert_eq!(told(ask(&asking, &a, 1, 300)).await, Err(ControlError::NoAnswer { within }));
+    let mut tickets = 100..200;
+    // The first may pass before there is a connection.
+    while told(ask(&asking, &a, tickets.next().unwrap(), 300)).await != Err(ControlError::NoAnswer { within }) {}
 
     // Accepts and says nothing.
     let silent = tokio::net::TcpListener::bind(any_port()).await.unwrap();
@@ -292,7 +302,14 @@ async fn another_clusters_certificate_is_refused_by_both_sides() {
     let mut asking_cluster = stranger.cluster.clone();
     asking_cluster.settings = a.cluster.settings.clone();
     let asking = asker(&Host { cluster: asking_cluster, dir: stranger.dir }, &a, serving.address()).await;
-    let Err(ControlError::Unreached { why: Some(why), .. }) = told(ask(&asking, &a, 1, 500)).await else { panic!() };
+    let mut tickets = 1..100;
+    let why = loop {
+        match told(ask(&asking, &a, tickets.next().unwrap(), 300)).await {
+            Err(ControlError::Unreached { why: Some(why), .. }) => break why,
+            Err(ControlError::Unreached { why: None, .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    };
     assert!(why.contains("UnknownIssuer"), "{why}");
 
     // A client that believes our authority, but shows a certificate of its own.

@@ -7,6 +7,10 @@
 //!                                            └─ no answer in 3 s, no agent ─► what the host's files say
 //! ```
 //!
+//! A refused `restore` is told at the `prepare` that follows it: if `restore` itself fails, libvirt (11.3, tried) says
+//! that the VM was started and deletes its saved image. So the refusal waits in a file, which is kept for the very
+//! daemon that is restoring; only if that file cannot be written does `restore` fail.
+//!
 //! Without the agent nobody can say whether the VM runs elsewhere. So it is refused, unless this host is in no
 //! cluster, the agent has listed the VM as unprotected, or a person has named it in the override file.
 //!
@@ -36,6 +40,8 @@ pub struct HookPlaces {
     pub unprotected: [PathBuf; 2],
     /// The cluster's settings: without them this host is in no cluster.
     pub settings: PathBuf,
+    /// Folder of the refusals that wait for their `prepare`; made by the program.
+    pub refusals: PathBuf,
     /// Names or UUIDs that a person lets start without the agent, one per line, or `all`.
     pub override_file: PathBuf,
 }
@@ -48,6 +54,7 @@ impl HookPlaces {
             socket: root.join("run/mainstay/hook.sock"),
             unprotected: [root.join("run/mainstay/unprotected"), root.join("var/lib/mainstay/unprotected")],
             settings: root.join("var/lib/mainstay/settings.json"),
+            refusals: root.join("run/mainstay-hook"),
             override_file: root.join("etc/mainstay/hook-override"),
         }
     }
@@ -68,13 +75,45 @@ pub fn run(arguments: &[OsString], places: &HookPlaces) -> u8 {
         |at: usize| arguments.get(at).map(|argument| argument.to_string_lossy().into_owned()).unwrap_or_default();
     let Some(operation) = HookOperation::named(&text(1)) else { return 0 };
     let name = text(0);
-    match decide(operation, &name, places) {
+    let waiting = places.refusals.join(format!("restore-{name}"));
+    let decided = match operation {
+        HookOperation::Prepare => take_refusal(&waiting).and_then(|()| decide(operation, &name, places)),
+        HookOperation::Migrate => decide(operation, &name, places),
+        HookOperation::Restore => decide(operation, &name, places).or_else(|why| keep_refusal(&waiting, &why)),
+    };
+    match decided {
         Ok(()) => 0,
         Err(why) => {
             // If nobody reads it, the exit code still says it.
             let _ = writeln!(std::io::stderr(), "mainstay: {why}");
             1
         }
+    }
+}
+
+/// Keeps a refused `restore` for the `prepare` that the same daemon asks next.
+fn keep_refusal(waiting: &Path, why: &str) -> Result<(), String> {
+    let text = format!("{}\n{why}\n", std::os::unix::process::parent_id());
+    let folder = waiting.parent().unwrap_or(waiting);
+    std::fs::create_dir_all(folder)
+        .and_then(|()| std::fs::write(waiting, text))
+        .map_err(|error| format!("{why} (nor can this be kept in {}: {error})", waiting.display()))
+}
+
+/// Refuses if a `restore` of this domain was, by the daemon that asks now; that refusal is then used up. One of an
+/// earlier daemon, whose restore ended with it, is thrown away.
+fn take_refusal(waiting: &Path) -> Result<(), String> {
+    let mut text = Vec::new();
+    match std::fs::File::open(waiting).and_then(|file| file.take(FILE_MAX).read_to_end(&mut text)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Ok(_) | Err(_) => {} // One that cannot be read refuses as well: that it is there says enough.
+    }
+    let _ = std::fs::remove_file(waiting);
+    let text = String::from_utf8_lossy(&text);
+    match text.split_once('\n') {
+        Some((daemon, _)) if daemon.parse().is_ok_and(|pid: u32| pid != std::os::unix::process::parent_id()) => Ok(()),
+        Some((_, why)) => Err(why.trim().to_owned()),
+        None => Err("restoring it was refused; its saved image was kept".into()),
     }
 }
 

@@ -27,7 +27,7 @@ pub enum HookOperation {
     Prepare,
     /// A migration is about to come in here.
     Migrate,
-    /// A saved image is about to be loaded.
+    /// A saved image is about to be loaded; `Prepare` follows. A refusal takes effect only there (client.rs says why).
     Restore,
 }
 

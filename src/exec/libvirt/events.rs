@@ -1,4 +1,4 @@
-//! What the crate `virt` lacks: events, and cancelling a job. The only file of ours with libvirt's raw calls.
+//! What the crate `virt` lacks: events, cancelling a job, counting checkpoints. The only file of ours with libvirt's raw calls.
 //!
 //! ```text
 //!   libvirt's event loop (one thread, process-wide, registered before any connection is opened)
@@ -157,6 +157,13 @@ pub(super) fn abort_job(domain: &Domain) -> Result<(), Error> {
         error if error.code() == ErrorNumber::OperationInvalid => Ok(()),
         error => Err(error),
     }
+}
+
+/// How many checkpoints libvirt keeps for a domain. A driver that knows none has none.
+pub(super) fn checkpoints(domain: &Domain) -> usize {
+    // SAFETY: the domain is open; a null list asks for the number only.
+    let count = unsafe { sys::virDomainListAllCheckpoints(domain.as_ptr(), std::ptr::null_mut(), 0) };
+    usize::try_from(count).unwrap_or(0)
 }
 
 type Generic = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void);

@@ -91,12 +91,6 @@ pub(super) fn not_running(error: &Error) -> bool {
     error.code() == ErrorNumber::OperationInvalid && error.message().contains("domain is not running")
 }
 
-/// Whether this daemon does not know a flag or a call that newer ones know.
-pub(super) fn unsupported(error: &Error) -> bool {
-    matches!(error.code(), ErrorNumber::NoSupport | ErrorNumber::ArgumentUnsupported)
-        || error.message().contains("unsupported flags")
-}
-
 fn classify(code: ErrorNumber, text: &str) -> DomainFailure {
     let lower = text.to_lowercase();
     let class =

@@ -12,8 +12,8 @@ use virt::domain::{Domain, MigrateParameters};
 use virt::error::{Error, ErrorNumber};
 use virt_sys as sys;
 
-use super::events::abort_job;
-use super::failure::{failure, not_running, unsupported};
+use super::events::{abort_job, checkpoints};
+use super::failure::{failure, not_running};
 use super::state::state_of;
 use crate::exec::clock;
 use crate::types::VmId;
@@ -115,7 +115,10 @@ fn obey(
     let done = match order {
         DomainOrder::List => return list(session, &places.pids).map(DomainAnswer::Listed),
         DomainOrder::Define { xml } => define(session, xml),
-        DomainOrder::Undefine { vm } => session.domain(*vm).and_then(|domain| undefine(&domain)),
+        DomainOrder::Undefine { vm } => {
+            let domain = session.domain(*vm).map_err(|error| failure(&error))?;
+            return undefine(&domain).map(|()| DomainAnswer::Done);
+        }
         DomainOrder::StartPaused { vm } => session.domain(*vm).and_then(|domain| {
             // A saved image is never loaded here: if the VM ran elsewhere since, its memory is older than its disks.
             let flags = sys::VIR_DOMAIN_START_PAUSED | sys::VIR_DOMAIN_START_FORCE_BOOT;
@@ -187,25 +190,23 @@ fn define(session: &Session, xml: &str) -> Result<(), Error> {
     Domain::define_xml(&session.connect, xml).map(drop)
 }
 
-/// Removes the definition and nothing else. A domain with a saved image, snapshots or checkpoints in libvirt's care
-/// is refused by libvirt, since these would be lost.
-fn undefine(domain: &Domain) -> Result<(), Error> {
-    let keep = sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM | sys::VIR_DOMAIN_UNDEFINE_KEEP_TPM;
-    match domain.undefine_flags(keep) {
-        // Before 8.9 libvirt knew no KEEP_TPM (and its drivers for tests still know neither). Where it is unknown the
-        // TPM's state would go with the definition, so this way is only for domains without one.
-        Err(error) if unsupported_flags(&error) && !domain.get_xml_desc(0)?.contains("<tpm") => {
-            match domain.undefine_flags(sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM) {
-                Err(error) if unsupported_flags(&error) => domain.undefine(),
-                other => other,
-            }
-        }
-        other => other,
+/// Removes the definition and nothing else. A domain with a saved image, snapshots or checkpoints in libvirt's care is
+/// refused, since these would be lost.
+fn undefine(domain: &Domain) -> Result<(), DomainFailure> {
+    let error = |error: Error| failure(&error);
+    // libvirt's own check takes the flags below for a filter of the checkpoints that it counts, and then sees none.
+    if let count @ 1.. = checkpoints(domain) {
+        return Err(DomainFailure::Host(format!("cannot undefine a domain with {count} checkpoints")));
     }
-}
-
-fn unsupported_flags(error: &Error) -> bool {
-    unsupported(error) || error.code() == ErrorNumber::InvalidArg
+    let xml = domain.get_xml_desc(sys::VIR_DOMAIN_XML_INACTIVE).map_err(error)?;
+    let mut keep = 0;
+    if ["<nvram", "<loader", "firmware="].iter().any(|part| xml.contains(part)) {
+        keep |= sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM;
+    }
+    if xml.contains("<tpm") {
+        keep |= sys::VIR_DOMAIN_UNDEFINE_KEEP_TPM; // Before 8.9 unknown, and then refused: the state would go.
+    }
+    domain.undefine_flags(keep).map_err(error)
 }
 
 /// Live migration, led from here: no peer-to-peer, since then nobody but the daemon could see that its target died.

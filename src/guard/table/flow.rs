@@ -259,8 +259,8 @@ impl Table {
     /// A QEMU came up although every row of its VM is over: it will be stopped; if none ever ran, it dies.
     fn uncalled(&mut self, newest: Tenure) {
         let row = self.row(newest);
-        let (name, ran) = (row.name.clone(), row.ran);
-        let barred = matches!(row.phase, Phase::Over { why: Over::NeverStarted | Over::Lapsed, .. }) && !ran;
+        let name = row.name.clone();
+        let barred = row.starts && !row.ran;
         row.seen = true;
         self.changed(newest);
         self.alarms.push(format!(
@@ -300,6 +300,6 @@ impl Table {
 
 impl Row {
     fn is_barred_unseen(&self) -> bool {
-        !self.seen && matches!(self.phase, Phase::Over { why: Over::Lapsed, .. })
+        self.starts && !self.seen && matches!(self.phase, Phase::Over { why: Over::Lapsed, .. })
     }
 }

@@ -89,7 +89,8 @@ impl Table {
     }
 
     /// A row that an earlier guard of this boot held: over, whatever it was, and its QEMU stands. `process`: the one
-    /// that is still alive; a row whose process is gone has exited.
+    /// that is still alive; a row whose process is gone has exited. Nobody watched meanwhile, so nothing of it can be
+    /// said to have never started, and nothing that comes up for it is killed.
     pub fn restore(&mut self, kept: KeptRow, process: Option<ProcessKey>) {
         let KeptRow { tenure, name, home, state, ran, seen, foreign, process: had } = kept;
         let why = match state {
@@ -103,7 +104,7 @@ impl Table {
         let unsaid = (process.is_some() && why == Over::Lapsed).then_some(before);
         self.ended += 1;
         let phase = Phase::Over { why, unsaid, order: self.ended };
-        self.insert(tenure, Row { name, home, epoch: Epoch::default(), phase, seen, ran, foreign });
+        self.insert(tenure, Row { name, home, epoch: Epoch::default(), phase, seen, ran, foreign, starts: false });
         if let Some(key) = process {
             self.qemus.insert(tenure.vm, Qemu { key, hold: Hold::Free, doomed: None, killed: false });
         }

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::lab::{Lab, Wish};
 use crate::storage::{self, Fault, LockMode};
-use crate::{EXPIRE_INSIDE, network, product};
+use crate::{EXPIRE_INSIDE, bench, cases, demo, network, product, test};
 
 /// A lab for Mainstay on one machine: hosts (containers with systemd, libvirt and QEMU), a switch, a datastore, and the
 /// faults of all three.
@@ -94,10 +94,69 @@ enum Command {
         #[command(subcommand)]
         command: VmCommand,
     },
+    /// From nothing to a cluster whose master loses its power, told as it happens; the lab stays up
+    Demo,
+    /// Everything that CI runs: format, lints, tests, and all lab cases on a new lab
+    Test {
+        /// Only cases with this in their name, without the checks of the build
+        #[arg(long, value_name = "PATTERN")]
+        only: Option<String>,
+        /// Without format, lints and tests: the lab cases
+        #[arg(long)]
+        skip_build_checks: bool,
+        /// Name all cases and what they show
+        #[arg(long)]
+        list: bool,
+        /// Faults of full length: a minute instead of 20 s, ten moves instead of three
+        #[arg(long)]
+        full: bool,
+        /// Leave the lab up
+        #[arg(long)]
+        keep: bool,
+    },
+    /// Run cases by their names, on the lab that is up or a new one; it stays
+    Case {
+        #[arg(required = true)]
+        names: Vec<String>,
+        /// Faults of full length
+        #[arg(long)]
+        full: bool,
+    },
+    /// Measure
+    Bench {
+        #[command(subcommand)]
+        command: BenchCommand,
+    },
     #[command(hide = true)]
     StorageDaemon { dir: PathBuf, run: PathBuf },
     #[command(hide = true)]
-    ExpireFromInside { host: String },
+    ExpireFromInside {
+        host: String,
+        /// The host's id, which every storage fence is given, too
+        id: Option<String>,
+    },
+    #[command(hide = true)]
+    JunkFromInside { group: std::net::Ipv4Addr, port: u16 },
+}
+
+#[derive(Subcommand)]
+enum BenchCommand {
+    /// From the kill of a host with three VMs to guests that are up
+    Failover {
+        #[arg(long, default_value_t = 10)]
+        runs: usize,
+        /// default, fast or patient
+        #[arg(long, default_value = "default")]
+        profile: String,
+        /// Which host is killed
+        #[arg(long, default_value = "subordinate")]
+        victim: bench::Victim,
+        /// `server` (with a fence), `server=SECONDS` (their lease decides) or `local` (late writes are accepted)
+        #[arg(long, default_value = "server")]
+        locks: String,
+    },
+    /// What agent and guard cost at rest, with three VMs on each host
+    Idle,
 }
 
 #[derive(Subcommand)]
@@ -187,8 +246,20 @@ fn act(cli: Cli) -> Result<ExitCode> {
         }
         Command::Storage { command, .. } => storage(command.context("a host and a fault, or a command")?)?,
         Command::Vm { command } => vm(command)?,
+        Command::Demo => demo::run()?,
+        Command::Test { list: true, .. } => test::list(),
+        Command::Test { only, skip_build_checks, full, keep, .. } => {
+            return test::run(&test::Selection { only, skip_build_checks, full, keep });
+        }
+        Command::Case { names, full } => return test::run_named(&names, full),
+        Command::Bench { command: BenchCommand::Failover { runs, profile, victim, locks } } => {
+            let asked = bench::Failover { runs, profile, victim, locks: parse_locks(&locks)?, locks_text: locks };
+            bench::failover(&asked, cli.json)?;
+        }
+        Command::Bench { command: BenchCommand::Idle } => bench::idle(cli.json)?,
+        Command::JunkFromInside { group, port } => cases::send_junk(group, port)?,
         Command::StorageDaemon { dir, run } => storage::run_daemon(&dir, &run)?,
-        Command::ExpireFromInside { host } => expire_from_inside(&host)?,
+        Command::ExpireFromInside { host, .. } => expire_from_inside(&host)?,
     }
     Ok(ExitCode::SUCCESS)
 }

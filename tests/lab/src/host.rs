@@ -113,6 +113,7 @@ impl Host {
         root::put(&files, "etc/hosts", 0o644, &format!("127.0.0.1 localhost\n{names}"))?;
         fs::create_dir_all(files.join("srv/shared"))?;
         fs::create_dir_all(files.join(guest::CONSOLES))?;
+        fs::create_dir_all(files.join("var/log/journal"))?; // What was logged before a power loss is still wanted.
         fs::copy(initrd, files.join(root::GUEST_FILES).join("initrd")).context("copying the guests' initramfs")?;
         fs::copy(std::env::current_exe()?, files.join("usr/lib/mainstay-lab/lab")).context("copying the lab")?;
         let expire = "#!/bin/sh\nexec /usr/lib/mainstay-lab/lab expire-from-inside \"$@\"\n";

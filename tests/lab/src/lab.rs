@@ -1,9 +1,9 @@
 //! The lab as a whole: made by `up`, taken away by `down`, found again by its names in between.
 //!
 //! ```text
-//! /var/lib/mainstay-lab/   lab.json (hosts, guests, whether `up` came to its end), hosts/NAME/ (overlay, console),
-//!                          shared/ (the folder behind the datastore)
-//! /run/mainstay-lab/       sockets of the storage daemon, and every mount of the lab
+//! /var/lib/mainstay-lab/   lab.json (hosts, guests, whether `up` came to its end), hosts/NAME/ (overlay, console)
+//! /run/mainstay-lab/       sockets of the storage daemon, and every mount of the lab; shared/: behind the datastore, in
+//!                          memory, so that the disk of this machine sets no pace
 //! <cgroup2>/mainstay-lab/  every process of the lab
 //! namespace mainstay-lab   every interface of the lab
 //! ```
@@ -35,7 +35,7 @@ const BOOT: Duration = Duration::from_secs(120);
 /// A lab that is up, or on its way.
 pub struct Lab {
     state: State,
-    _lock: Option<Flock<fs::File>>,
+    lock: Option<Flock<fs::File>>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -84,29 +84,32 @@ impl Lab {
                     let kind = state.product.map_or("bare".to_owned(), |wish| format!("{wish:?}"));
                     bail!("another lab is up ({} hosts, {kind}): take it down first", state.hosts);
                 }
-                Lab { state, _lock: Some(lock) }
+                Lab { state, lock: Some(lock) }
             }
-            _ => {
-                take_down()?;
-                let root = root::ensure()?;
-                let accelerator = Accelerator::Tcg;
-                let state = State {
-                    complete: false,
-                    root,
-                    hosts: 0,
-                    product: wish.product.clone(),
-                    accelerator,
-                    guests: Vec::new(),
-                };
-                let lab = Lab { state, _lock: Some(lock) };
-                lab.save()?;
-                fs::create_dir_all(RUN).with_context(|| format!("making {RUN}"))?;
-                network::up()?;
-                start_storage()?;
-                lab
-            }
+            _ => Lab::begin(wish.product.clone(), Some(lock))?,
         };
         lab.add_hosts(wish.hosts)?;
+        Ok(lab)
+    }
+
+    /// Takes it down and makes it anew: the same hosts with fresh disks, no guests.
+    pub fn renew(&mut self) -> Result<()> {
+        let (hosts, product) = (self.state.hosts, self.state.product.clone());
+        *self = Lab::begin(product, self.lock.take())?;
+        self.add_hosts(hosts)
+    }
+
+    /// Switch and storage of a new lab, still without hosts.
+    fn begin(product: Option<product::Wish>, lock: Option<Flock<fs::File>>) -> Result<Lab> {
+        take_down()?;
+        let root = root::ensure()?;
+        let accelerator = Accelerator::Tcg;
+        let state = State { complete: false, root, hosts: 0, product, accelerator, guests: Vec::new() };
+        let lab = Lab { state, lock };
+        lab.save()?;
+        fs::create_dir_all(RUN).with_context(|| format!("making {RUN}"))?;
+        network::up()?;
+        start_storage()?;
         Ok(lab)
     }
 
@@ -118,9 +121,8 @@ impl Lab {
         self.state.hosts = hosts;
         self.state.complete = false;
         self.save()?;
-        let all: Vec<_> = (1..=MOST).map(Host::new).collect();
         for host in &self.hosts()[usize::from(old)..] {
-            host.lay_files(&self.state.root, &initrd, &all)?;
+            self.lay_host(host)?;
             if let Some(product) = &product {
                 product.install(host)?;
             }
@@ -144,6 +146,12 @@ impl Lab {
         self.save()
     }
 
+    /// Lays the files of a host, also of one beyond the lab's own: a stranger that is not in the cluster.
+    pub fn lay_host(&self, host: &Host) -> Result<()> {
+        let all: Vec<_> = (1..=MOST).map(Host::new).collect();
+        host.lay_files(&self.state.root, &guest::initrd(&self.state.root)?, &all)
+    }
+
     /// Builds Mainstay anew and puts it on all hosts, as an upgrade of its package would; names those that changed.
     pub fn upgrade(&self) -> Result<Vec<Host>> {
         if self.state.product.is_none() {
@@ -162,13 +170,13 @@ impl Lab {
     /// The lab that is up; nobody else changes it meanwhile.
     pub fn open() -> Result<Lab> {
         let lock = lock()?;
-        Ok(Lab { _lock: Some(lock), ..Lab::look()? })
+        Ok(Lab { lock: Some(lock), ..Lab::look()? })
     }
 
     /// The lab that is up, for looking at it or for work in one host.
     pub fn look() -> Result<Lab> {
         match read_state()? {
-            Some(state) if is_standing() => Ok(Lab { state, _lock: None }),
+            Some(state) if is_standing() => Ok(Lab { state, lock: None }),
             _ => bail!("no lab is up: `cargo lab up` makes one"),
         }
     }
@@ -215,7 +223,7 @@ impl Lab {
 
     /// The folder behind the datastore, for judges: no fault reaches it.
     pub fn store(&self) -> PathBuf {
-        Path::new(STATE).join("shared")
+        Path::new(RUN).join("shared")
     }
 
     /// Switches a host on; returns long before it is up.
@@ -324,8 +332,8 @@ fn is_standing() -> bool {
 }
 
 fn start_storage() -> Result<()> {
-    let (run, store) = (Path::new(RUN), Path::new(STATE).join("shared"));
-    fs::create_dir_all(&store).with_context(|| format!("making {}", store.display()))?;
+    let (run, store) = (Path::new(RUN), Path::new(RUN).join("shared"));
+    mounts::memory(&store)?;
     let group = Group::lab()?.child("storage");
     group.create()?;
     let mut daemon = command::detached_in(&group);
@@ -366,7 +374,7 @@ fn take_down() -> Result<()> {
         note(shadow.remove());
     }
     note(remove_nspawn_files());
-    for folder in [Path::new(RUN).to_owned(), Path::new(STATE).join("hosts"), Path::new(STATE).join("shared")] {
+    for folder in [Path::new(RUN).to_owned(), Path::new(STATE).join("hosts")] {
         // Never through a mount that is still there.
         if mounts::below(&folder).is_empty() && folder.exists() {
             note(fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display())));

@@ -8,11 +8,17 @@
 //!               ├─► guest              what runs on them
 //!               └─► product            Mainstay, built and installed
 //! guest_disk, judge                    what guests leave behind, and who reads it
+//! agents                               what the agents say of themselves
+//! cases, test, demo, bench             what is tried with all this
 //! ```
 
+pub mod agents;
+pub mod bench;
+pub mod cases;
 pub mod cgroup;
 pub mod cli;
 pub mod command;
+pub mod demo;
 pub mod guest;
 pub mod guest_disk;
 pub mod host;
@@ -24,6 +30,7 @@ pub mod packages;
 pub mod product;
 pub mod root;
 pub mod storage;
+pub mod test;
 
 /// The storage daemon's second socket as a host sees it; it understands `expire HOST` only.
 pub const EXPIRE_INSIDE: &str = "/run/mainstay-lab/expire.sock";

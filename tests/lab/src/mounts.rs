@@ -37,6 +37,13 @@ pub fn overlay(lower: &Path, folder: &Path, point: &Path) -> Result<()> {
         .with_context(|| format!("mounting an overlay at {}", point.display()))
 }
 
+/// A folder in memory.
+pub fn memory(point: &Path) -> Result<()> {
+    fs::create_dir_all(point)?;
+    mount(Some("mainstay-lab"), point, Some("tmpfs"), MsFlags::empty(), Some("size=2g,mode=755"))
+        .with_context(|| format!("mounting a folder in memory at {}", point.display()))
+}
+
 /// The same folder at a second place.
 pub fn bind(from: &Path, point: &Path) -> Result<()> {
     fs::create_dir_all(point)?;

@@ -91,6 +91,14 @@ pub fn heal() -> Result<()> {
     nft(&format!("flush set bridge {TABLE} hosts; flush set bridge {TABLE} pairs"))
 }
 
+/// Packets that a host has sent and received so far.
+pub fn packets(host: &Host) -> Result<u64> {
+    let text = run("ip", ["-n", NAMESPACE, "-s", "-j", "link", "show", "dev", &host.name()])?;
+    let link: serde_json::Value = serde_json::from_str(&text).context("reading what ip says of a link")?;
+    let count = |way: &str| link[0]["stats64"][way]["packets"].as_u64();
+    count("rx").zip(count("tx")).map(|(rx, tx)| rx + tx).context("ip shows no packets")
+}
+
 /// What is cut now, in nft's words: hosts, and pairs `from . to`.
 pub fn cuts() -> Result<Vec<String>> {
     let mut cuts = Vec::new();

@@ -39,6 +39,9 @@ const BUILD: &[Need] = &[
     Need { file: "bin/cc", package: "gcc" },
 ];
 
+/// For the product's own tests.
+const TESTS: &[Need] = &[Need { file: "bin/dbus-daemon", package: "dbus-daemon" }];
+
 /// Makes sure that the lab can run here.
 pub fn for_lab() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
@@ -50,6 +53,13 @@ pub fn for_lab() -> Result<()> {
 /// Makes sure that the product can be built here.
 pub fn for_build() -> Result<()> {
     ensure(BUILD)
+}
+
+/// Makes sure that all tests can be built and run here.
+pub fn for_tests() -> Result<()> {
+    for_lab()?;
+    for_build()?;
+    ensure(TESTS)
 }
 
 fn ensure(needs: &[Need]) -> Result<()> {

@@ -135,11 +135,24 @@ impl Copy {
         self.gained_over(self.samples.get(index))
     }
 
+    /// When it was first seen to have executed after a moment, if only little.
+    pub fn rose_after(&self, moment: Moment) -> Option<Moment> {
+        let from = self.samples.partition_point(|s| s.at < moment);
+        let later = self.samples.range(from..);
+        later.clone().zip(later.skip(1)).find(|(a, b)| a.ran < b.ran).map(|(_, b)| b.at)
+    }
+
+    /// Takes an idle one for running that was there before the judges: it will never rise by more than `LAG` at once.
+    pub fn note_if_idle(&mut self) {
+        if self.first_ran.is_none() && RISES <= self.recent_rises(self.latest().at) {
+            let (first, latest) = (self.samples[0].at, self.latest().at);
+            self.note_run(first, latest);
+        }
+    }
+
     /// Whether it has executed lately, if only little.
     pub fn runs(&self, now: Moment) -> bool {
-        let recent = self.samples.iter().rev().take_while(|s| now.since(s.at) < RECENT);
-        let rises = recent.clone().zip(recent.skip(1)).filter(|(b, a)| a.ran < b.ran).take(RISES).count();
-        self.gone.is_none() && self.first_ran.is_some() && RISES <= rises
+        self.gone.is_none() && self.first_ran.is_some() && RISES <= self.recent_rises(now)
     }
 
     /// Times without execution that overlap `from` to `to`, with one that still lasts.
@@ -152,6 +165,11 @@ impl Copy {
         });
         let all = self.gaps.iter().copied().chain(open.filter(|g| USUAL_GAP < g.to.since(g.from)));
         all.filter(|g| from < g.to && g.from < to).collect()
+    }
+
+    fn recent_rises(&self, now: Moment) -> usize {
+        let recent = self.samples.iter().rev().take_while(|s| now.since(s.at) < RECENT);
+        recent.clone().zip(recent.skip(1)).filter(|(b, a)| a.ran < b.ran).take(RISES).count()
     }
 
     fn latest(&self) -> Sample {
@@ -235,6 +253,24 @@ mod tests {
             (copy.gained_since(moment).as_millis(), copy.gained_after(moment).as_millis())
         };
         assert_eq!((gained(10), gained(30), gained(90), gained(900)), ((7, 27), (7, 7), (0, 7), (0, 0)));
+    }
+
+    #[test]
+    fn an_idle_one_of_before_runs() {
+        let idle: Vec<_> = (0..10).map(|i| (i * 100, 1000 + i)).collect();
+        let (mut runs, mut rests) = (copy(&idle), copy(&[(0, 1000), (500, 1000), (900, 1001)]));
+        runs.note_if_idle();
+        rests.note_if_idle();
+        assert_eq!((runs.first_ran, rests.first_ran), (Some(Moment(0)), None));
+        assert!(runs.runs(Moment(1_000_000_000)));
+    }
+
+    #[test]
+    fn any_rise_after_a_moment_is_found() {
+        let copy = copy(&[(0, 0), (20, 20), (40, 20), (500, 20), (520, 21)]);
+        for (ms, expected) in [(0, Some(20)), (30, Some(520)), (510, None)] {
+            assert_eq!(copy.rose_after(Moment(ms * 1_000_000)), expected.map(|ms| Moment(ms * 1_000_000)), "{ms}");
+        }
     }
 
     #[test]

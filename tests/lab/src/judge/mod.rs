@@ -201,6 +201,35 @@ impl Judges {
         downtime::guest_up(&self.disks.writes(vm), since)
     }
 
+    /// When a copy of a VM executed anything at all for the first time after `since`.
+    pub fn executed(&self, vm: Uuid, since: Moment) -> Option<Moment> {
+        self.presence.all().iter().filter(|c| c.vm == vm).filter_map(|c| c.rose_after(since)).min()
+    }
+
+    /// What the copies of a VM on a host executed after a moment; None: there was none.
+    pub fn gained_since(&self, vm: Uuid, host: &str, moment: Moment) -> Option<Duration> {
+        let copies = self.presence.all();
+        copies.iter().filter(|c| c.vm == vm && c.host == host).map(|c| c.gained_since(moment)).max()
+    }
+
+    /// The guest's writes at or after `since`.
+    pub fn writes_since(&self, vm: Uuid, since: Moment) -> Vec<Write> {
+        let mut writes = self.disks.writes(vm);
+        writes.drain(..writes.partition_point(|w| w.at < since));
+        writes
+    }
+
+    /// The guest's last write before `moment`.
+    pub fn last_write_before(&self, vm: Uuid, moment: Moment) -> Option<Moment> {
+        let writes = self.disks.writes(vm);
+        writes[..writes.partition_point(|w| w.at < moment)].last().map(|w| w.at)
+    }
+
+    /// How many boots of the guest have written since the judges started.
+    pub fn boots(&self, vm: Uuid) -> usize {
+        writer::boots(&self.disks.writes(vm))
+    }
+
     /// How long the guest did not write, at the longest, from `from` to `to`.
     pub fn longest_gap(&self, vm: Uuid, from: Moment, to: Moment) -> Duration {
         downtime::longest_gap(&self.disks.writes(vm), from, to)

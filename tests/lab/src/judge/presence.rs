@@ -239,7 +239,11 @@ impl Shared {
             return false;
         };
         if let Some(index) = *index {
-            self.seen().copies[index].add(sample);
+            let copy = &mut self.seen().copies[index];
+            copy.add(sample);
+            if qemu.began < since {
+                copy.note_if_idle();
+            }
             return true;
         }
         let Some(host) = host_of(qemu.pid) else {

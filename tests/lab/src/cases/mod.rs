@@ -1,0 +1,180 @@
+//! The lab cases: every promise about failures, tried with real hosts, real VMs and judges from outside.
+//!
+//! ```text
+//!  runner (test.rs) ──► Case ──► Ground::prepare(setting)    all well, cluster set as the case needs it
+//!                                run(&mut Ground)            arrange, watch, fault, conditions with deadlines
+//!                                Ground::finish              the judges' verdict
+//! ```
+//!
+//! - `ground`: the words in which cases are told. `restore`: from whatever a case left to a healthy lab.
+//! - `kill`, `freeze`, `cut`, `storage`, `people`, `restarts`, `moves`, `junk`: the cases.
+//! - `report`: what is kept of a case that failed.
+//!
+//! Cases are ordered by setting, since another kind of locks needs other mounts, and thus a power loss of all hosts.
+//! Limits are those promised for a single run; medians are the benches' (`bench.rs`).
+
+mod cut;
+mod freeze;
+mod ground;
+mod junk;
+mod kill;
+mod moves;
+mod people;
+pub mod report;
+mod restarts;
+mod restore;
+mod storage;
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+pub use ground::{GUESTS, Ground, host_of_process, seconds};
+pub use junk::send as send_junk;
+
+use crate::product::FENCE;
+use crate::storage::LockMode;
+
+/// How the cluster and its datastore are set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Setting {
+    /// `default`, `fast` or `patient`.
+    pub profile: &'static str,
+    /// Who keeps locks.
+    pub locks: LockMode,
+    /// The datastore's fence.
+    pub fence: &'static str,
+    /// Without a fence: `exclude` or `accept`.
+    pub late_writes: &'static str,
+}
+
+const LEASE: Duration = Duration::from_secs(10);
+
+impl Setting {
+    /// Locks at a server, fenced by command.
+    pub const SERVER: Setting =
+        Setting { profile: "default", locks: LockMode::Server { lease: LEASE }, fence: FENCE, late_writes: "exclude" };
+    /// The same, reacting fast.
+    pub const FAST: Setting = Setting { profile: "fast", ..Setting::SERVER };
+    /// Locks at a server that drops those of a silent client after a lease; nothing to fence with.
+    pub const LEASED: Setting = Setting { fence: "lock", ..Setting::SERVER };
+    /// Locks reach no other host, no fence, the risk is taken.
+    pub const LOCAL_ACCEPT: Setting =
+        Setting { locks: LockMode::Local, fence: "none", late_writes: "accept", ..Setting::SERVER };
+    /// Locks reach no other host, no fence, no risk is taken.
+    pub const LOCAL_EXCLUDE: Setting = Setting { late_writes: "exclude", ..Setting::LOCAL_ACCEPT };
+}
+
+/// One case.
+pub struct Case {
+    /// For the command line.
+    pub name: &'static str,
+    /// What it shows.
+    pub shows: &'static str,
+    /// How the cluster is to be set.
+    pub setting: Setting,
+    /// Does it.
+    pub run: fn(&mut Ground) -> Result<()>,
+}
+
+const fn case(name: &'static str, shows: &'static str, run: fn(&mut Ground) -> Result<()>) -> Case {
+    Case { name, shows, setting: Setting::SERVER, run }
+}
+
+const fn with(setting: Setting, case: Case) -> Case {
+    Case { setting, ..case }
+}
+
+/// All cases, in the order in which they run.
+pub const ALL: &[Case] = &[
+    case("vm-move", "a running guest moves, its gap is at most 1 s", moves::back_and_forth),
+    case(
+        "move-target-killed",
+        "the target dies in the middle of a move: the guest goes on at the source",
+        moves::target_killed,
+    ),
+    case("move-source-killed", "the source dies in the middle of a move: restarted once", moves::source_killed),
+    case("qemu-killed", "kill -9 of a QEMU: restarted in place within 2 s", kill::qemu),
+    case(
+        "virsh-start",
+        "virsh start of what runs elsewhere is refused; of what runs nowhere, claimed",
+        people::virsh_start,
+    ),
+    case("restart-agents", "mainstayd restarted on each host, then on all at once: no VM is touched", restarts::agents),
+    case("restart-libvirtd", "libvirtd restarted on each host: no VM is touched", restarts::libvirtd),
+    case(
+        "restart-libvirtd-alone",
+        "libvirtd restarted while mainstayd is stopped: no VM is touched",
+        restarts::libvirtd_alone,
+    ),
+    case("libvirtd-hangs", "libvirtd stopped, then hanging: VMs go on, a note names it", restarts::libvirtd_hangs),
+    case(
+        "junk-datagrams",
+        "junk, replayed, cut and altered beats: ignored, nothing logged per packet",
+        junk::datagrams,
+    ),
+    case("name-twice", "a host with a name that is in use is refused, by name", junk::name_twice),
+    case(
+        "cut-subordinate",
+        "a host without network but with storage: partitioned, nothing is touched",
+        cut::subordinate,
+    ),
+    case("cut-master", "the same for the master; after healing one master within 2 beats", cut::master),
+    case(
+        "storage-hangs",
+        "the storage hangs 20 s for all: nothing is taken, all run again within 2 s",
+        storage::hangs_for_all,
+    ),
+    case("storage-hangs-one", "the storage hangs for one host that is heard: nothing is taken", storage::hangs_for_one),
+    case("storage-full", "the storage is full: nothing is taken or killed, all run again", storage::full),
+    case("kill-subordinate", "3 VMs run on survivors within 8 s", kill::subordinate),
+    case("kill-master", "3 VMs of the master's host run on survivors within 10 s", kill::master),
+    case("comes-back", "a killed host rejoins, loses its stale definitions, starts nothing twice", kill::comes_back),
+    case("stays-down", "stopped by people or from inside: stays down when the host dies", people::stays_down),
+    case("host-poweroff", "an orderly poweroff of a host: its VMs run elsewhere", people::host_poweroff),
+    case("freeze", "a frozen host's VMs are taken once; its old copies gain at most 20 ms", freeze::freeze),
+    case(
+        "cut-and-hang",
+        "no network and no storage: stopped before L, taken once, the old copies are killed",
+        cut::and_hang,
+    ),
+    with(Setting::FAST, case("kill-subordinate-fast", "profile fast: within 3 s", kill::subordinate_fast)),
+    with(Setting::FAST, case("kill-master-fast", "profile fast: within 3.5 s", kill::master_fast)),
+    with(
+        Setting::LEASED,
+        case("kill-leased-locks", "no fence: started at most 1.5 s after the old locks end", kill::leased_locks),
+    ),
+    with(
+        Setting::LOCAL_ACCEPT,
+        case("kill-local-accept", "no fence, late writes accepted: within 8 s", kill::local_accept),
+    ),
+    with(
+        Setting::LOCAL_EXCLUDE,
+        case("kill-local-exclude", "no fence: waits, says for what, starts after a new boot", kill::local_exclude),
+    ),
+];
+
+/// Cases whose name has a part like that, in order; all without a pattern.
+pub fn matching(pattern: Option<&str>) -> Vec<&'static Case> {
+    ALL.iter().filter(|case| pattern.is_none_or(|pattern| case.name.contains(pattern))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_settings_do_not_alternate() {
+        let mut names: Vec<_> = ALL.iter().map(|case| case.name).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), ALL.len());
+        let mut settings: Vec<Setting> = Vec::new();
+        for case in ALL {
+            if settings.last() != Some(&case.setting) {
+                assert!(!settings.contains(&case.setting), "{} comes too late", case.name);
+                settings.push(case.setting);
+            }
+        }
+    }
+}
