@@ -306,6 +306,10 @@ impl Core {
 
     /// The agent's part of the beats, now (also at once when the role changes).
     pub(super) fn tell_beat(&mut self, cx: &mut Cx) {
+        self.tell_beat_to(cx, Pending::Nothing);
+    }
+
+    pub(super) fn tell_beat_to(&mut self, cx: &mut Cx, then: Pending) {
         let beat = AgentBeat {
             role: self.election.role(),
             term: self.election.term(),
@@ -315,7 +319,7 @@ impl Core {
             settings_version: self.settings.version,
             echoes: self.echoes(cx.now),
         };
-        cx.guard(GuardOrder::Beat(Box::new(beat)), Pending::Nothing);
+        cx.guard(GuardOrder::Beat(Box::new(beat)), then);
     }
 
     fn echoes(&self, now: Time) -> Vec<Echo> {
@@ -335,8 +339,8 @@ impl Core {
     fn lost_datastores(&self) -> DatastoreSet {
         let mut set = 0;
         for (n, datastore) in self.settings.datastores.iter().enumerate() {
-            let lost = self.guard.leases.get(&datastore.id).is_none_or(|lease| !lease.own_path);
-            if lost && self.guard.connected {
+            // A lease that the guard has not told of yet says nothing.
+            if self.guard.leases.get(&datastore.id).is_some_and(|lease| !lease.own_path) {
                 set |= 1 << n;
             }
         }
