@@ -235,7 +235,9 @@ impl Core {
     /// life nor of death yet.
     fn is_undecided(&self, host: HostId, now: Time) -> bool {
         let timing = self.settings.timing;
-        let Some(heard) = self.peers.get(&host).and_then(|peer| peer.heard) else { return false };
+        let Some(heard) = self.peers.get(&host).and_then(|peer| peer.heard) else {
+            return now.since(self.me.started) < timing.suspect * 2; // It may not have heard us yet.
+        };
         let silent = now.since(heard);
         if silent < timing.suspect || timing.suspect + timing.renew * 2 < silent {
             return false;
