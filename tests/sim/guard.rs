@@ -556,7 +556,7 @@ impl World {
                 return Vec::new();
             }
             let Some(store) = state.stores.get_mut(&home) else { return Vec::new() };
-            store.counted(taken.at, now, with);
+            store.counted(taken, now, with);
             state.persisted(home, taken.counter, now);
             state.report_lease(home, now);
             state.table.lapsed_on(home)
