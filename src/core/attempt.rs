@@ -119,6 +119,14 @@ const ADOPT_LIMIT: Duration = Duration::from_secs(10);
 /// Attempts that cannot claim are tried again after this.
 const RETRY: Duration = Duration::from_millis(500);
 
+impl Attempt {
+    /// Whether it will take memory here that it does not have yet.
+    #[must_use]
+    pub fn starts(&self) -> bool {
+        matches!(self.kind, Kind::Run { .. } | Kind::Hook { .. } | Kind::Arrive)
+    }
+}
+
 impl Core {
     /// Begins an attempt; one VM has at most one.
     pub(super) fn begin(&mut self, cx: &mut Cx, id: VmId, kind: Kind, home: DatastoreId, asks: Vec<AskId>) {
@@ -473,16 +481,19 @@ impl Core {
     }
 
     fn fenced(&mut self, cx: &mut Cx, id: VmId, debt: Debt, result: Result<(), String>) {
-        let (name, host) = (self.vm_name(id), self.name_of(debt.host));
+        let host = self.name_of(debt.host);
         match result {
             Ok(()) => {
                 self.vm(id).fenced.push(debt);
                 self.pay_debts(cx, id);
             }
             Err(why) => {
-                let text = format!("{name}: the storage fence against {host} failed: {why}; it is tried again");
-                cx.note(Note::warning("fence-failed", text).of(&name));
-                self.wait(cx, id, RETRY * 2, format!("the storage fence against {host}, which failed: {why}"));
+                self.wait(
+                    cx,
+                    id,
+                    RETRY * 2,
+                    format!("the storage fence against {host}, which failed and is tried again: {why}"),
+                );
             }
         }
     }

@@ -26,8 +26,6 @@ use crate::types::{Claim, ClaimReason, Debt, Holder, HostId, Over, Proof, Ticket
 pub struct Placing {
     /// Who shall run it.
     pub host: HostId,
-    /// Memory that it will take.
-    pub memory_kib: u64,
     ticket: Ticket,
 }
 
@@ -149,7 +147,7 @@ impl Core {
         self.vm(id).failed.retain(|_, (at, _)| now.since(*at) < FAILED_TIME);
         let need = match self.vm(id).record.clone() {
             Some(Ok(record)) => Need::of(&record),
-            _ => Need { datastores: vec![claim.home], memory_kib: 0 },
+            _ => Need { datastores: vec![claim.home], memory_kib: self.vm(id).memory_kib() },
         };
         let host = match self.place(id, &need, None, cx.now) {
             Placed::On(host) => host,
@@ -176,7 +174,7 @@ impl Core {
         }
         let order = RunOrder { claim, proof, reason };
         let ticket = cx.send(host, Request::Run(Box::new(order)), ORDER_TIME, Pending::Placed(id, host));
-        self.vm(id).placing = Some(Placing { host, memory_kib: need.memory_kib, ticket });
+        self.vm(id).placing = Some(Placing { host, ticket });
     }
 
     pub(super) fn proof_text(&self, claim: &Claim, proof: Proof) -> String {

@@ -29,8 +29,6 @@ use crate::types::{Claim, ClaimReason, Holder, Incarnation, Over, Proof, Tenure,
 const LIST: Duration = Duration::from_secs(10);
 /// How long an end waits for libvirt's reason before it counts as a crash.
 const REASON_LIMIT: Duration = Duration::from_millis(1500);
-/// After a guard's hello its rows follow at once; nothing is concluded from missing ones before.
-pub(super) const ROWS_SETTLE: Duration = Duration::from_millis(500);
 /// Window of the restart limit.
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -50,8 +48,15 @@ impl Core {
         self.guard.incarnation = Some(incarnation);
         self.guard.rows.clear();
         self.guard.leases.clear();
-        self.guard.settled = Some(cx.now + ROWS_SETTLE);
-        cx.set_earlier(Timer::Beat, cx.now + ROWS_SETTLE);
+        self.guard.settled = false;
+        // Orders are answered in their order, after the rows that follow the hello.
+        self.tell_beat_to(cx, Pending::Settled);
+    }
+
+    pub(super) fn guard_settled(&mut self, cx: &mut Cx) {
+        self.guard.settled = true;
+        self.check = true;
+        cx.set_earlier(Timer::Beat, cx.now);
     }
 
     pub(super) fn guard_lost(&mut self, cx: &mut Cx, why: &str) {
@@ -59,7 +64,7 @@ impl Core {
             cx.note(Note::warning("guard-lost", format!("the guard does not answer: {why}")));
         }
         self.guard.leases.clear();
-        self.guard.settled = None;
+        self.guard.settled = false;
         self.guard_answers_no_more(cx);
         self.moves_lost_guard(cx);
     }
@@ -72,7 +77,8 @@ impl Core {
             if self.vm(tenure.vm).name.is_empty() {
                 self.vm(tenure.vm).name.clone_from(&name);
             }
-            if state == VmState::Over(Over::Lapsed) {
+            let tried = before.as_ref().is_some_and(|row| row.state == VmState::Expected);
+            if state == VmState::Over(Over::Lapsed) && !tried {
                 let home = self.store_name(row.home);
                 let text = format!(
                     "{name} is stopped by the guard: its lease on {home} lapsed (generation {} is over)",
@@ -142,11 +148,11 @@ impl Core {
                 Some(DomainState::Off(reason))
             }
             DomainChange::ShuttingDown { by_guest } => {
-                self.vm(id).by_guest = by_guest;
+                self.vm(id).by_guest = Some(by_guest);
                 Some(DomainState::ShuttingDown)
             }
             DomainChange::Started { .. } => {
-                self.vm(id).by_guest = false;
+                self.vm(id).by_guest = None;
                 self.vm(id).own_end = false;
                 self.vm(id).ended = None;
                 None
@@ -184,8 +190,7 @@ impl Core {
     // ---- reconcile ----------------------------------------------------------------------------------------------
 
     pub(super) fn reconcile(&mut self, cx: &mut Cx) {
-        let settled = self.guard.settled.is_some_and(|at| at <= cx.now);
-        if !settled || !self.libvirt.listed {
+        if !self.guard.settled || !self.libvirt.listed {
             return;
         }
         let mut ids: std::collections::BTreeSet<VmId> = self.guard.rows.keys().map(|row| row.vm).collect();
@@ -205,21 +210,32 @@ impl Core {
         let row = newest.map(|(_, row)| row.clone());
         let claim = self.vm(id).claim.clone();
         match (row, claim) {
-            (Some(row), Some(claim)) if row.tenure.generation < claim.tenure.generation => {
+            (Some(row), Some(claim)) if row.tenure == claim.tenure && self.is_ours(&claim) => {
+                self.row_is_ours(cx, id, &row, &claim);
+            }
+            // A row of the same generation is that of a try of ours which another's claim has beaten.
+            (Some(row), Some(claim)) if row.tenure.generation <= claim.tenure.generation => {
                 self.row_is_past(cx, &row, &claim);
             }
-            (Some(row), Some(claim)) if row.tenure == claim.tenure => self.row_is_ours(cx, id, &row, &claim),
             (Some(_), _) => {} // The claim is not read yet.
             (None, claim) => self.no_row(cx, id, claim.as_ref()),
         }
     }
 
+    /// The newest claim is later than our row, or another's of the same generation: nothing may be concluded from the
+    /// row about that claim.
     fn row_is_past(&mut self, cx: &mut Cx, row: &RowView, claim: &Claim) {
         let ours = claim.owner().is_some_and(|owner| owner.host == self.me.host);
         if row.pid.is_none() {
-            cx.guard(GuardOrder::Forget { tenure: row.tenure }, Pending::Nothing);
+            let vm = row.tenure.vm;
+            for tenure in self.guard.rows.keys().filter(|tenure| tenure.vm == vm).copied().collect::<Vec<_>>() {
+                cx.guard(GuardOrder::Forget { tenure }, Pending::Nothing);
+            }
         } else if !(ours || matches!(claim.holder, Holder::None) && claim.wanted == Wanted::Running) {
-            cx.guard(GuardOrder::Kill { tenure: row.tenure, seen: claim.tenure.generation }, Pending::Nothing);
+            // The oldest row: `seen` must be later than what it ends.
+            let oldest = self.guard.rows.range(tenure_from(row.tenure.vm)..).next().map(|(tenure, _)| *tenure);
+            let tenure = oldest.unwrap_or(row.tenure);
+            cx.guard(GuardOrder::Kill { tenure, seen: claim.tenure.generation }, Pending::Nothing);
         } else if matches!(row.state, VmState::Over(_)) {
             // Ours or nobody's, from a try whose claim landed late: the next generation is claimed.
             self.reclaim(cx, row);
@@ -343,7 +359,11 @@ impl Core {
             return self.crashed(cx, id, claim, OffReason::Failed);
         }
         match reason {
-            OffReason::Shutdown if by_guest => self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedInside),
+            // libvirt tells a guest's power-off and `virsh shutdown` alike; the other kind is a signal from outside.
+            OffReason::Shutdown if by_guest == Some(true) => {
+                self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedInside);
+            }
+            OffReason::Shutdown if by_guest == Some(false) => self.crashed(cx, id, claim, reason),
             OffReason::Shutdown | OffReason::Destroyed | OffReason::Saved => {
                 self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedByPerson);
             }
@@ -391,7 +411,7 @@ impl Core {
     }
 
     fn release(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, wanted: Wanted, reason: ClaimReason) {
-        self.vm(id).by_guest = false;
+        self.vm(id).by_guest = None;
         self.begin(cx, id, Kind::Release { wanted, reason }, claim.home, Vec::new());
     }
 

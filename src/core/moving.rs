@@ -285,6 +285,9 @@ impl Core {
         if self.going_down {
             return cx.answer(ask, Reply::Denied(Denial::Unable("that host goes down".into())));
         }
+        if let Err(why) = self.room_on(self.me.host, id, &Need::of(&order.record), cx.now) {
+            return cx.answer(ask, Reply::Denied(Denial::Capacity(format!("{} {why}", self.name_of(self.me.host)))));
+        }
         let name = order.claim.name.clone();
         let home = order.claim.home;
         self.vm(id).incoming = Some(Incoming { from, tenure, record: order.record, claim: order.claim });

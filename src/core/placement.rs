@@ -6,6 +6,9 @@
 use super::Core;
 use crate::types::{HostId, Time, VmId, VmRecord};
 
+/// What a VM of unknown size counts as.
+const UNKNOWN_KIB: u64 = 64 * 1024;
+
 /// Why a host cannot take a VM.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum WhyNot {
@@ -103,20 +106,28 @@ impl Core {
             (self.capacity, self.libvirt.up)
         } else {
             match self.peers.get(&host).and_then(|peer| peer.report.as_ref()) {
-                Some(report) => (report.capacity, report.libvirt),
-                None => return Err(WhyNot::NoLibvirt),
+                Some(report) if self.is_master() => (report.capacity, report.libvirt),
+                None if self.is_master() => return Err(WhyNot::NoLibvirt),
+                // Hosts report to their master only; this one is asked and judges itself.
+                Some(_) | None => return Ok(0),
             }
         };
         if !libvirt {
             return Err(WhyNot::NoLibvirt);
         }
         let asked = need.memory_kib + self.settings.vms.reserve_mib * 1024 + self.promised_kib(host);
-        capacity.free_kib.checked_sub(asked).ok_or(WhyNot::NoMemory { short_mib: (asked - capacity.free_kib) / 1024 })
+        let short_mib = asked.saturating_sub(capacity.free_kib) / 1024;
+        capacity.free_kib.checked_sub(asked).ok_or(WhyNot::NoMemory { short_mib })
     }
 
     /// Memory of VMs that are being started there and do not show in its report yet.
     fn promised_kib(&self, host: HostId) -> u64 {
-        self.vms.values().filter_map(|vm| vm.placing.as_ref()).filter(|p| p.host == host).map(|p| p.memory_kib).sum()
+        let starting = |vm: &&super::vms::Vm| match &vm.placing {
+            Some(placing) => placing.host == host,
+            None => host == self.me.host && vm.attempt.as_ref().is_some_and(super::attempt::Attempt::starts),
+        };
+        // A VM of unknown size counts as well, so that the VMs of one failure are spread.
+        self.vms.values().filter(starting).map(|vm| vm.memory_kib().max(UNKNOWN_KIB)).sum()
     }
 
     fn reaches(&self, host: HostId, datastore: crate::types::DatastoreId) -> bool {

@@ -50,8 +50,8 @@ pub struct Vm {
     pub end_seen: Option<Time>,
     /// This agent ended it itself: no person wanted that.
     pub own_end: bool,
-    /// Its guest asked for the shutdown under way.
-    pub by_guest: bool,
+    /// Who asked for the shutdown under way: its guest or a person (true), or a signal to its QEMU (false).
+    pub by_guest: Option<bool>,
     /// Restarts in place within the last hour.
     pub restarts: Vec<Time>,
     /// Debts that a fence run by this host has paid.
@@ -60,6 +60,8 @@ pub struct Vm {
     pub stopping: Vec<AskId>,
     /// What it waits for, for people.
     pub waits: Option<String>,
+    /// Its memory, as its host last reported it.
+    pub reported_kib: u64,
     /// Its stale definition is being removed.
     pub undefining: bool,
 }
@@ -69,6 +71,14 @@ impl Vm {
     #[must_use]
     pub fn wanted(&self) -> Option<Wanted> {
         self.claim.as_ref().map(|claim| claim.wanted)
+    }
+    /// Guest memory in KiB: from its definition here, else as its host reported it.
+    #[must_use]
+    pub fn memory_kib(&self) -> u64 {
+        self.record
+            .as_ref()
+            .and_then(|record| record.as_ref().ok())
+            .map_or(self.reported_kib, |record| record.memory_kib)
     }
     /// (v, g) of the newest claim.
     #[must_use]
@@ -145,10 +155,12 @@ impl Core {
 
     /// Whether the newest claim gives the VM to this host in this boot.
     pub(super) fn is_mine(&self, vm: &Vm) -> bool {
-        vm.claim
-            .as_ref()
-            .and_then(Claim::owner)
-            .is_some_and(|owner| owner.host == self.me.host && owner.boot == self.me.boot)
+        vm.claim.as_ref().is_some_and(|claim| self.is_ours(claim))
+    }
+
+    /// Whether a claim names this host in this boot.
+    pub(super) fn is_ours(&self, claim: &Claim) -> bool {
+        claim.owner().is_some_and(|owner| owner.host == self.me.host && owner.boot == self.me.boot)
     }
 
     /// Another host said what it has; its claims are true, its states are its own.
@@ -157,6 +169,9 @@ impl Core {
             if let Some(claim) = &vm.claim {
                 let known = cx.now;
                 self.learn(cx, claim.clone(), known);
+            }
+            if 0 < vm.memory_kib {
+                self.vm(vm.vm).reported_kib = vm.memory_kib;
             }
         }
         if let Some(peer) = self.peers.get_mut(&from) {
@@ -184,7 +199,7 @@ pub(super) fn reason_text(reason: crate::types::ClaimReason) -> &'static str {
         R::Migrated => "moved",
         R::StartFailed => "a start failed",
         R::StoppedByPerson => "stopped by a person",
-        R::StoppedInside => "shut down from inside",
+        R::StoppedInside => "its guest shut down",
         R::HostWentDown => "its host went down",
         R::Deleted => "deleted",
         R::RecordChanged => "its definition changed",

@@ -77,7 +77,7 @@ impl Finding {
 pub struct AgentFacts {
     /// Name of the cluster; none = this host is no member yet.
     pub cluster: Option<String>,
-    /// libvirt answers: its version. Or why not.
+    /// libvirt answers: its version, if known. Or what is wrong, as a sentence about libvirt.
     pub libvirt: Result<String, String>,
     /// The hook has asked since the libvirt daemon in use was started.
     pub hook_seen: bool,
@@ -137,11 +137,20 @@ pub struct DatastoreFact {
     pub peers_seen: usize,
 }
 
+/// Why there is nothing from the agent.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NoFacts {
+    /// It does not answer; why.
+    Silent(String),
+    /// It answers, but this host is no member of a cluster.
+    NoMember,
+}
+
 /// Everything that the checks judge.
 #[derive(Clone, PartialEq, Debug)]
 pub struct DoctorInput {
     /// From the agent, or why there is nothing from it.
-    pub agent: Result<AgentFacts, String>,
+    pub agent: Result<AgentFacts, NoFacts>,
     /// Read from the system.
     pub system: SystemFacts,
 }
@@ -161,7 +170,12 @@ pub fn checks(input: &DoctorInput) -> Vec<Finding> {
             found.extend(cluster::clocks(agent));
             found.extend(storage::datastores(agent, &input.system));
         }
-        Err(why) => {
+        Err(NoFacts::NoMember) => {
+            found.push(Finding::ok("agent", "mainstayd", "answers"));
+            found.push(cluster::no_member());
+            found.extend(host::hook(None, &input.system));
+        }
+        Err(NoFacts::Silent(why)) => {
             found.push(Finding::error(
                 "agent",
                 "mainstayd",
@@ -182,8 +196,17 @@ pub fn checks(input: &DoctorInput) -> Vec<Finding> {
 /// Set while a gathering thread has not come back.
 static GATHERING: AtomicBool = AtomicBool::new(false);
 
-/// Gathers and judges. `agent` is what the agent knows, or why there is nothing from it.
+/// Gathers and judges. `agent` is what the agent knows, or why it does not answer.
 pub async fn examine(agent: Result<AgentFacts, String>) -> Vec<Finding> {
+    gathered(agent.map_err(NoFacts::Silent)).await
+}
+
+/// The same on a host that is no member of a cluster yet: not an error.
+pub async fn examine_stranger() -> Vec<Finding> {
+    gathered(Err(NoFacts::NoMember)).await
+}
+
+async fn gathered(agent: Result<AgentFacts, NoFacts>) -> Vec<Finding> {
     let programs = agent.iter().flat_map(|facts| &facts.datastores).filter_map(|datastore| match &datastore.fence {
         StorageFence::Command { program } => Some(program.clone()),
         StorageFence::Lock | StorageFence::None => None,
@@ -192,7 +215,7 @@ pub async fn examine(agent: Result<AgentFacts, String>) -> Vec<Finding> {
     if GATHERING.swap(true, Ordering::AcqRel) {
         return hung(agent);
     }
-    let (send, gathered) = tokio::sync::oneshot::channel();
+    let (send, facts) = tokio::sync::oneshot::channel();
     let thread = std::thread::Builder::new().name("doctor".to_owned()).spawn(move || {
         let facts = system::gather(std::path::Path::new("/"), &programs);
         GATHERING.store(false, Ordering::Release);
@@ -203,14 +226,14 @@ pub async fn examine(agent: Result<AgentFacts, String>) -> Vec<Finding> {
         GATHERING.store(false, Ordering::Release);
         return hung(agent);
     }
-    match tokio::time::timeout(GATHER_TIME, gathered).await {
+    match tokio::time::timeout(GATHER_TIME, facts).await {
         Ok(Ok(system)) => checks(&DoctorInput { agent, system }),
         Ok(Err(_)) | Err(_) => hung(agent),
     }
 }
 
 /// The system could not be read: says so, and judges what the agent knows.
-fn hung(agent: Result<AgentFacts, String>) -> Vec<Finding> {
+fn hung(agent: Result<AgentFacts, NoFacts>) -> Vec<Finding> {
     let mut found = checks(&DoctorInput { agent, system: SystemFacts::default() });
     found.insert(
         0,

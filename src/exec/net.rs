@@ -12,8 +12,10 @@
 //!
 //! Every socket is bound to its interface (`SO_BINDTODEVICE`), takes the joined group only (`IP_MULTICAST_ALL` off),
 //! sends without local loop, with the TTL set and priority 6. An interface is known by its name: when it is gone, or is
-//! another one now (other index), the socket is closed and opened anew with the next beat or check. An interface whose
-//! address is no multicast group carries unicast only.
+//! another one now (other index), the socket is closed and opened anew with the next beat or check.
+//!
+//! Unicast: an interface whose address is no multicast group (`0.0.0.0:port`, `[::]:port`) hears unicast only and sends
+//! nothing; without a name it stands for all interfaces. What is sent to peers goes by the kernel's routes.
 //!
 //! Numbers: 64 datagrams per socket before the next one's turn; 1 MiB receive buffer per socket, which holds more than a
 //! second of 128 hosts at 250 ms; what overflows is counted.

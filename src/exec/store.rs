@@ -19,6 +19,7 @@ use std::fs;
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Entries kept per table.
 pub const KEPT: u64 = 10_000;
@@ -31,6 +32,9 @@ const SEGMENT_BYTES: usize = 64 * 1024;
 /// Tidying begins when a table has this many more than `KEPT`, so that it is not done at each entry.
 const SLACK: u64 = 256;
 
+/// sled's own threads hold the lock for a moment after it was closed: 2 s in all.
+const LOCK_TRIES: u32 = 100;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 const LOCKED: &str = "another process has it open";
 const FOLDER: &str = "store";
 const ASIDE: &str = "store.aside";
@@ -112,7 +116,15 @@ impl Store {
         if let Err(error) = fs::create_dir_all(folder) {
             return Err(store.unusable(error.to_string()));
         }
-        let said = match guarded(|| Open::at(folder)) {
+        let mut opened = guarded(|| Open::at(folder));
+        for _ in 0..LOCK_TRIES {
+            if !matches!(&opened, Err(why) if why == LOCKED) {
+                break;
+            }
+            std::thread::sleep(LOCK_PAUSE);
+            opened = guarded(|| Open::at(folder));
+        }
+        let said = match opened {
             Ok(open) => {
                 store.open = Some(open);
                 None

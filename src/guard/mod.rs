@@ -22,9 +22,9 @@ mod process;
 mod renew;
 mod shared;
 mod socket;
-mod state;
-mod store;
-mod table;
+pub mod state; // These three are pure: the simulator runs them, too.
+pub mod store;
+pub mod table;
 mod watch;
 
 use std::path::{Path, PathBuf};

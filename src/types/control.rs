@@ -171,6 +171,8 @@ pub struct VmReport {
     pub domain: Option<DomainState>,
     /// The guard holds it stopped.
     pub stopped: bool,
+    /// Its memory in KiB, as far as its definition is known here.
+    pub memory_kib: u64,
     /// What this host is doing with it, or what it waits for.
     pub doing: Option<String>,
     /// Why it is not protected, if it is not.

@@ -15,6 +15,7 @@ use super::status::view;
 use super::trouble::{DENIED, FAILED, Trouble, USAGE, What};
 use super::{agent, lists, vm};
 use crate::api::dbus::resolve;
+use crate::exec::clock;
 use crate::exec::doctor::mounts::{self, Mount, Sharing};
 use crate::types::settings::{DatastoreSettings, LateWrites, SettingsChange};
 use crate::types::view::VIEW_SCHEMA;
@@ -75,7 +76,7 @@ async fn add(out: &mut Out, json: bool, asked: Asked, what: &str) -> Result<(), 
         false => StorageFence::None,
     });
     let settings = DatastoreSettings {
-        id: DatastoreId(uuid::Uuid::new_v4()),
+        id: DatastoreId(uuid::Builder::from_random_bytes(clock::random()).into_uuid()),
         name: name.clone(),
         path: seen.path,
         fence: fence.clone(),

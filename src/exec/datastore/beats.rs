@@ -20,7 +20,8 @@ use nix::fcntl::OFlag;
 
 use super::claims;
 use super::files::{
-    CLAIMS, Folder, HOSTS, TMP, bad, beats_name, failure, identity, list_name, read_at, root_path, sweep, write_at,
+    CLAIMS, Folder, HOSTS, MEMBERS, TMP, bad, beats_name, failure, identity, list_name, read_at, root_path, sweep,
+    write_at,
 };
 use super::members;
 use super::slots::{Book, Doubt, REST, SLOTS, Slots, Stamp};
@@ -84,6 +85,8 @@ pub struct BeatFile {
     me: HostId,
     pub(super) beats: File,
     beats_path: PathBuf,
+    /// The member block.
+    members: Option<File>,
     list: File,
     list_path: PathBuf,
     pub(super) book: Book,
@@ -109,6 +112,7 @@ impl BeatFile {
         hosts.sync()?;
         let (beats, beats_path) = open_own(&hosts, &beats_name(me), SLOTS_FILE)?;
         let (list, list_path) = open_own(&hosts, &list_name(me), 2 * LIST_AREA)?;
+        let members = root.file(MEMBERS, OFlag::O_RDONLY)?;
         let raw = read_at(&beats, &beats_path, 0, SLOTS_FILE)?;
         let slots = Slots::parse(raw.as_slice(), cluster, me);
         let scratch = raw.as_slice().get(SLOTS * BLOCK..).and_then(|block| record::decode_beat(block).ok());
@@ -116,7 +120,7 @@ impl BeatFile {
         let now = clock::now();
         let book = Book::opened(&slots, scratch.as_ref(), now);
         let (listed, list_doubt_until) = (None, now + REST);
-        Ok(Self { root_path, cluster, me, beats, beats_path, list, list_path, book, listed, list_doubt_until })
+        Ok(Self { root_path, cluster, me, beats, beats_path, members, list, list_path, book, listed, list_doubt_until })
     }
 
     /// Reads all own slots back.
@@ -220,7 +224,8 @@ impl BeatFile {
     /// # Errors
     /// Of the system, or `Bad`.
     pub fn roster(&self) -> Result<Roster, StoreFailure> {
-        members::read(&Folder::open(&self.root_path)?, self.cluster).map(|found| found.roster)
+        let root = Folder::open(&self.root_path)?;
+        members::read_with(&root, self.cluster, self.members.as_ref()).map(|found| found.roster)
     }
 
     /// The highest incarnation that this datastore shows for this host: in its own slots, or attested by others.

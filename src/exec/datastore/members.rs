@@ -9,16 +9,19 @@
 //! The block is what a direct read shows at once, whatever a client's caches of names say; the files make a change
 //! exclusive. A late write of an older block is mended by the next reader.
 
-use crate::types::store::StoreFailure;
-use crate::types::{ClusterId, DatastoreId, HostId, Roster};
-use crate::wire::record::{self, BLOCK, LIST_AREA};
-
-use super::beats::SLOTS_FILE;
-use super::files::{CLAIMS, Folder, HOSTS, MEMBERS, TMP, VMS, bad, beats_name, failure, list_name, members_name};
-use super::files::{tmp_name, write_at};
+use std::fs::File;
 use std::path::Path;
 
 use nix::fcntl::OFlag;
+
+use super::beats::SLOTS_FILE;
+use super::files::{
+    CLAIMS, Folder, HOSTS, MEMBERS, TMP, VMS, bad, beats_name, failure, identity, list_name, members_name, read_at,
+    tmp_name, write_at,
+};
+use crate::types::store::StoreFailure;
+use crate::types::{ClusterId, DatastoreId, HostId, Roster};
+use crate::wire::record::{self, BLOCK, LIST_AREA};
 
 /// The roster, and whether the block has to be mended with it.
 pub struct Found {
@@ -30,12 +33,21 @@ pub struct Found {
 
 /// Reads the newest roster: the block, or a newer file.
 pub fn read(root: &Folder, cluster: ClusterId) -> Result<Found, StoreFailure> {
-    let found = find(root, cluster)?;
+    read_with(root, cluster, None)
+}
+
+/// The same, the block through a descriptor that is kept open, if its name still leads there: a server in its grace
+/// period refuses to open, and the leases of a whole cluster must not end for that.
+pub fn read_with(root: &Folder, cluster: ClusterId, kept: Option<&File>) -> Result<Found, StoreFailure> {
+    let found = find(root, cluster, kept)?;
     found.ok_or_else(|| failure(root.path(MEMBERS), &nix::errno::Errno::ENOENT.into()))
 }
 
-fn find(root: &Folder, cluster: ClusterId) -> Result<Option<Found>, StoreFailure> {
-    let block = read_one(root, MEMBERS, cluster);
+fn find(root: &Folder, cluster: ClusterId, kept: Option<&File>) -> Result<Option<Found>, StoreFailure> {
+    let block = match kept {
+        Some(kept) => read_kept(root, cluster, kept),
+        None => read_one(root, MEMBERS, cluster),
+    };
     let newest = root.names()?.iter().filter_map(|name| generation_of(name)).max();
     let Some(newest) = newest else {
         return Ok(block?.map(|roster| Found { roster, block_is_old: false }));
@@ -60,8 +72,20 @@ fn generation_of(name: &str) -> Option<u64> {
 
 fn read_one(root: &Folder, name: &str, cluster: ClusterId) -> Result<Option<Roster>, StoreFailure> {
     let Some(bytes) = root.read(name, BLOCK)? else { return Ok(None) };
+    parse(root, name, cluster, bytes.as_slice()).map(Some)
+}
+
+fn read_kept(root: &Folder, cluster: ClusterId, kept: &File) -> Result<Option<Roster>, StoreFailure> {
+    let path = root.path(MEMBERS);
+    if root.look(MEMBERS)?.map(|seen| seen.identity) != Some(identity(kept, &path)?) {
+        return read_one(root, MEMBERS, cluster);
+    }
+    parse(root, MEMBERS, cluster, read_at(kept, &path, 0, BLOCK)?.as_slice()).map(Some)
+}
+
+fn parse(root: &Folder, name: &str, cluster: ClusterId, bytes: &[u8]) -> Result<Roster, StoreFailure> {
     let path = root.path(name);
-    let roster = record::decode_roster(bytes.as_slice()).map_err(|why| bad(&path, &why))?;
+    let roster = record::decode_roster(bytes).map_err(|why| bad(&path, &why))?;
     if roster.cluster != cluster {
         let why = format!("belongs to cluster {}, not to {cluster}", roster.cluster);
         return Err(StoreFailure::Bad { path: path.display().to_string(), why });
@@ -70,7 +94,7 @@ fn read_one(root: &Folder, name: &str, cluster: ClusterId) -> Result<Option<Rost
         let why = format!("contains generation {}", roster.generation);
         return Err(StoreFailure::Bad { path: path.display().to_string(), why });
     }
-    Ok(Some(roster))
+    Ok(roster)
 }
 
 /// Refuses a folder that is another datastore's: the wrong export is mounted here.
@@ -129,7 +153,7 @@ pub fn prepare(mount: &Path, roster: &Roster, me: HostId) -> Result<(), StoreFai
         root.make_sub(name)?;
     }
     let tmp = root.make_sub(TMP)?;
-    let found = match find(&root, roster.cluster)? {
+    let found = match find(&root, roster.cluster, None)? {
         Some(found) => found.roster,
         None => {
             let name = members_name(roster.generation);

@@ -38,16 +38,19 @@ pub(super) fn guard(agent: &AgentFacts) -> Vec<Finding> {
     }]
 }
 
+/// Nothing is protected yet.
+pub(super) fn no_member() -> Finding {
+    Finding::warning(
+        "cluster",
+        "this host",
+        "is no member of a cluster",
+        "mainstay cluster init on the first host, mainstay cluster join TOKEN on the others",
+    )
+}
+
 /// Beats of all peers arrive, and ours arrive there.
 pub(super) fn beats(agent: &AgentFacts) -> Vec<Finding> {
-    let Some(cluster) = &agent.cluster else {
-        return vec![Finding::warning(
-            "cluster",
-            "this host",
-            "is no member of a cluster",
-            "mainstay cluster init on the first host, mainstay cluster join TOKEN on the others",
-        )];
-    };
+    let Some(cluster) = &agent.cluster else { return vec![no_member()] };
     let mut found = vec![Finding::ok("cluster", cluster.as_str(), "this host is a member")];
     if agent.peers.is_empty() {
         found.push(Finding::ok("beats", "network", "no other member: nobody to hear"));

@@ -105,7 +105,7 @@ fn checks_of_the_host() {
     });
     check("hook newer, but seen", &[], |_, system| system.hook = HookState::Present { changed_unix_s: 201 });
     check("hook older, not seen yet", &[], |agent, _| agent.hook_seen = false);
-    check("no daemon", &[("hook", Warning, "no libvirtd")], |agent, system| {
+    check("no daemon yet", &[], |agent, system| {
         agent.hook_seen = false;
         system.daemon = None;
     });
@@ -203,9 +203,11 @@ fn checks_of_datastores() {
 
 #[test]
 fn without_an_agent_the_system_is_judged() {
-    let found = checks(&DoctorInput { agent: Err("not running".into()), system: well().system });
+    let found = checks(&DoctorInput { agent: Err(NoFacts::Silent("not running".into())), system: well().system });
     assert_eq!((found[0].id.as_ref(), found[0].level), ("agent", Level::Error));
     assert!(found.iter().any(|finding| finding.id == "hook"));
+    let found = checks(&DoctorInput { agent: Err(NoFacts::NoMember), system: well().system });
+    assert_eq!((found[0].id.as_ref(), found[0].level), ("cluster", Level::Warning), "no member is no error");
 }
 
 #[test]
@@ -224,6 +226,6 @@ fn many_names_are_counted() {
 
 #[tokio::test]
 async fn this_host_can_be_examined() {
-    let found = examine(Err("no agent".into())).await;
+    let found = examine(Err("no agent".to_owned())).await;
     assert!(found.iter().any(|finding| finding.id == "machine"), "{found:?}");
 }

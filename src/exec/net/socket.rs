@@ -13,15 +13,18 @@ use crate::types::guard::BeatInterface;
 const PRIORITY: u32 = 6;
 const RECEIVE_BUFFER: usize = 1 << 20;
 
-/// The present index of an interface.
+/// The present index of an interface; 0 for that without a name, which stands for all of them.
 pub(super) fn index_of(interface: &BeatInterface) -> io::Result<u32> {
+    if interface.name.is_empty() {
+        return Ok(0);
+    }
     Ok(if_nametoindex(interface.name.as_str())?)
 }
 
 /// Sends to the interface's group, from that interface only.
 pub(super) fn to_group(interface: &BeatInterface, index: u32) -> io::Result<Socket> {
     let socket = open(interface.group)?;
-    socket.bind_device(Some(interface.name.as_bytes()))?;
+    bind_device(&socket, interface)?;
     match interface.group.ip() {
         // With a bound device the route goes by it: IP_MULTICAST_IF would say the same again.
         IpAddr::V4(_) => {
@@ -46,7 +49,7 @@ pub(super) fn to_peer(peer: SocketAddr) -> io::Result<Socket> {
 pub(super) fn from_interface(interface: &BeatInterface, index: u32, unicast: bool) -> io::Result<Socket> {
     let group = interface.group;
     let socket = open(group)?;
-    socket.bind_device(Some(interface.name.as_bytes()))?;
+    bind_device(&socket, interface)?;
     socket.set_reuse_address(true)?;
     // Past rmem_max if we may, else up to it.
     if setsockopt(&socket, sockopt::RcvBufForce, &RECEIVE_BUFFER).is_err() {
@@ -87,6 +90,10 @@ pub(super) fn scoped(mut address: SocketAddr, index: u32) -> SocketAddr {
     address
 }
 
+fn bind_device(socket: &Socket, interface: &BeatInterface) -> io::Result<()> {
+    if interface.name.is_empty() { Ok(()) } else { socket.bind_device(Some(interface.name.as_bytes())) }
+}
+
 fn open(family_of: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(family_of), Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_nonblocking(true)?;
@@ -96,7 +103,8 @@ fn open(family_of: SocketAddr) -> io::Result<Socket> {
 
 /// What is wrong with an interface, for people. `does` is what it cannot do: "sends" or "hears".
 pub(super) fn describe(interface: &BeatInterface, does: &str, error: &io::Error) -> String {
-    let BeatInterface { name, group, .. } = interface;
+    let group = interface.group;
+    let name = if interface.name.is_empty() { "this host" } else { &interface.name };
     if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENXIO)) {
         return format!("{name} {does} no beats: there is no such interface; beats go on when it is there");
     }

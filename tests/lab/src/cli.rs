@@ -130,7 +130,11 @@ enum Command {
     #[command(hide = true)]
     StorageDaemon { dir: PathBuf, run: PathBuf },
     #[command(hide = true)]
-    ExpireFromInside { host: String },
+    ExpireFromInside {
+        host: String,
+        /// The host's id, which every storage fence is given, too
+        id: Option<String>,
+    },
     #[command(hide = true)]
     JunkFromInside { group: std::net::Ipv4Addr, port: u16 },
 }
@@ -255,7 +259,7 @@ fn act(cli: Cli) -> Result<ExitCode> {
         Command::Bench { command: BenchCommand::Idle } => bench::idle(cli.json)?,
         Command::JunkFromInside { group, port } => cases::send_junk(group, port)?,
         Command::StorageDaemon { dir, run } => storage::run_daemon(&dir, &run)?,
-        Command::ExpireFromInside { host } => expire_from_inside(&host)?,
+        Command::ExpireFromInside { host, .. } => expire_from_inside(&host)?,
     }
     Ok(ExitCode::SUCCESS)
 }

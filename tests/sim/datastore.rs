@@ -1,0 +1,517 @@
+//! Shared storage in memory: roster, beats, VM lists, claims, records, image locks; it hangs, fails and answers late.
+//!
+//! ```text
+//!   order ──half──► lands at the server ──half──► answer, in the process that asked, unless its deadline has passed
+//!                     │ path hangs: it waits in the host's kernel, and dies with the host
+//!                     └ storage hangs for all: it waits at the server, and lands after the heal, even if its host died
+//! ```
+//!
+//! A client that is silent for `locks` loses its state: image locks go, and what it had under way is refused. A storage
+//! fence does that at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use mainstay::core::event::Outcome;
+use mainstay::types::settings::{ClusterSettings, LateWrites};
+use mainstay::types::store::{ClaimsOf, CompleteRead, MemberRead, StoreAnswer, StoreFailure, StoreOrder};
+use mainstay::types::{
+    Attestation, BeatBlock, Claim, DatastoreId, Digest, Generation, HostId, HostIndex, Nonce, Roster, RosterEntry,
+    Ticket, VmId, VmList, VmRecord,
+};
+use mainstay::wire::record;
+
+use super::host::Path;
+use super::world::{Gate, H, World};
+
+type Landing = Box<dyn FnOnce(&mut World, bool)>;
+
+/// An operation that hangs.
+struct Parked {
+    host: H,
+    boot: u64,
+    /// It has reached the server.
+    sent: bool,
+    work: Landing,
+}
+
+#[derive(Default)]
+struct Slots {
+    blocks: BTreeMap<(u64, u64), BeatBlock>,
+    list: Option<VmList>,
+    writes: u64,
+}
+
+/// One datastore.
+pub struct Datastore {
+    /// Its id.
+    pub id: DatastoreId,
+    /// Its block of members.
+    pub roster: Roster,
+    /// Nothing comes back, for anybody.
+    pub hung: bool,
+    slots: BTreeMap<HostId, Slots>,
+    /// Err = torn.
+    claims: BTreeMap<VmId, BTreeMap<Generation, Result<Claim, String>>>,
+    records: BTreeMap<(VmId, Digest), VmRecord>,
+    parked: Vec<Parked>,
+    /// How long the server keeps a silent client's state; none = no locks.
+    keeps: Option<Duration>,
+    silent: BTreeMap<(H, u64), u64>,
+    locks: BTreeMap<VmId, (H, u64)>,
+    /// Copies whose writes may still land.
+    pub writers: BTreeMap<VmId, BTreeSet<(H, u64)>>,
+    /// The administrator takes that risk.
+    pub accepts: bool,
+}
+
+impl Datastore {
+    /// With the first roster in it.
+    pub fn new(settings: &ClusterSettings, id: DatastoreId, keeps: Option<Duration>) -> Self {
+        let members =
+            settings.members.iter().map(|member| RosterEntry { index: member.index, host: member.host }).collect();
+        Self {
+            id,
+            roster: Roster { cluster: settings.cluster, datastore: id, generation: 1, members },
+            hung: false,
+            slots: BTreeMap::new(),
+            claims: BTreeMap::new(),
+            records: BTreeMap::new(),
+            parked: Vec::new(),
+            keeps,
+            silent: BTreeMap::new(),
+            locks: BTreeMap::new(),
+            writers: BTreeMap::new(),
+            accepts: settings.datastore(id).is_some_and(|d| d.late_writes == LateWrites::Accept),
+        }
+    }
+
+    // ---- beats --------------------------------------------------------------------------------------------------
+
+    /// A host's own slots: all bytes, and the newest beat.
+    pub fn own(&self, host: HostId) -> (Digest, Option<BeatBlock>) {
+        let Some(slots) = self.slots.get(&host) else { return (Digest::default(), None) };
+        let mut bytes = Digest::default();
+        bytes.0[..8].copy_from_slice(&slots.writes.to_le_bytes());
+        (bytes, slots.blocks.last_key_value().map(|(_, block)| block.clone()))
+    }
+
+    /// What others attested of a host.
+    pub fn attestations_of(&self, index: HostIndex, host: HostId) -> Vec<Attestation> {
+        let others = self.slots.iter().filter(|(of, _)| **of != host);
+        let newest = others.filter_map(|(_, slots)| slots.blocks.last_key_value());
+        newest.flat_map(|(_, block)| block.attestations.iter().filter(|a| a.index == index).copied()).collect()
+    }
+
+    /// A beat lands, perhaps late: it never hides a newer one.
+    pub fn write_beat(&mut self, host: HostId, block: BeatBlock) {
+        let slots = self.slots.entry(host).or_default();
+        slots.writes += 1;
+        slots.blocks.insert((block.incarnation.0, block.counter.0), block);
+        while 4 < slots.blocks.len() {
+            slots.blocks.pop_first();
+        }
+    }
+
+    /// A list lands.
+    pub fn write_list(&mut self, host: HostId, list: VmList) {
+        self.slots.entry(host).or_default().list = Some(list);
+    }
+
+    fn read_all(&self) -> (Roster, Vec<MemberRead>, Vec<Attestation>) {
+        let mut attestations: BTreeMap<HostIndex, Attestation> = BTreeMap::new();
+        let members = self.roster.members.iter().map(|entry| {
+            let (bytes, beat) = self.own(entry.host);
+            for new in beat.iter().flat_map(|beat| &beat.attestations) {
+                let newest = attestations.entry(new.index).or_insert(*new);
+                if (newest.incarnation, newest.counter) < (new.incarnation, new.counter) {
+                    *newest = *new;
+                }
+            }
+            let list = self.slots.get(&entry.host).and_then(|slots| slots.list.clone());
+            let fits = |list: &VmList, beat: &BeatBlock| {
+                list.sequence == beat.list.sequence && record::list_digest(list) == beat.list.digest
+            };
+            let list = list.filter(|list| beat.as_ref().is_some_and(|beat| fits(list, beat)));
+            MemberRead { host: entry.host, bytes, beat, list }
+        });
+        let members = members.collect();
+        (self.roster.clone(), members, attestations.into_values().collect())
+    }
+
+    // ---- claims -------------------------------------------------------------------------------------------------
+
+    /// The highest claim of a VM; Err = it cannot be read.
+    pub fn highest(&self, vm: VmId) -> Option<Result<Claim, String>> {
+        self.claims.get(&vm)?.last_key_value().map(|(_, claim)| claim.clone())
+    }
+
+    /// Highest generation, readable or not.
+    pub fn generation(&self, vm: VmId) -> Generation {
+        self.claims.get(&vm).and_then(|all| all.last_key_value()).map(|(at, _)| *at).unwrap_or_default()
+    }
+
+    /// The newest claim becomes unreadable.
+    pub fn tear(&mut self, vm: VmId) {
+        if let Some(mut newest) = self.claims.get_mut(&vm).and_then(|all| all.last_entry()) {
+            let _ = newest.insert(Err("checksum does not match".to_owned()));
+        }
+    }
+
+    fn create(&mut self, claim: &Claim, after: Option<(Generation, Nonce)>) -> StoreAnswer {
+        let all = self.claims.entry(claim.tenure.vm).or_default();
+        let bad = |why: &str| StoreAnswer::Failed(StoreFailure::Bad { path: "claim".into(), why: why.to_owned() });
+        match all.get(&claim.tenure.generation) {
+            Some(Ok(same)) if same.nonce == claim.nonce => {}
+            Some(_) => {
+                return match all.last_key_value().expect("one is there").1 {
+                    Ok(highest) => StoreAnswer::Exists(Box::new(highest.clone())),
+                    Err(why) => bad(why),
+                };
+            }
+            None => {
+                all.insert(claim.tenure.generation, Ok(claim.clone()));
+            }
+        }
+        let stands = |(generation, nonce): (Generation, Nonce)| {
+            all.get(&generation).is_some_and(|before| before.as_ref().is_ok_and(|before| before.nonce == nonce))
+        };
+        if after.is_none_or(stands) {
+            return StoreAnswer::Created;
+        }
+        all.remove(&claim.tenure.generation);
+        StoreAnswer::GaveWay
+    }
+
+    fn claims_of(&self, which: &ClaimsOf) -> (Vec<Claim>, Vec<(VmId, String)>) {
+        let wanted: Vec<VmId> = match which {
+            ClaimsOf::All => self.claims.keys().copied().collect(),
+            ClaimsOf::Vms(vms) => vms.clone(),
+        };
+        let (mut claims, mut bad) = (Vec::new(), Vec::new());
+        for vm in wanted {
+            match self.highest(vm) {
+                Some(Ok(claim)) => claims.push(claim),
+                Some(Err(why)) => bad.push((vm, why)),
+                None => {}
+            }
+        }
+        (claims, bad)
+    }
+
+    // ---- image locks --------------------------------------------------------------------------------------------
+
+    /// Takes the image lock of a VM, as QEMU does when it starts. Err = who holds it.
+    pub fn lock(&mut self, vm: VmId, host: H, boot: u64) -> Result<(), H> {
+        match self.locks.get(&vm) {
+            Some(holder) if self.keeps.is_some() && *holder != (host, boot) => Err(holder.0),
+            Some(_) | None => {
+                self.locks.insert(vm, (host, boot));
+                Ok(())
+            }
+        }
+    }
+
+    /// A QEMU closed its image, on a path that works.
+    pub fn release(&mut self, vm: VmId, host: H, boot: u64) {
+        if self.locks.get(&vm) == Some(&(host, boot)) {
+            self.locks.remove(&vm);
+        }
+        if let Some(writers) = self.writers.get_mut(&vm) {
+            writers.remove(&(host, boot));
+        }
+    }
+
+    fn holder(&self, vm: VmId) -> Option<H> {
+        self.locks.get(&vm).filter(|_| self.keeps.is_some()).map(|(host, _)| *host)
+    }
+}
+
+impl World {
+    // ---- operations ---------------------------------------------------------------------------------------------
+
+    /// One operation of a process: `effect` at the server, `answer` in the process.
+    pub fn io<T: 'static>(
+        &mut self,
+        h: H,
+        home: DatastoreId,
+        gate: Gate,
+        micros: u64,
+        effect: impl FnOnce(&mut Self) -> T + 'static,
+        answer: impl FnOnce(&mut Self, Result<T, String>) + 'static,
+    ) {
+        let half = self.latency(micros / 2);
+        let boot = self.hosts[h].life.unwrap_or(0);
+        let work: Landing = Box::new(move |world, lands| {
+            if !lands {
+                return answer(world, Err("input/output error".to_owned()));
+            }
+            let value = effect(world);
+            let half = world.latency(micros / 2);
+            world.after(gate, half, move |world| answer(world, Ok(value)));
+        });
+        self.after(Gate::World, half, move |world| world.land(h, boot, home, gate, work));
+    }
+
+    fn land(&mut self, h: H, boot: u64, home: DatastoreId, gate: Gate, work: Landing) {
+        let host = &self.hosts[h];
+        let alive = host.life == Some(boot);
+        let path = host.path(home);
+        let Some(store) = self.stores.get_mut(&home) else { return };
+        let refused: Landing = Box::new(move |world, lands| {
+            if lands {
+                work(world, true);
+            } else {
+                world.after(gate, Duration::from_millis(1), move |world| work(world, false));
+            }
+        });
+        if store.hung {
+            store.parked.push(Parked { host: h, boot, sent: true, work: refused });
+        } else if alive && path == Path::Hung {
+            store.parked.push(Parked { host: h, boot, sent: false, work: refused });
+        } else if alive && path == Path::Broken {
+            refused(self, false);
+        } else if alive || self.dice(2) == 0 {
+            refused(self, true);
+        }
+    }
+
+    /// An order of an agent.
+    pub fn store_order(&mut self, h: H, ticket: Ticket, home: DatastoreId, order: StoreOrder, within: Duration) {
+        let Some(life) = self.hosts[h].agent.as_ref().map(|agent| agent.life) else { return };
+        let gate = Gate::Agent(h, life);
+        self.open.insert((h, life, ticket.0));
+        if !self.stores.contains_key(&home) {
+            let why = StoreFailure::Missing { path: home.to_string(), why: "not open on this host".into() };
+            return self.after(gate, Duration::from_millis(1), move |world| {
+                world.done(h, life, ticket, Outcome::Store(StoreAnswer::Failed(why)));
+            });
+        }
+        self.after(gate, within, move |world| {
+            world.done(h, life, ticket, Outcome::Store(StoreAnswer::Failed(StoreFailure::Timeout(within))));
+        });
+        if let StoreOrder::CreateClaim { claim, .. } = &order {
+            self.claim_ordered(h, claim);
+        }
+        let began = self.local(h);
+        let micros = match &order {
+            StoreOrder::ReadAll | StoreOrder::Probe { .. } => 3000,
+            StoreOrder::ReadClaims(_) | StoreOrder::ReadRecord { .. } => 2000,
+            StoreOrder::CreateClaim { .. } => 6000,
+            StoreOrder::WriteRecord(_) | StoreOrder::WriteRoster(_) | StoreOrder::Prepare(_) => 5000,
+        };
+        let effect = move |world: &mut Self| world.carry(home, order);
+        self.io(h, home, gate, micros, effect, move |world, result| {
+            let ended = world.local(h);
+            let mut answer =
+                result.unwrap_or_else(|why| StoreAnswer::Failed(StoreFailure::Io { path: "/srv".into(), why }));
+            match &mut answer {
+                StoreAnswer::Read(read) => {
+                    (read.began, read.ended, read.spent) = (began, ended, ended.since(began));
+                }
+                StoreAnswer::Claims { began: from, ended: to, .. } => (*from, *to) = (began, ended),
+                _ => {}
+            }
+            world.done(h, life, ticket, Outcome::Store(answer));
+        });
+    }
+
+    fn carry(&mut self, home: DatastoreId, order: StoreOrder) -> StoreAnswer {
+        let store = self.stores.get_mut(&home).expect("looked up before");
+        let zero = mainstay::types::Time::ZERO;
+        match order {
+            StoreOrder::ReadAll => {
+                let (roster, members, attestations) = store.read_all();
+                let spent = Duration::ZERO;
+                StoreAnswer::Read(Box::new(CompleteRead {
+                    began: zero,
+                    ended: zero,
+                    roster,
+                    members,
+                    attestations,
+                    spent,
+                }))
+            }
+            StoreOrder::ReadClaims(which) => {
+                let (claims, bad) = store.claims_of(&which);
+                StoreAnswer::Claims { began: zero, ended: zero, claims, bad }
+            }
+            StoreOrder::CreateClaim { claim, after } => {
+                let before = store.generation(claim.tenure.vm);
+                let answer = store.create(&claim, after);
+                let now = store.generation(claim.tenure.vm);
+                self.claim_landed(home, &claim, before, now, &answer);
+                answer
+            }
+            StoreOrder::WriteRecord(record) => {
+                let bytes = mainstay::wire::record::encode_record(&record).expect("records of the world are small");
+                let digest = mainstay::wire::record::digest(&bytes);
+                store.records.insert((record.vm, digest), *record);
+                StoreAnswer::Recorded(digest)
+            }
+            StoreOrder::ReadRecord { vm, digest } => match store.records.get(&(vm, digest)) {
+                Some(record) => StoreAnswer::Record(Box::new(record.clone())),
+                None => {
+                    StoreAnswer::Failed(StoreFailure::Missing { path: "record".into(), why: "no such file".into() })
+                }
+            },
+            StoreOrder::WriteRoster(roster) => {
+                if store.roster.generation < roster.generation {
+                    store.roster = roster;
+                }
+                StoreAnswer::Done
+            }
+            StoreOrder::Prepare(_) => StoreAnswer::Done,
+            StoreOrder::Probe { .. } => StoreAnswer::Probed { failed: Vec::new(), spent: Duration::ZERO },
+        }
+    }
+
+    // ---- faults -------------------------------------------------------------------------------------------------
+
+    /// A host's path to every datastore changes. What hung there goes on, or fails.
+    pub fn set_path(&mut self, h: H, path: Path) {
+        let homes: Vec<DatastoreId> = self.stores.keys().copied().collect();
+        for home in &homes {
+            self.hosts[h].paths.insert(*home, path);
+        }
+        if path == Path::Well {
+            self.reconnect_storage(h);
+            homes.into_iter().for_each(|home| self.unpark(home));
+        } else {
+            self.silence_storage(h);
+        }
+    }
+
+    /// Storage hangs for everybody, or answers again.
+    pub fn set_hung(&mut self, hung: bool) {
+        let homes: Vec<DatastoreId> = self.stores.keys().copied().collect();
+        for home in homes {
+            self.stores.get_mut(&home).expect("its own key").hung = hung;
+            if !hung {
+                self.unpark(home);
+            }
+        }
+    }
+
+    fn unpark(&mut self, home: DatastoreId) {
+        let Some(store) = self.stores.get_mut(&home) else { return };
+        for (n, parked) in (1_u64..).zip(std::mem::take(&mut store.parked)) {
+            let Parked { host, boot, sent, work } = parked;
+            self.after(Gate::World, Duration::from_micros(200 * n), move |world| {
+                let alive = world.hosts[host].life == Some(boot);
+                let hung = alive && world.hosts[host].path(home) == Path::Hung;
+                let Some(store) = world.stores.get_mut(&home) else { return };
+                if store.hung || hung {
+                    store.parked.push(Parked { host, boot, sent, work });
+                } else if alive || sent {
+                    work(world, true);
+                }
+            });
+        }
+    }
+
+    /// The server hears no more of this client; after a while it drops its state.
+    pub fn silence_storage(&mut self, h: H) {
+        let Some(boot) = self.hosts[h].life else { return };
+        let now = self.now;
+        let homes: Vec<(DatastoreId, Option<Duration>)> = self.stores.iter().map(|(id, s)| (*id, s.keeps)).collect();
+        for (home, keeps) in homes {
+            let store = self.stores.get_mut(&home).expect("its own key");
+            store.silent.entry((h, boot)).or_insert(now);
+            let Some(keeps) = keeps else { continue };
+            self.after(Gate::World, keeps, move |world| {
+                let still = world.stores[&home].silent.get(&(h, boot)) == Some(&now);
+                if still {
+                    world.expire(home, h, Some(boot));
+                }
+            });
+        }
+    }
+
+    /// The client is back. If it has booted, the server knows that its old self is gone.
+    pub fn reconnect_storage(&mut self, h: H) {
+        let Some(boot) = self.hosts[h].life else { return };
+        if self.hosts[h].frozen {
+            return;
+        }
+        let homes: Vec<DatastoreId> = self.stores.keys().copied().collect();
+        for home in homes {
+            if self.hosts[h].path(home) != Path::Well {
+                continue;
+            }
+            self.expire_old(home, h, boot);
+            let host = &self.hosts[h];
+            let store = self.stores.get_mut(&home).expect("its own key");
+            store.silent.remove(&(h, boot));
+            // What a QEMU that has exited meanwhile had under way has landed now; its locks are closed.
+            let lives = |vm: &VmId| host.domains.get(vm).is_some_and(|domain| domain.qemu.is_some());
+            store.locks.retain(|vm, holder| *holder != (h, boot) || lives(vm));
+            for (vm, writers) in &mut store.writers {
+                if !lives(vm) {
+                    writers.remove(&(h, boot));
+                }
+            }
+        }
+    }
+
+    fn expire_old(&mut self, home: DatastoreId, h: H, boot: u64) {
+        let store = self.stores.get_mut(&home).expect("its own key");
+        store.locks.retain(|_, holder| holder.0 != h || holder.1 == boot);
+        store.writers.values_mut().for_each(|writers| writers.retain(|writer| writer.0 != h || writer.1 == boot));
+    }
+
+    /// The server drops a client's state: its locks, and all that it had under way.
+    fn expire(&mut self, home: DatastoreId, h: H, boot: Option<u64>) {
+        let hit = |holder: &(H, u64)| holder.0 == h && boot.is_none_or(|boot| boot == holder.1);
+        let store = self.stores.get_mut(&home).expect("its own key");
+        store.locks.retain(|_, holder| !hit(holder));
+        store.writers.values_mut().for_each(|writers| writers.retain(|writer| !hit(writer)));
+        let (gone, kept) = std::mem::take(&mut store.parked)
+            .into_iter()
+            .partition(|parked| hit(&(parked.host, parked.boot)) && parked.sent);
+        store.parked = kept;
+        let gone: Vec<Parked> = gone;
+        for parked in gone {
+            (parked.work)(self, false);
+        }
+    }
+
+    /// The administrator's program against a host.
+    pub fn fence(&mut self, h: H, ticket: Ticket, host: HostId, within: Duration) {
+        let Some(life) = self.hosts[h].agent.as_ref().map(|agent| agent.life) else { return };
+        self.open.insert((h, life, ticket.0));
+        let gate = Gate::Agent(h, life);
+        self.after(gate, within, move |world| {
+            world.done(h, life, ticket, Outcome::Fenced(Err("no answer in time".to_owned())));
+        });
+        let delay = self.latency(50_000);
+        self.after(gate, delay, move |world| {
+            let result = if world.fence_fails { Err("exit status 1".to_owned()) } else { Ok(()) };
+            if result.is_ok()
+                && let Some(victim) = world.host_of(host)
+            {
+                world.fenced(victim);
+                let homes: Vec<DatastoreId> = world.stores.keys().copied().collect();
+                homes.into_iter().for_each(|home| world.expire(home, victim, None));
+            }
+            world.done(h, life, ticket, Outcome::Fenced(result));
+        });
+    }
+
+    /// Who holds the locks of these images?
+    pub fn probe_locks(&mut self, h: H, ticket: Ticket, paths: &[String], within: Duration) {
+        let Some(life) = self.hosts[h].agent.as_ref().map(|agent| agent.life) else { return };
+        self.open.insert((h, life, ticket.0));
+        let gate = Gate::Agent(h, life);
+        self.after(gate, within, move |world| {
+            world.done(h, life, ticket, Outcome::Locks(Err("no answer in time".to_owned())));
+        });
+        let on = |spec: &&super::world::Spec| spec.record.disks.iter().any(|disk| paths.contains(&disk.path));
+        let Some((vm, home)) = self.vms.values().find(on).map(|spec| (spec.id, spec.record.home)) else { return };
+        let look =
+            move |world: &mut Self| world.stores[&home].holder(vm).map(|holder| world.hosts[holder].name.clone());
+        self.io(h, home, gate, 2000, look, move |world, result| {
+            world.done(h, life, ticket, Outcome::Locks(result));
+        });
+    }
+}

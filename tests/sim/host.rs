@@ -1,0 +1,399 @@
+//! One host: its boots, its agent (a real `Core`), and what its death, freeze and orderly end do.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use mainstay::core::action::{Action, Output};
+use mainstay::core::event::{Event, Outcome};
+use mainstay::core::{Core, Me};
+use mainstay::guard::table::KeptRow;
+use mainstay::types::guard::BeatKey;
+use mainstay::types::guard::{GuardConfig, GuardDatastore, GuardOrder};
+use mainstay::types::settings::{ClusterSettings, MemberSettings};
+use mainstay::types::vm::HostCapacity;
+use mainstay::types::{BootId, DatastoreId, HostId, HostIndex, Incarnation, Ticket, Time, VmId};
+use uuid::Uuid;
+
+use super::guard::Guard;
+use super::hypervisor::Domain;
+use super::world::{Gate, H, Item, World, nanos};
+
+/// Memory of every host.
+const MEMORY_KIB: u64 = 16 << 20;
+
+/// A clock that counts from its own beginning, at its own rate.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    offset: u64,
+    /// Parts per million by which it is fast.
+    rate: i64,
+}
+
+impl Clock {
+    /// What it shows.
+    pub fn at(self, world: u64) -> Time {
+        Time(self.offset + (world as i64 + world as i64 / 1_000_000 * self.rate) as u64)
+    }
+    /// A moment at which it certainly shows this or later, and not much later.
+    pub fn when(self, local: Time) -> u64 {
+        let shown = local.0.saturating_sub(self.offset) as i64;
+        let mut world = shown - shown / 1_000_000 * self.rate;
+        while self.at(world.max(0) as u64) < local {
+            world += 1_000_000;
+        }
+        world.max(0) as u64
+    }
+}
+
+/// A path to a datastore.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Path {
+    /// Works.
+    Well,
+    /// Nothing comes back.
+    Hung,
+    /// Everything fails at once.
+    Broken,
+}
+
+/// A running agent.
+pub struct Agent {
+    /// Which.
+    pub life: u64,
+    /// The real one.
+    pub core: Core,
+    /// When it is woken next.
+    due: u64,
+}
+
+/// One host.
+pub struct Host {
+    /// Its place in the world.
+    pub n: H,
+    /// Its id.
+    pub id: HostId,
+    /// Its name.
+    pub name: String,
+    /// Its place in the roster.
+    pub index: HostIndex,
+    /// Its clock.
+    pub clock: Clock,
+    /// Its boot; none = off.
+    pub life: Option<u64>,
+    /// Nothing in it moves.
+    pub frozen: bool,
+    /// When it was thawed.
+    pub thawed: Option<u64>,
+    /// What waits for the thaw.
+    pub backlog: Vec<Item>,
+    /// systemd is shutting down.
+    pub going_down: bool,
+    /// Its agent.
+    pub agent: Option<Agent>,
+    /// Its guard.
+    pub guard: Option<Guard>,
+    /// libvirtd's life.
+    pub libvirtd: Option<u64>,
+    /// Definitions, and QEMUs.
+    pub domains: BTreeMap<VmId, Domain>,
+    /// Disk: settings document.
+    pub settings: ClusterSettings,
+    /// Disk: incarnation.
+    pub incarnation: Incarnation,
+    /// /run: rows of the guard.
+    pub kept: Vec<KeptRow>,
+    /// /run: VMs that the hook lets start without an agent.
+    pub unprotected: BTreeSet<VmId>,
+    /// Paths to datastores; missing = well.
+    pub paths: BTreeMap<DatastoreId, Path>,
+    told_kib: u64,
+}
+
+impl Host {
+    /// Off.
+    pub fn new(n: H, member: MemberSettings, settings: ClusterSettings, rate: i64) -> Self {
+        Self {
+            n,
+            id: member.host,
+            name: member.name,
+            index: member.index,
+            clock: Clock { offset: (n as u64 + 1) * 1_000_000_000_000, rate },
+            life: None,
+            frozen: false,
+            thawed: None,
+            backlog: Vec::new(),
+            going_down: false,
+            agent: None,
+            guard: None,
+            libvirtd: None,
+            domains: BTreeMap::new(),
+            settings,
+            incarnation: Incarnation(1000),
+            kept: Vec::new(),
+            unprotected: BTreeSet::new(),
+            paths: BTreeMap::new(),
+            told_kib: 0,
+        }
+    }
+    /// Of its kernel.
+    pub fn boot(&self) -> BootId {
+        BootId(Uuid::from_u128(0xb007_0000 + u128::from(self.life.unwrap_or(0))))
+    }
+    /// Gate of the present boot.
+    pub fn kernel(&self) -> Gate {
+        Gate::Kernel(self.n, self.life.unwrap_or(0))
+    }
+    /// How a datastore is reached.
+    pub fn path(&self, id: DatastoreId) -> Path {
+        self.paths.get(&id).copied().unwrap_or(Path::Well)
+    }
+}
+
+impl World {
+    // ---- life ---------------------------------------------------------------------------------------------------
+
+    /// Power on: guard, then libvirtd, then the agent.
+    pub fn boot(&mut self, h: H) {
+        if self.hosts[h].life.is_some() {
+            return;
+        }
+        let life = self.new_life();
+        let host = &mut self.hosts[h];
+        host.life = Some(life);
+        host.kept.clear();
+        host.unprotected.clear();
+        let gate = host.kernel();
+        self.reconnect_storage(h);
+        self.after(gate, Duration::from_millis(1000), move |world| world.start_guard(h));
+        self.after(gate, Duration::from_millis(2000), move |world| world.start_libvirtd(h));
+        self.after(gate, Duration::from_millis(2500), move |world| world.start_agent(h));
+    }
+
+    /// Power off: everything is gone at once.
+    pub fn kill(&mut self, h: H) {
+        self.silence_storage(h);
+        let host = &mut self.hosts[h];
+        host.life = None;
+        host.frozen = false;
+        host.going_down = false;
+        host.backlog.clear();
+        host.agent = None;
+        host.guard = None;
+        host.libvirtd = None;
+        for domain in host.domains.values_mut() {
+            domain.lose_power();
+        }
+        self.hang_up(h);
+    }
+
+    /// Orderly shutdown: guests first (libvirt-guests), then our services, then the power.
+    pub fn power_off(&mut self, h: H) {
+        if self.hosts[h].life.is_none() {
+            return;
+        }
+        self.hosts[h].going_down = true;
+        let gate = self.hosts[h].kernel();
+        let running: Vec<VmId> =
+            self.hosts[h].domains.iter().filter(|(_, domain)| domain.qemu.is_some()).map(|(vm, _)| *vm).collect();
+        for vm in running {
+            self.shut_down(h, vm, false);
+        }
+        self.after(gate, Duration::from_millis(3000), move |world| world.stop_agent(h));
+        self.after(gate, Duration::from_millis(3500), move |world| world.stop_guard(h));
+        self.after(gate, Duration::from_millis(4000), move |world| world.kill(h));
+    }
+
+    /// Nothing on the host moves any more; its clock goes on.
+    pub fn freeze(&mut self, h: H) {
+        if self.hosts[h].life.is_some() && !self.hosts[h].frozen {
+            self.hosts[h].frozen = true;
+            self.silence_storage(h);
+        }
+    }
+
+    /// It goes on. The guard's timer is due, and so are the vCPUs: who comes first is luck.
+    pub fn thaw(&mut self, h: H) {
+        if !std::mem::take(&mut self.hosts[h].frozen) {
+            return;
+        }
+        self.hosts[h].thawed = Some(self.now);
+        self.reconnect_storage(h);
+        let backlog = std::mem::take(&mut self.hosts[h].backlog);
+        if let Some(guard) = &self.hosts[h].guard {
+            let gate = Gate::Guard(h, guard.life);
+            self.after(gate, Duration::from_micros(500), move |world| world.enforce(h));
+        }
+        let gate = self.hosts[h].kernel();
+        self.after(gate, Duration::from_millis(2), move |world| world.release(backlog));
+    }
+
+    // ---- agent --------------------------------------------------------------------------------------------------
+
+    /// A new process.
+    pub fn start_agent(&mut self, h: H) {
+        if self.hosts[h].agent.is_some() || self.hosts[h].life.is_none() {
+            return;
+        }
+        let life = self.new_life();
+        let now = self.local(h);
+        let host = &self.hosts[h];
+        let me = Me {
+            host: host.id,
+            boot: host.boot(),
+            started: now,
+            nonce_seed: u128::from(life) << 64,
+            ticket_seed: life << 32,
+        };
+        let mut core = Core::new(me, host.settings.clone());
+        let output = core.start(now);
+        self.hosts[h].agent = Some(Agent { life, core, due: u64::MAX });
+        self.hosts[h].told_kib = 0;
+        self.carry_out(h, output);
+        self.arm(h);
+        let gate = Gate::Agent(h, life);
+        self.after(gate, Duration::from_millis(1), move |world| world.connect_guard(h));
+        self.after(gate, Duration::from_millis(5), move |world| world.connect_libvirt(h));
+        self.after(gate, Duration::from_millis(1), move |world| world.tell_capacity(h));
+    }
+
+    /// SIGKILL.
+    pub fn stop_agent(&mut self, h: H) {
+        if self.hosts[h].agent.take().is_some() {
+            if let Some(guard) = &mut self.hosts[h].guard {
+                guard.disconnect();
+            }
+            self.hang_up(h);
+        }
+    }
+
+    /// Another process after the death of the old one.
+    pub fn restart_agent(&mut self, h: H) {
+        self.stop_agent(h);
+        let gate = self.hosts[h].kernel();
+        self.after(gate, Duration::from_millis(300), move |world| world.start_agent(h));
+    }
+
+    /// Tells the real core something.
+    pub fn agent_event(&mut self, h: H, event: Event) {
+        let now = self.local(h);
+        let Some(agent) = &mut self.hosts[h].agent else { return };
+        let told = self.trace.then(|| format!("{event:?}"));
+        let output = agent.core.step(now, event);
+        if let Some(told) = told {
+            self.trace_step(h, &told, &output);
+        }
+        self.carry_out(h, output);
+        self.arm(h);
+    }
+
+    fn trace_step(&mut self, h: H, event: &str, output: &Output) {
+        if event.starts_with("Heard") || event.starts_with("Guard(Beaten") || event.starts_with("Guard(Lease") {
+            return;
+        }
+        let name = self.hosts[h].name.clone();
+        self.tell(&name, &format!("<- {event:.400}"));
+        for action in &output.actions {
+            let text = format!("{action:?}");
+            if !text.contains("Beat(") {
+                self.tell(&name, &format!("  -> {text:.400}"));
+            }
+        }
+    }
+
+    fn arm(&mut self, h: H) {
+        let now = self.now;
+        let clock = self.hosts[h].clock;
+        let Some(agent) = &mut self.hosts[h].agent else { return };
+        let Some(due) = agent.core.next_due() else { return };
+        let at = clock.when(due).max(now);
+        if agent.due <= at {
+            return;
+        }
+        agent.due = at;
+        let life = agent.life;
+        self.at(Gate::Agent(h, life), at, move |world| world.wake_agent(h, at));
+    }
+
+    fn wake_agent(&mut self, h: H, at: u64) {
+        let Some(agent) = &mut self.hosts[h].agent else { return };
+        if agent.due != at {
+            return; // Armed anew since.
+        }
+        agent.due = u64::MAX;
+        self.agent_event(h, Event::Due);
+    }
+
+    fn carry_out(&mut self, h: H, output: Output) {
+        if let Some(settings) = output.save {
+            self.hosts[h].settings = *settings;
+        }
+        for action in output.actions {
+            self.act(h, action);
+        }
+    }
+
+    fn act(&mut self, h: H, action: Action) {
+        match action {
+            Action::Guard(ticket, order) => self.guard_order(h, ticket, order),
+            Action::Store { ticket, datastore, order, within } => self.store_order(h, ticket, datastore, order, within),
+            Action::Domain { ticket, order, within } => self.domain_order(h, ticket, order, within),
+            Action::Send { ticket, to, request, within } => self.send(h, ticket, to, *request, within),
+            Action::Fence { ticket, host, within, .. } => self.fence(h, ticket, host, within),
+            Action::ProbeLocks { ticket, paths, within } => self.probe_locks(h, ticket, &paths, within),
+            Action::Answer(ask, reply) => self.answered(h, ask, reply),
+            Action::HookAnswer(ask, result) => self.hook_answered(h, ask, result),
+            Action::OpenDatastore(..) => {}
+            Action::Apply(settings) => self.apply(h, &settings),
+            Action::Unprotected(vms) => self.hosts[h].unprotected = vms.into_iter().collect(),
+            Action::Note(note) => {
+                let name = self.hosts[h].name.clone();
+                self.tell(&name, &note.text);
+            }
+        }
+    }
+
+    /// The answer to an order of an agent, unless it is late.
+    pub fn done(&mut self, h: H, life: u64, ticket: Ticket, outcome: Outcome) {
+        if self.open.remove(&(h, life, ticket.0)) {
+            self.agent_event(h, Event::Done(ticket, outcome));
+        }
+    }
+
+    fn apply(&mut self, h: H, settings: &ClusterSettings) {
+        let host = &self.hosts[h];
+        let datastores = settings.datastores.iter().zip(0_u8..).map(|(datastore, position)| GuardDatastore {
+            id: datastore.id,
+            position,
+            path: datastore.path.clone(),
+        });
+        let config = GuardConfig {
+            cluster: settings.cluster,
+            host: host.id,
+            index: host.index,
+            keys: vec![BeatKey { id: 1, secret: [7; 32] }],
+            timing: settings.timing,
+            interfaces: Vec::new(),
+            peers: Vec::new(),
+            datastores: datastores.collect(),
+        };
+        self.guard_order(h, Ticket(0), GuardOrder::Configure(Box::new(config)));
+    }
+
+    /// Memory as the agent sees it, if it changed.
+    pub fn tell_capacity(&mut self, h: H) {
+        let host = &mut self.hosts[h];
+        let used = host.domains.values().filter(|domain| domain.qemu.is_some()).count() as u64;
+        let free_kib = MEMORY_KIB - (used << 20);
+        let Some(agent) = &host.agent else { return };
+        if host.told_kib == free_kib {
+            return;
+        }
+        host.told_kib = free_kib;
+        let capacity = HostCapacity { free_kib, total_kib: MEMORY_KIB, cpus: 8 };
+        let gate = Gate::Agent(h, agent.life);
+        // It looks every few seconds.
+        let delay = Duration::from_nanos(5_000_000_000 - self.now % 5_000_000_000).min(Duration::from_secs(5));
+        let delay = if self.now < nanos(super::world::SETTLING) { Duration::ZERO } else { delay };
+        self.after(gate, delay, move |world| world.agent_event(h, Event::Capacity(capacity)));
+    }
+}

@@ -1,0 +1,454 @@
+//! libvirtd and QEMU of a host: domains, starts through the hook, ends for every reason, events, hung calls.
+//!
+//! ```text
+//!  start: hook prepare ─ allowed ─► lock the image ─► QEMU (vCPUs stand) ─► started ─► vCPUs run
+//!  end:   QEMU exits ─► the guard sees it (1 ms) ─► libvirt's event (3 ms)
+//! ```
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use mainstay::core::event::{AskId, Event, HookWish, Outcome};
+use mainstay::guard::table::ProcessKey;
+use mainstay::types::vm::{DomainAnswer, DomainChange, DomainFailure, DomainInfo, DomainOrder, DomainState, OffReason};
+use mainstay::types::{Ticket, VmId};
+
+use super::host::Path;
+use super::people::Waiter;
+use super::world::{Gate, H, World};
+
+/// The hook's patience with the agent.
+const HOOK: Duration = Duration::from_secs(3);
+/// A guest's time to shut itself down.
+const SHUTDOWN: Duration = Duration::from_secs(1);
+
+/// One QEMU.
+#[derive(Clone, Debug)]
+pub struct Qemu {
+    /// Its process.
+    pub key: ProcessKey,
+    /// Its vCPUs may run, as far as QEMU is concerned.
+    pub cpus: bool,
+    /// Stopped by signal and freezer.
+    pub halted: bool,
+    /// Killed; it cannot exit while its storage hangs.
+    pub dying: bool,
+    /// Waits for memory from another host.
+    pub incoming: bool,
+}
+
+/// One domain of libvirt.
+#[derive(Clone, Debug)]
+pub struct Domain {
+    /// Has a definition on disk.
+    pub defined: bool,
+    /// Its process.
+    pub qemu: Option<Qemu>,
+    /// A start is under way in libvirt.
+    pub starting: bool,
+    /// Why it stopped last.
+    pub off: OffReason,
+}
+
+impl Domain {
+    fn new() -> Self {
+        Self { defined: false, qemu: None, starting: false, off: OffReason::Unknown }
+    }
+    /// The host's power went.
+    pub fn lose_power(&mut self) {
+        self.qemu = None;
+        self.starting = false;
+        self.off = OffReason::Unknown;
+    }
+    fn state(&self) -> DomainState {
+        match &self.qemu {
+            Some(qemu) if qemu.cpus => DomainState::Running,
+            Some(_) => DomainState::Paused { by_io_error: false },
+            None => DomainState::Off(self.off),
+        }
+    }
+}
+
+type Then = Box<dyn FnOnce(&mut World, Result<(), DomainFailure>)>;
+
+impl World {
+    // ---- libvirtd -----------------------------------------------------------------------------------------------
+
+    /// A new daemon finds the QEMUs that are there.
+    pub fn start_libvirtd(&mut self, h: H) {
+        if self.hosts[h].libvirtd.is_some() || self.hosts[h].life.is_none() {
+            return;
+        }
+        let life = self.new_life();
+        self.hosts[h].libvirtd = Some(life);
+        let gate = Gate::Libvirt(h, life);
+        self.after(gate, Duration::from_millis(50), move |world| world.connect_libvirt(h));
+    }
+
+    /// The daemon ends and another begins; QEMUs go on.
+    pub fn restart_libvirtd(&mut self, h: H) {
+        if self.hosts[h].libvirtd.take().is_none() {
+            return;
+        }
+        for domain in self.hosts[h].domains.values_mut() {
+            domain.starting = false;
+        }
+        if let Some(agent) = &self.hosts[h].agent {
+            let gate = Gate::Agent(h, agent.life);
+            self.after(gate, Duration::from_millis(1), move |world| {
+                world.agent_event(h, Event::LibvirtDown("connection reset".to_owned()));
+            });
+        }
+        let gate = self.hosts[h].kernel();
+        self.after(gate, Duration::from_millis(1000), move |world| world.start_libvirtd(h));
+    }
+
+    /// The agent connects: first the events, then the list.
+    pub fn connect_libvirt(&mut self, h: H) {
+        if self.hosts[h].libvirtd.is_some() && self.hosts[h].agent.is_some() {
+            self.agent_event(h, Event::LibvirtUp);
+            let listed = self.list(h);
+            self.agent_event(h, listed);
+        }
+    }
+
+    fn list(&self, h: H) -> Event {
+        let host = &self.hosts[h];
+        let there = host.domains.iter().filter(|(_, domain)| domain.defined || domain.qemu.is_some());
+        let info = |(vm, domain): (&VmId, &Domain)| {
+            let spec = &self.vms[vm];
+            let info = DomainInfo {
+                vm: *vm,
+                name: spec.name.clone(),
+                state: domain.state(),
+                persistent: domain.defined,
+                autostart: false,
+                xml: spec.record.xml.clone(),
+                pid: domain.qemu.as_ref().map(|qemu| qemu.key.pid),
+                managed_save: false,
+            };
+            (info, Ok(Box::new(spec.record.clone())))
+        };
+        Event::Listed(there.map(info).collect())
+    }
+
+    /// libvirt tells the agent what happened to a domain.
+    pub fn domain_event(&mut self, h: H, vm: VmId, change: DomainChange) {
+        let host = &self.hosts[h];
+        let (Some(_), Some(agent)) = (host.libvirtd, &host.agent) else { return };
+        let name = self.vm_name(vm);
+        let gate = Gate::Agent(h, agent.life);
+        let ends = matches!(change, DomainChange::Stopped(_) | DomainChange::ShuttingDown { .. });
+        let delay = self.latency(1000);
+        self.after(gate, delay, move |world| {
+            if ends && world.hosts[h].going_down {
+                world.agent_event(h, Event::GoingDown);
+            }
+            world.agent_event(h, Event::Changed { vm, name, change });
+        });
+    }
+
+    /// The domain, made if it is not there.
+    pub fn domain(&mut self, h: H, vm: VmId) -> &mut Domain {
+        self.hosts[h].domains.entry(vm).or_insert_with(Domain::new)
+    }
+
+    /// Its QEMU.
+    pub fn qemu(&mut self, h: H, vm: VmId) -> Option<&mut Qemu> {
+        self.hosts[h].domains.get_mut(&vm)?.qemu.as_mut()
+    }
+
+    // ---- orders of the agent ------------------------------------------------------------------------------------
+
+    /// An order of the agent, on a worker thread with a deadline.
+    pub fn domain_order(&mut self, h: H, ticket: Ticket, order: DomainOrder, within: Duration) {
+        let Some(life) = self.hosts[h].agent.as_ref().map(|agent| agent.life) else { return };
+        let gate = Gate::Agent(h, life);
+        self.open.insert((h, life, ticket.0));
+        let told = move |world: &mut Self, answer: DomainAnswer| {
+            world.after(gate, Duration::from_micros(300), move |world| {
+                world.done(h, life, ticket, Outcome::Domain(answer));
+            });
+        };
+        self.after(gate, within, move |world| {
+            world.done(h, life, ticket, Outcome::Domain(DomainAnswer::Failed(DomainFailure::Timeout)));
+        });
+        let Some(daemon) = self.hosts[h].libvirtd else {
+            return told(self, DomainAnswer::Failed(DomainFailure::NoDaemon("connection refused".to_owned())));
+        };
+        let then: Then = Box::new(move |world, result| {
+            told(world, result.map_or_else(DomainAnswer::Failed, |()| DomainAnswer::Done));
+        });
+        let gate = Gate::Libvirt(h, daemon);
+        let delay = self.latency(2000);
+        match order {
+            DomainOrder::List => self.after(gate, delay, move |world| {
+                let listed = world.list(h);
+                world.after(Gate::Agent(h, life), Duration::from_micros(300), move |world| {
+                    world.agent_event(h, listed);
+                    world.done(h, life, ticket, Outcome::Domain(DomainAnswer::Listed(Vec::new())));
+                });
+            }),
+            DomainOrder::Define { xml } => self.after(gate, delay, move |world| {
+                let vm = world.vm(&xml).expect("definitions of the world");
+                world.domain(h, vm).defined = true;
+                world.domain_event(h, vm, DomainChange::Defined);
+                then(world, Ok(()));
+            }),
+            DomainOrder::Undefine { vm } => self.after(gate, delay, move |world| {
+                world.domain(h, vm).defined = false;
+                world.domain_event(h, vm, DomainChange::Undefined);
+                then(world, Ok(()));
+            }),
+            DomainOrder::StartPaused { vm } => self.start_domain(h, vm, false, then),
+            DomainOrder::Resume { vm } => self.after(gate, delay, move |world| world.resume(h, vm, then)),
+            DomainOrder::Suspend { vm } => self.after(gate, delay, move |world| {
+                if let Some(qemu) = world.qemu(h, vm) {
+                    qemu.cpus = false;
+                    world.domain_event(h, vm, DomainChange::Suspended { migrated: false, by_io_error: false });
+                }
+                then(world, Ok(()));
+            }),
+            DomainOrder::Shutdown { vm } => self.after(gate, delay, move |world| {
+                world.shut_down(h, vm, false);
+                then(world, Ok(()));
+            }),
+            DomainOrder::Destroy { vm } => self.after(gate, delay, move |world| world.destroy(h, vm, then)),
+            DomainOrder::Reset { .. } => self.after(gate, delay, move |world| then(world, Ok(()))),
+            DomainOrder::Migrate { vm, uri, .. } => self.migrate(h, vm, &uri, then),
+            DomainOrder::AbortJob { vm } => self.after(gate, delay, move |world| {
+                world.abort_migration(h, vm);
+                then(world, Ok(()));
+            }),
+        }
+    }
+
+    // ---- start --------------------------------------------------------------------------------------------------
+
+    /// `virsh start`, or the agent's start with vCPUs standing.
+    pub fn start_domain(&mut self, h: H, vm: VmId, run: bool, then: Then) {
+        let Some(daemon) = self.hosts[h].libvirtd else {
+            return then(self, Err(DomainFailure::NoDaemon("connection refused".to_owned())));
+        };
+        let domain = self.domain(h, vm);
+        if !domain.defined {
+            return then(self, Err(DomainFailure::NoDomain));
+        }
+        if domain.qemu.is_some() || domain.starting {
+            return then(self, Err(DomainFailure::Host("domain is already running".to_owned())));
+        }
+        domain.starting = true;
+        self.hook(
+            h,
+            vm,
+            HookWish::Prepare,
+            Box::new(move |world, allowed| {
+                if world.hosts[h].libvirtd != Some(daemon) {
+                    return then(world, Err(DomainFailure::NoDaemon("connection reset".to_owned())));
+                }
+                match allowed {
+                    Err(why) => {
+                        world.domain(h, vm).starting = false;
+                        then(world, Err(DomainFailure::Refused(why)));
+                    }
+                    Ok(()) => {
+                        let delay = world.latency(80_000);
+                        world.after(Gate::Libvirt(h, daemon), delay, move |world| world.launch(h, vm, run, then));
+                    }
+                }
+            }),
+        );
+    }
+
+    /// QEMU opens its images and stands; while the storage hangs it hangs, too.
+    fn launch(&mut self, h: H, vm: VmId, run: bool, then: Then) {
+        let home = self.vms[&vm].record.home;
+        let gate = Gate::Libvirt(h, self.hosts[h].libvirtd.unwrap_or(0));
+        match self.hosts[h].path(home) {
+            Path::Well if !self.stores[&home].hung => {}
+            Path::Well | Path::Hung => {
+                return self.after(gate, Duration::from_millis(100), move |world| world.launch(h, vm, run, then));
+            }
+            Path::Broken => {
+                self.domain(h, vm).starting = false;
+                return then(self, Err(DomainFailure::Host("disk: input/output error".to_owned())));
+            }
+        }
+        if self.starts_fail.contains(&h) {
+            self.domain(h, vm).starting = false;
+            return then(self, Err(DomainFailure::Host("no network 'front'".to_owned())));
+        }
+        let boot = self.hosts[h].life.unwrap_or(0);
+        if let Err(holder) = self.stores.get_mut(&home).expect("its home").lock(vm, h, boot) {
+            self.domain(h, vm).starting = false;
+            let holder = self.hosts[holder].name.clone();
+            return then(self, Err(DomainFailure::ImageLocked(holder)));
+        }
+        self.spawn(h, vm, false);
+        let delay = self.latency(30_000);
+        self.after(gate, delay, move |world| {
+            world.domain_event(h, vm, DomainChange::Started { by_migration: false });
+            if run {
+                world.set_cpus(h, vm, true);
+            } else {
+                world.domain_event(h, vm, DomainChange::Suspended { migrated: false, by_io_error: false });
+            }
+            then(world, Ok(()));
+        });
+    }
+
+    /// A QEMU process appears; the guard finds its pid file.
+    pub fn spawn(&mut self, h: H, vm: VmId, incoming: bool) {
+        let pid = self.new_life();
+        let key = ProcessKey { pid: pid as u32, started: pid };
+        let domain = self.domain(h, vm);
+        domain.starting = false;
+        domain.qemu = Some(Qemu { key, cpus: false, halted: false, dying: false, incoming });
+        let gate = self.hosts[h].kernel();
+        let delay = self.latency(5000);
+        self.after(gate, delay, move |world| world.watch(h));
+        self.tell_capacity(h);
+    }
+
+    /// vCPUs are let go, or stand.
+    pub fn set_cpus(&mut self, h: H, vm: VmId, run: bool) {
+        if let Some(qemu) = self.qemu(h, vm) {
+            qemu.cpus = run;
+            if run {
+                self.domain_event(h, vm, DomainChange::Resumed);
+            }
+        }
+    }
+
+    fn resume(&mut self, h: H, vm: VmId, then: Then) {
+        match self.qemu(h, vm) {
+            None => then(self, Err(DomainFailure::NoDomain)),
+            Some(qemu) if qemu.halted => {
+                // Its monitor does not answer; the call takes effect after the stop is lifted.
+                let gate = Gate::Libvirt(h, self.hosts[h].libvirtd.unwrap_or(0));
+                self.after(gate, Duration::from_millis(50), move |world| world.resume(h, vm, then));
+            }
+            Some(_) => {
+                let home = self.vms[&vm].record.home;
+                let boot = self.hosts[h].life.unwrap_or(0);
+                if let Err(holder) = self.stores.get_mut(&home).expect("its home").lock(vm, h, boot) {
+                    let holder = self.hosts[holder].name.clone();
+                    return then(self, Err(DomainFailure::ImageLocked(holder)));
+                }
+                if let Some(qemu) = self.qemu(h, vm) {
+                    qemu.incoming = false;
+                }
+                self.set_cpus(h, vm, true);
+                then(self, Ok(()));
+            }
+        }
+    }
+
+    // ---- hook ---------------------------------------------------------------------------------------------------
+
+    /// libvirt's hook asks the agent; without one only VMs that are listed as unprotected pass.
+    pub fn hook(&mut self, h: H, vm: VmId, wish: HookWish, then: Box<dyn FnOnce(&mut World, Result<(), String>)>) {
+        let gate = self.hosts[h].kernel();
+        let Some(agent) = self.hosts[h].agent.as_ref().map(|agent| agent.life) else {
+            let free = self.hosts[h].unprotected.contains(&vm);
+            let answer = if free { Ok(()) } else { Err("mainstay: mainstayd does not run".to_owned()) };
+            return self.after(gate, Duration::from_millis(5), move |world| then(world, answer));
+        };
+        let AskId(ask) = self.wait(Waiter::Hook { at: h, then });
+        let (name, record) = (self.vm_name(vm), self.vms[&vm].record.clone());
+        self.after(Gate::Agent(h, agent), Duration::from_millis(5), move |world| {
+            let record = Ok(Box::new(record));
+            world.agent_event(h, Event::Hooked { ask: AskId(ask), vm, name, wish, record });
+        });
+        self.after(gate, HOOK, move |world| {
+            world.hook_answered(h, AskId(ask), Err("mainstay: mainstayd does not answer".to_owned()));
+        });
+    }
+
+    // ---- ends ---------------------------------------------------------------------------------------------------
+
+    /// The guest is asked to shut down, or does it by itself.
+    pub fn shut_down(&mut self, h: H, vm: VmId, by_guest: bool) {
+        let Some(qemu) = self.qemu(h, vm) else { return };
+        if !qemu.cpus || qemu.halted {
+            return; // Nobody in there listens.
+        }
+        let key = qemu.key;
+        self.domain_event(h, vm, DomainChange::ShuttingDown { by_guest });
+        let gate = self.hosts[h].kernel();
+        let takes = if by_guest { Duration::from_millis(50) } else { SHUTDOWN };
+        self.after(gate, takes, move |world| world.exit(h, vm, key, OffReason::Shutdown));
+    }
+
+    /// `virsh destroy`: a stopped process takes ten seconds.
+    pub fn destroy(&mut self, h: H, vm: VmId, then: Then) {
+        let Some(qemu) = self.qemu(h, vm) else {
+            return then(self, Err(DomainFailure::NoDomain));
+        };
+        let (key, takes) = (qemu.key, if qemu.halted { 10_000 } else { 20 });
+        let gate = Gate::Libvirt(h, self.hosts[h].libvirtd.unwrap_or(0));
+        self.after(gate, Duration::from_millis(takes), move |world| {
+            world.exit(h, vm, key, OffReason::Destroyed);
+            then(world, Ok(()));
+        });
+    }
+
+    /// SIGKILL by the guard.
+    pub fn kill_qemu(&mut self, h: H, vm: VmId, key: ProcessKey) {
+        let gate = self.hosts[h].kernel();
+        self.after(gate, Duration::from_millis(6), move |world| world.exit(h, vm, key, OffReason::Failed));
+    }
+
+    /// The process ends; on hung storage it cannot, until the storage is back.
+    pub fn exit(&mut self, h: H, vm: VmId, key: ProcessKey, reason: OffReason) {
+        let home = self.vms[&vm].record.home;
+        let hung = self.hosts[h].path(home) == Path::Hung || self.stores[&home].hung;
+        let gate = self.hosts[h].kernel();
+        let Some(qemu) = self.qemu(h, vm).filter(|qemu| qemu.key == key) else { return };
+        if hung {
+            qemu.dying = true;
+            return self.after(gate, Duration::from_millis(100), move |world| world.exit(h, vm, key, reason));
+        }
+        let boot = self.hosts[h].life.unwrap_or(0);
+        if self.hosts[h].path(home) == Path::Well {
+            self.stores.get_mut(&home).expect("its home").release(vm, h, boot);
+        }
+        let seen = self.hosts[h].libvirtd.is_some();
+        let domain = self.domain(h, vm);
+        domain.qemu = None;
+        domain.off = if seen { reason } else { OffReason::Daemon };
+        self.tell_capacity(h);
+        self.after(gate, Duration::from_millis(1), move |world| world.saw_exit(h, vm, key, reason));
+        self.after(gate, Duration::from_millis(3), move |world| {
+            world.domain_event(h, vm, DomainChange::Stopped(reason));
+        });
+    }
+
+    // ---- signals of the guard -----------------------------------------------------------------------------------
+
+    /// SIGSTOP and freezer.
+    pub fn halt(&mut self, h: H, vm: VmId) {
+        if let Some(qemu) = self.qemu(h, vm) {
+            qemu.halted = true;
+        }
+    }
+
+    /// The reverse.
+    pub fn lift(&mut self, h: H, vm: VmId, key: ProcessKey) {
+        if let Some(qemu) = self.qemu(h, vm).filter(|qemu| qemu.key == key) {
+            qemu.halted = false;
+        }
+    }
+
+    /// Every copy of every VM that is there, by host.
+    pub fn qemus(&self) -> impl Iterator<Item = (H, VmId, &Qemu)> {
+        self.hosts.iter().flat_map(|host| {
+            host.domains.iter().filter_map(move |(vm, domain)| Some((host.n, *vm, domain.qemu.as_ref()?)))
+        })
+    }
+
+    /// Domains of a host, for the end of a story.
+    pub fn domains(&self, h: H) -> &BTreeMap<VmId, Domain> {
+        &self.hosts[h].domains
+    }
+}

@@ -1,0 +1,25 @@
+//! The simulator: whole clusters of real `Core` values, with the guard's real state, table and leases, in virtual time.
+//!
+//! ```text
+//!   scenario / random ──► world ──► event heap ──► one event ──► core.step / guard.state ──► actions ──► heap
+//!                           │                          └─► invariants, after every event
+//!                           └── network, datastore, hypervisor, guard's threads: simulated
+//! ```
+//!
+//! Real: every decision of the agent (`core`), and of the guard its leases, epochs, table, beats and reports
+//! (`guard::state`, `guard::store`, `guard::table`). Simulated: time, threads, I/O, signals, libvirt, QEMU, people.
+//! Same seed, same run, to the nanosecond.
+//!
+//! Deliberately not here: bytes (`wire` has golden tests), sealing, TLS, systemd's own failures.
+#![allow(dead_code)] // Each of the two test programs uses a part of it.
+
+pub mod datastore;
+pub mod guard;
+pub mod host;
+pub mod hypervisor;
+pub mod invariants;
+pub mod migration;
+pub mod network;
+pub mod people;
+pub mod scenario;
+pub mod world;

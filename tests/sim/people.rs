@@ -1,0 +1,104 @@
+//! People at the keyboard, and everybody else who waits for an agent's answer.
+
+use mainstay::core::event::{AskId, Event};
+use mainstay::types::control::{Reply, Request, VmCommand};
+use mainstay::types::vm::{DomainFailure, OffReason};
+use mainstay::types::{Ticket, VmId};
+
+use super::world::{Gate, H, World};
+
+/// Who waits.
+pub enum Waiter {
+    /// Another agent.
+    Agent { at: H, from: H, life: u64, ticket: Ticket },
+    /// A person at this host.
+    Person { at: H, what: String },
+    /// libvirt's hook.
+    Hook { at: H, then: Box<dyn FnOnce(&mut World, Result<(), String>)> },
+}
+
+impl World {
+    /// An agent has answered a question.
+    pub fn answered(&mut self, h: H, ask: AskId, reply: Reply) {
+        match self.waiters.remove(&ask.0) {
+            None => {}
+            Some(Waiter::Agent { from, life, ticket, .. }) => self.reply(h, from, life, ticket, reply),
+            Some(Waiter::Person { what, .. }) => {
+                let text = match reply {
+                    Reply::Done => "done".to_owned(),
+                    Reply::AlreadySo => "it was so already".to_owned(),
+                    Reply::Ran { generation } => format!("runs under generation {generation}"),
+                    Reply::Denied(denial) => format!("denied: {denial}"),
+                    other => format!("{other:?}"),
+                };
+                let name = self.hosts[h].name.clone();
+                self.tell(&name, &format!("$ {what}: {text}"));
+            }
+            Some(Waiter::Hook { .. }) => panic!("a hook got the answer of a question"),
+        }
+    }
+
+    /// An agent has answered the hook.
+    pub fn hook_answered(&mut self, h: H, ask: AskId, result: Result<(), String>) {
+        if let Some(Waiter::Hook { then, .. }) = self.waiters.remove(&ask.0) {
+            let gate = self.hosts[h].kernel();
+            self.after(gate, std::time::Duration::from_millis(1), move |world| then(world, result));
+        }
+    }
+
+    /// `mainstay vm …` on a host.
+    pub fn command(&mut self, h: H, what: &str, command: VmCommand) {
+        let name = self.hosts[h].name.clone();
+        if self.hosts[h].agent.is_none() {
+            return self.tell(&name, &format!("$ {what}: mainstayd does not run"));
+        }
+        let ask = self.wait(Waiter::Person { at: h, what: what.to_owned() });
+        self.agent_event(h, Event::Asked { ask, from: None, request: Box::new(Request::Vm(command)) });
+    }
+
+    /// `virsh define` (if it is not defined there) and `virsh start`.
+    pub fn virsh_start(&mut self, h: H, vm: VmId) {
+        self.domain(h, vm).defined = true;
+        let name = self.vm_name(vm);
+        self.start_domain(
+            h,
+            vm,
+            true,
+            Box::new(move |world, result| {
+                let text = match result {
+                    Ok(()) => "started".to_owned(),
+                    Err(DomainFailure::Refused(why)) => format!("refused: {why}"),
+                    Err(why) => format!("{why:?}"),
+                };
+                let host = world.hosts[h].name.clone();
+                world.tell(&host, &format!("$ virsh start {name}: {text}"));
+            }),
+        );
+    }
+
+    /// `virsh destroy`.
+    pub fn virsh_destroy(&mut self, h: H, vm: VmId) {
+        if self.hosts[h].libvirtd.is_some() {
+            self.destroy(h, vm, Box::new(|_, _| {}));
+        }
+    }
+
+    /// QEMU dies by itself.
+    pub fn crash(&mut self, h: H, vm: VmId) {
+        if let Some(key) = self.qemu(h, vm).map(|qemu| qemu.key) {
+            self.exit(h, vm, key, OffReason::Failed);
+        }
+    }
+
+    /// The host on which a copy of a VM is, running or not.
+    pub fn place_of(&self, vm: VmId) -> Option<H> {
+        let copies: Vec<(H, bool)> =
+            self.qemus().filter(|(_, of, _)| *of == vm).map(|(h, _, qemu)| (h, qemu.cpus)).collect();
+        copies.iter().find(|(_, cpus)| *cpus).or(copies.first()).map(|(h, _)| *h)
+    }
+
+    /// A gate for people who outlive hosts.
+    pub fn outside() -> Gate {
+        Gate::World
+    }
+}

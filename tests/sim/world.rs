@@ -1,0 +1,377 @@
+//! Virtual time: the heap of what will happen, and whose death or freeze keeps it from happening.
+//!
+//! Every item has a gate: the process that it happens in. If that process has died, the item is dropped; if its host is
+//! frozen, the item waits for the thaw. Items of one instant happen in the order in which they were made.
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::fmt::Write;
+use std::time::Duration;
+
+use mainstay::types::settings::{ClusterSettings, DatastoreSettings, LateWrites, MemberSettings, Timing, VmDefaults};
+use mainstay::types::{ClusterId, DatastoreId, DiskNeed, HostId, HostIndex, StorageFence, Time, VmId, VmRecord};
+use uuid::Uuid;
+
+use super::datastore::Datastore;
+use super::host::Host;
+use super::invariants::Judge;
+use super::network::Links;
+use super::people::Waiter;
+
+/// Index of a host in the world.
+pub type H = usize;
+
+/// What is done when an item's time has come.
+pub type Work = Box<dyn FnOnce(&mut World)>;
+
+/// In which process something happens.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Gate {
+    /// Outside all hosts: network, storage server, people.
+    World,
+    /// In this boot of a host.
+    Kernel(H, u64),
+    /// In this agent.
+    Agent(H, u64),
+    /// In this guard.
+    Guard(H, u64),
+    /// In this libvirtd.
+    Libvirt(H, u64),
+}
+
+impl Gate {
+    /// The host, if it is in one.
+    pub fn host(self) -> Option<H> {
+        match self {
+            Self::World => None,
+            Self::Kernel(h, _) | Self::Agent(h, _) | Self::Guard(h, _) | Self::Libvirt(h, _) => Some(h),
+        }
+    }
+}
+
+/// Something that will happen.
+pub struct Item {
+    at: u64,
+    order: u64,
+    /// Where.
+    pub gate: Gate,
+    /// What.
+    pub work: Work,
+}
+
+impl PartialEq for Item {
+    fn eq(&self, other: &Self) -> bool {
+        self.order == other.order
+    }
+}
+impl Eq for Item {}
+impl PartialOrd for Item {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Item {
+    fn cmp(&self, other: &Self) -> Ordering {
+        (other.at, other.order).cmp(&(self.at, self.order)) // The heap gives the greatest: the earliest.
+    }
+}
+
+/// One VM of the world.
+#[derive(Clone, Debug)]
+pub struct Spec {
+    /// Its id.
+    pub id: VmId,
+    /// Its name.
+    pub name: String,
+    /// What its definition says.
+    pub record: VmRecord,
+}
+
+/// What the world is made of.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    /// Names of hosts.
+    pub hosts: Vec<String>,
+    /// Names of datastores.
+    pub datastores: Vec<String>,
+    /// VM, host that runs it at the beginning, datastore.
+    pub vms: Vec<(String, String, String)>,
+    /// Late writes.
+    pub fence: StorageFence,
+    /// What if there is no fence.
+    pub late_writes: LateWrites,
+    /// How long the storage server keeps the state of a silent client; none = locks do not reach other hosts.
+    pub locks: Option<Duration>,
+    /// Profile.
+    pub timing: Timing,
+    /// Everything random comes from it; 0 = nothing is random.
+    pub seed: u64,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            hosts: Vec::new(),
+            datastores: vec!["nfs".to_owned()],
+            vms: Vec::new(),
+            fence: StorageFence::Command { program: "/etc/mainstay/fence".to_owned() },
+            late_writes: LateWrites::Exclude,
+            locks: Some(Duration::from_secs(10)),
+            timing: Timing::DEFAULT,
+            seed: 0,
+        }
+    }
+}
+
+/// Time that a world has to become a cluster before a story begins.
+pub const SETTLING: Duration = Duration::from_secs(30);
+
+/// Everything.
+pub struct World {
+    /// Nanoseconds of the world's time.
+    pub now: u64,
+    order: u64,
+    lives: u64,
+    random: u64,
+    /// Whether latencies vary.
+    pub jitter: bool,
+    heap: BinaryHeap<Item>,
+    /// Hosts.
+    pub hosts: Vec<Host>,
+    /// Who hears whom.
+    pub links: Links,
+    /// Shared storage.
+    pub stores: BTreeMap<DatastoreId, Datastore>,
+    /// VMs.
+    pub vms: BTreeMap<VmId, Spec>,
+    /// As the cluster was founded.
+    pub settings: ClusterSettings,
+    /// Who waits for an agent's answer.
+    pub waiters: BTreeMap<u64, Waiter>,
+    /// Orders of agents that were not answered yet.
+    pub open: BTreeSet<(H, u64, u64)>,
+    /// The story, line by line.
+    pub story: Vec<String>,
+    /// What the judge knows.
+    pub judge: Judge,
+    /// Storage fences fail.
+    pub fence_fails: bool,
+    /// Migrations break in the middle.
+    pub migrations_fail: bool,
+    /// Starts fail on these hosts.
+    pub starts_fail: BTreeSet<H>,
+    /// Every step of every agent is told.
+    pub trace: bool,
+}
+
+/// An id that says what it is.
+pub fn id(kind: u128, n: usize) -> Uuid {
+    Uuid::from_u128((kind << 64) | (n as u128 + 1))
+}
+
+impl World {
+    /// Hosts are off.
+    pub fn new(setup: &Setup) -> Self {
+        let members = setup.hosts.iter().enumerate().map(|(n, name)| MemberSettings {
+            index: HostIndex(n as u8),
+            host: HostId(id(0xa, n)),
+            name: name.clone(),
+            control: format!("10.0.0.{}:16525", n + 1).parse().unwrap(),
+            migration_uri: name.clone(),
+        });
+        let datastores = setup.datastores.iter().enumerate().map(|(n, name)| DatastoreSettings {
+            id: DatastoreId(id(0xd, n)),
+            name: name.clone(),
+            path: format!("/srv/{name}"),
+            fence: setup.fence.clone(),
+            late_writes: setup.late_writes,
+        });
+        let settings = ClusterSettings {
+            schema: 1,
+            version: 1,
+            cluster: ClusterId(id(0xc, 0)),
+            name: "sim".to_owned(),
+            timing: setup.timing,
+            members: members.collect(),
+            datastores: datastores.collect(),
+            vms: VmDefaults::default(),
+        };
+        let stores = settings.datastores.iter().map(|d| (d.id, Datastore::new(&settings, d.id, setup.locks)));
+        let mut world = Self {
+            now: 0,
+            order: 0,
+            lives: 0,
+            random: setup.seed,
+            jitter: setup.seed != 0,
+            heap: BinaryHeap::new(),
+            hosts: Vec::new(),
+            links: Links::default(),
+            stores: stores.collect(),
+            vms: BTreeMap::new(),
+            settings: settings.clone(),
+            waiters: BTreeMap::new(),
+            open: BTreeSet::new(),
+            story: Vec::new(),
+            judge: Judge::default(),
+            fence_fails: false,
+            migrations_fail: false,
+            starts_fail: BTreeSet::new(),
+            trace: false,
+        };
+        for (n, member) in settings.members.iter().enumerate() {
+            // Clocks of different hosts have nothing to do with each other.
+            let rate = if world.jitter { world.dice(1801) as i64 - 900 } else { 0 };
+            world.hosts.push(Host::new(n, member.clone(), settings.clone(), rate));
+        }
+        for (n, (name, _, store)) in setup.vms.iter().enumerate() {
+            let spec = world.spec(n, name, store);
+            world.vms.insert(spec.id, spec);
+        }
+        world
+    }
+
+    fn spec(&self, n: usize, name: &str, store: &str) -> Spec {
+        let vm = VmId(id(0xf, n));
+        let home = self.settings.datastores.iter().find(|d| d.name == store).expect("a datastore of the world").id;
+        let disk = DiskNeed {
+            path: format!("/srv/{store}/{name}.img"),
+            datastore: Some(home),
+            writable: true,
+            optional: false,
+        };
+        let record = VmRecord {
+            vm,
+            name: name.to_owned(),
+            home,
+            xml: name.to_owned(),
+            memory_kib: 1 << 20,
+            vcpus: 1,
+            disks: vec![disk],
+            networks: Vec::new(),
+            gaps: Vec::new(),
+        };
+        Spec { id: vm, name: name.to_owned(), record }
+    }
+
+    // ---- time ---------------------------------------------------------------------------------------------------
+
+    /// Lets something happen after a while.
+    pub fn after(&mut self, gate: Gate, delay: Duration, work: impl FnOnce(&mut Self) + 'static) {
+        let at = self.now + nanos(delay);
+        self.at(gate, at, work);
+    }
+
+    /// Lets something happen at a time.
+    pub fn at(&mut self, gate: Gate, at: u64, work: impl FnOnce(&mut Self) + 'static) {
+        self.order += 1;
+        self.heap.push(Item { at: at.max(self.now), order: self.order, gate, work: Box::new(work) });
+    }
+
+    /// Lets everything up to a time happen, or up to the first violation of an invariant.
+    pub fn run_until(&mut self, until: u64) {
+        while let Some(item) = self.heap.peek() {
+            if until < item.at || self.judge.verdict.is_some() {
+                break;
+            }
+            let item = self.heap.pop().expect("just seen");
+            self.now = self.now.max(item.at);
+            self.happen(item);
+        }
+        self.now = self.now.max(until);
+    }
+
+    fn happen(&mut self, item: Item) {
+        if !self.lives(item.gate) {
+            return;
+        }
+        if let Some(host) = item.gate.host()
+            && self.hosts[host].frozen
+        {
+            self.hosts[host].backlog.push(item);
+            return;
+        }
+        (item.work)(self);
+        self.look();
+    }
+
+    /// What was held back happens now, in order.
+    pub fn release(&mut self, backlog: Vec<Item>) {
+        for item in backlog {
+            self.at(item.gate, self.now, item.work);
+        }
+    }
+
+    /// Whether the process of a gate still lives.
+    pub fn lives(&self, gate: Gate) -> bool {
+        match gate {
+            Gate::World => true,
+            Gate::Kernel(h, life) => self.hosts[h].life == Some(life),
+            Gate::Agent(h, life) => self.hosts[h].agent.as_ref().is_some_and(|agent| agent.life == life),
+            Gate::Guard(h, life) => self.hosts[h].guard.as_ref().is_some_and(|guard| guard.life == life),
+            Gate::Libvirt(h, life) => self.hosts[h].libvirtd == Some(life),
+        }
+    }
+
+    /// A number that no process, boot or question had before.
+    pub fn new_life(&mut self) -> u64 {
+        self.lives += 1;
+        self.lives
+    }
+
+    /// What a host's CLOCK_BOOTTIME shows.
+    pub fn local(&self, h: H) -> Time {
+        self.hosts[h].clock.at(self.now)
+    }
+
+    /// A latency; in random worlds it varies up to threefold.
+    pub fn latency(&mut self, micros: u64) -> Duration {
+        let extra = if self.jitter { self.dice(2 * micros) } else { 0 };
+        Duration::from_micros(micros + extra)
+    }
+
+    /// A random number below a limit (splitmix64).
+    pub fn dice(&mut self, below: u64) -> u64 {
+        self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.random;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % below.max(1)
+    }
+
+    // ---- story --------------------------------------------------------------------------------------------------
+
+    /// One line of the story: time, who, what.
+    pub fn tell(&mut self, who: &str, what: &str) {
+        let millis = self.now as i64 / 1_000_000 - SETTLING.as_millis() as i64;
+        let mut line = String::new();
+        let sign = if millis < 0 { "-" } else { "" };
+        let at = format!("{sign}{}.{:03}", millis.abs() / 1000, millis.abs() % 1000);
+        write!(line, "{at:>7} {who:<2} {what}").expect("strings can be written to");
+        self.story.push(line);
+    }
+
+    /// Host by name.
+    pub fn host(&self, name: &str) -> Option<H> {
+        self.hosts.iter().position(|host| host.name == name)
+    }
+
+    /// Host by id.
+    pub fn host_of(&self, id: HostId) -> Option<H> {
+        self.hosts.iter().position(|host| host.id == id)
+    }
+
+    /// VM by name.
+    pub fn vm(&self, name: &str) -> Option<VmId> {
+        self.vms.values().find(|spec| spec.name == name).map(|spec| spec.id)
+    }
+
+    /// Name of a VM.
+    pub fn vm_name(&self, vm: VmId) -> String {
+        self.vms.get(&vm).map_or_else(|| vm.to_string(), |spec| spec.name.clone())
+    }
+}
+
+/// A span in whole nanoseconds.
+pub fn nanos(span: Duration) -> u64 {
+    span.as_nanos() as u64
+}
