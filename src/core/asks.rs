@@ -9,7 +9,7 @@ use super::event::AskId;
 use super::note::Note;
 use crate::types::control::{Denial, HostReport, Reply, Request, VmCommand, VmReport};
 use crate::types::settings::{ClusterSettings, SettingsChange};
-use crate::types::store::{StoreAnswer, StoreOrder};
+use crate::types::store::{ClaimsOf, StoreAnswer, StoreOrder};
 use crate::types::vm::{DomainAnswer, DomainOrder};
 use crate::types::{ClaimReason, HostId, MAX_DATASTORES, MAX_HOSTS, Proof, Roster, RosterEntry, VmId, Wanted};
 
@@ -17,6 +17,8 @@ use crate::types::{ClaimReason, HostId, MAX_DATASTORES, MAX_HOSTS, Proof, Roster
 const FORWARD: Duration = Duration::from_secs(60);
 /// The guest's time to shut down before `vm stop` says that it did not.
 const CALL: Duration = Duration::from_secs(20);
+/// A datastore's time to show the newest claim of a VM that a person wants something of.
+const LOOK: Duration = Duration::from_secs(3);
 /// Reports without a change.
 const REPORT: Duration = Duration::from_secs(30);
 
@@ -34,6 +36,7 @@ impl Core {
             (Request::FetchSettings, _) => cx.answer(ask, Reply::Settings(Box::new(self.settings.clone()))),
             (Request::Change(change), from) => self.change(cx, ask, from, *change),
             (Request::Run(order), Some(_)) => self.run_ordered(cx, ask, *order),
+            (Request::Vm(command), None) => self.look_first(cx, ask, command),
             (Request::Vm(command), from) => self.command(cx, ask, from, command),
             (Request::Incoming(order), Some(from)) => self.incoming(cx, ask, from, *order),
             (Request::Handed { tenure }, Some(from)) => self.handed(cx, ask, from, tenure),
@@ -241,6 +244,33 @@ impl Core {
     }
 
     // ---- VMs ----------------------------------------------------------------------------------------------------
+
+    /// Claims reach other hosts only when something happens: before a person's wish is carried out or passed on, the
+    /// newest claim is read, as far as the datastores answer.
+    fn look_first(&mut self, cx: &mut Cx, ask: AskId, command: VmCommand) {
+        let homes: Vec<_> = self.settings.datastores.iter().map(|datastore| datastore.id).collect();
+        if homes.is_empty() {
+            return self.command(cx, ask, None, command);
+        }
+        for home in &homes {
+            let order = StoreOrder::ReadClaims(ClaimsOf::Vms(vec![command.vm()]));
+            cx.store(*home, order, LOOK, Pending::Wish(ask));
+        }
+        self.wishes.insert(ask, (command, homes.len()));
+    }
+
+    pub(super) fn looked(&mut self, cx: &mut Cx, ask: AskId, answer: StoreAnswer) {
+        if let StoreAnswer::Claims { ended, claims, .. } = answer {
+            claims.into_iter().for_each(|claim| self.learn(cx, claim, ended));
+        }
+        let Some((_, left)) = self.wishes.get_mut(&ask) else { return };
+        *left -= 1;
+        if *left == 0
+            && let Some((command, _)) = self.wishes.remove(&ask)
+        {
+            self.command(cx, ask, None, command);
+        }
+    }
 
     fn command(&mut self, cx: &mut Cx, ask: AskId, from: Option<HostId>, command: VmCommand) {
         let id = command.vm();

@@ -54,6 +54,10 @@ pub enum Pending {
     Placed(VmId, HostId),
     /// A person's request that was passed on.
     Forward(AskId),
+    /// The newest claim of a VM that a person wants something of.
+    Wish(AskId),
+    /// The guard has answered everything that it was asked before: its rows are complete.
+    Settled,
     /// The guard's word about an incoming VM.
     Incoming(VmId, AskId),
     /// A new datastore's folder is made; then the change is carried out.

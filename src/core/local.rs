@@ -29,8 +29,6 @@ use crate::types::{Claim, ClaimReason, Holder, Incarnation, Over, Proof, Tenure,
 const LIST: Duration = Duration::from_secs(10);
 /// How long an end waits for libvirt's reason before it counts as a crash.
 const REASON_LIMIT: Duration = Duration::from_millis(1500);
-/// After a guard's hello its rows follow at once; nothing is concluded from missing ones before.
-pub(super) const ROWS_SETTLE: Duration = Duration::from_millis(500);
 /// Window of the restart limit.
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -50,8 +48,15 @@ impl Core {
         self.guard.incarnation = Some(incarnation);
         self.guard.rows.clear();
         self.guard.leases.clear();
-        self.guard.settled = Some(cx.now + ROWS_SETTLE);
-        cx.set_earlier(Timer::Beat, cx.now + ROWS_SETTLE);
+        self.guard.settled = false;
+        // Orders are answered in their order, after the rows that follow the hello.
+        self.tell_beat_to(cx, Pending::Settled);
+    }
+
+    pub(super) fn guard_settled(&mut self, cx: &mut Cx) {
+        self.guard.settled = true;
+        self.check = true;
+        cx.set_earlier(Timer::Beat, cx.now);
     }
 
     pub(super) fn guard_lost(&mut self, cx: &mut Cx, why: &str) {
@@ -59,7 +64,7 @@ impl Core {
             cx.note(Note::warning("guard-lost", format!("the guard does not answer: {why}")));
         }
         self.guard.leases.clear();
-        self.guard.settled = None;
+        self.guard.settled = false;
         self.guard_answers_no_more(cx);
         self.moves_lost_guard(cx);
     }
@@ -185,8 +190,7 @@ impl Core {
     // ---- reconcile ----------------------------------------------------------------------------------------------
 
     pub(super) fn reconcile(&mut self, cx: &mut Cx) {
-        let settled = self.guard.settled.is_some_and(|at| at <= cx.now);
-        if !settled || !self.libvirt.listed {
+        if !self.guard.settled || !self.libvirt.listed {
             return;
         }
         let mut ids: std::collections::BTreeSet<VmId> = self.guard.rows.keys().map(|row| row.vm).collect();

@@ -201,6 +201,9 @@ impl Core {
 
     /// Judges one peer and notes a change of the verdict.
     pub(super) fn judge_peer(&mut self, cx: &mut Cx, host: HostId) {
+        if self.is_undecided(host, cx.now) {
+            return;
+        }
         let verdict = judge(&self.signs(host, cx.now));
         let evidence = self.evidence(host, cx.now);
         let name = self.name_of(host);
@@ -226,6 +229,21 @@ impl Core {
             Verdict::Unknown => Note::warning("host-unknown", text),
             Verdict::Dead => Note::alarm("host-dead", text),
         });
+    }
+
+    /// Just fallen silent on the network, and its newest datastore beats are as old as that: they are neither a sign of
+    /// life nor of death yet.
+    fn is_undecided(&self, host: HostId, now: Time) -> bool {
+        let timing = self.settings.timing;
+        let Some(heard) = self.peers.get(&host).and_then(|peer| peer.heard) else {
+            return now.since(self.me.started) < timing.suspect * 2; // It may not have heard us yet.
+        };
+        let silent = now.since(heard);
+        if silent < timing.suspect || timing.suspect + timing.renew * 2 < silent {
+            return false;
+        }
+        let newest = self.stores.values().filter_map(|store| store.age_of(host, now)).min();
+        newest.is_some_and(|age| age < timing.suspect && silent < age + timing.renew * 3 / 2)
     }
 
     pub(super) fn judge_all(&mut self, cx: &mut Cx) {
@@ -290,6 +308,10 @@ impl Core {
 
     /// The agent's part of the beats, now (also at once when the role changes).
     pub(super) fn tell_beat(&mut self, cx: &mut Cx) {
+        self.tell_beat_to(cx, Pending::Nothing);
+    }
+
+    pub(super) fn tell_beat_to(&mut self, cx: &mut Cx, then: Pending) {
         let beat = AgentBeat {
             role: self.election.role(),
             term: self.election.term(),
@@ -299,7 +321,7 @@ impl Core {
             settings_version: self.settings.version,
             echoes: self.echoes(cx.now),
         };
-        cx.guard(GuardOrder::Beat(Box::new(beat)), Pending::Nothing);
+        cx.guard(GuardOrder::Beat(Box::new(beat)), then);
     }
 
     fn echoes(&self, now: Time) -> Vec<Echo> {
@@ -319,8 +341,8 @@ impl Core {
     fn lost_datastores(&self) -> DatastoreSet {
         let mut set = 0;
         for (n, datastore) in self.settings.datastores.iter().enumerate() {
-            let lost = self.guard.leases.get(&datastore.id).is_none_or(|lease| !lease.own_path);
-            if lost && self.guard.connected {
+            // A lease that the guard has not told of yet says nothing.
+            if self.guard.leases.get(&datastore.id).is_some_and(|lease| !lease.own_path) {
                 set |= 1 << n;
             }
         }

@@ -45,7 +45,7 @@ use crate::types::vm::{DomainInfo, HostCapacity};
 use crate::types::{BootId, Counter, DatastoreId, HostId, HostIndex, Incarnation, Tenure, Time, VmId};
 
 /// Who this agent is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Me {
     /// This host.
     pub host: HostId,
@@ -64,8 +64,8 @@ pub struct Me {
 struct GuardSide {
     connected: bool,
     incarnation: Option<Incarnation>,
-    /// From then on its rows are complete.
-    settled: Option<Time>,
+    /// All its rows have come.
+    settled: bool,
     /// It said that it is not real-time, or was late.
     unpunctual: bool,
     beaten: Counter,
@@ -96,6 +96,9 @@ pub struct Core {
     election: election::Election,
     stores: BTreeMap<DatastoreId, storage::Store>,
     vms: BTreeMap<VmId, vms::Vm>,
+    /// What people want of VMs whose newest claim is being read, and how many datastores have not answered. As many as
+    /// people wait.
+    wishes: BTreeMap<event::AskId, (crate::types::control::VmCommand, usize)>,
     nonces: u128,
     desk: Desk,
     /// Something changed that may matter to the VMs of this host.
@@ -129,6 +132,7 @@ impl Core {
             election: election::Election::new(now),
             stores: BTreeMap::new(),
             vms: BTreeMap::new(),
+            wishes: BTreeMap::new(),
             nonces: me.nonce_seed,
             desk: Desk::new(me.ticket_seed),
             check: false,

@@ -106,8 +106,10 @@ impl Core {
             (self.capacity, self.libvirt.up)
         } else {
             match self.peers.get(&host).and_then(|peer| peer.report.as_ref()) {
-                Some(report) => (report.capacity, report.libvirt),
-                None => return Err(WhyNot::NoLibvirt),
+                Some(report) if self.is_master() => (report.capacity, report.libvirt),
+                None if self.is_master() => return Err(WhyNot::NoLibvirt),
+                // Hosts report to their master only; this one is asked and judges itself.
+                Some(_) | None => return Ok(0),
             }
         };
         if !libvirt {

@@ -374,7 +374,8 @@ impl World {
             return; // Nobody in there listens.
         }
         let key = qemu.key;
-        self.domain_event(h, vm, DomainChange::ShuttingDown { by_guest });
+        // libvirt tells a guest's own power-off and `virsh shutdown` alike.
+        self.domain_event(h, vm, DomainChange::ShuttingDown { by_guest: true });
         let gate = self.hosts[h].kernel();
         let takes = if by_guest { Duration::from_millis(50) } else { SHUTDOWN };
         self.after(gate, takes, move |world| world.exit(h, vm, key, OffReason::Shutdown));
