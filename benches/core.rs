@@ -119,7 +119,6 @@ fn core(now: &mut Time) -> Core {
         started: *now,
         nonce_seed: 1,
         ticket_seed: 1,
-        ..Me::default()
     };
     let mut core = Core::new(me, settings());
     core.start(*now);
