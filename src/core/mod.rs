@@ -41,7 +41,7 @@ use cx::Desk;
 
 use crate::types::guard::{LeaseView, RowView};
 use crate::types::settings::ClusterSettings;
-use crate::types::vm::{DomainInfo, HostCapacity};
+use crate::types::vm::{DomainInfo, HostCapacity, Underway};
 use crate::types::{BootId, Counter, DatastoreId, HostId, HostIndex, Incarnation, Tenure, Time, VmId};
 
 /// Who this agent is.
@@ -57,6 +57,8 @@ pub struct Me {
     pub nonce_seed: u128,
     /// Clock of day in nanoseconds: tickets count on from here.
     pub ticket_seed: u64,
+    /// What an earlier agent of this boot had begun.
+    pub underway: Vec<(VmId, Underway)>,
 }
 
 /// What the guard last said.
@@ -96,6 +98,8 @@ pub struct Core {
     election: election::Election,
     stores: BTreeMap<DatastoreId, storage::Store>,
     vms: BTreeMap<VmId, vms::Vm>,
+    /// Starts and moves of this host that libvirt was told of; at most one per VM.
+    underway: BTreeMap<VmId, Underway>,
     /// What people want of VMs whose newest claim is being read, and how many datastores have not answered. As many as
     /// people wait.
     wishes: BTreeMap<event::AskId, (crate::types::control::VmCommand, usize)>,
@@ -133,6 +137,7 @@ impl Core {
             stores: BTreeMap::new(),
             vms: BTreeMap::new(),
             wishes: BTreeMap::new(),
+            underway: me.underway.iter().copied().collect(),
             nonces: me.nonce_seed,
             desk: Desk::new(me.ticket_seed),
             check: false,
