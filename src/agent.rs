@@ -31,6 +31,7 @@ use crate::core::{Core, Me};
 use crate::exec::cluster::Cluster;
 use crate::exec::{clock, libvirt, notes::NoteBook};
 use crate::types::Time;
+use crate::types::guard::GuardReport;
 use crate::types::view::{ClusterView, VIEW_SCHEMA};
 
 use answers::Answers;
@@ -112,8 +113,9 @@ async fn member(
             biased;
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            () = sleep_until(core.next_due()) => Event::Due,
+            // What happened comes before what is due: after a stall of ours, beats that wait are no silence.
             Some(event) = happened.recv() => event,
+            () = sleep_until(core.next_due()) => Event::Due,
             _ = capacity.tick() => Event::Capacity(libvirt::capacity()),
             Some(message) = asked.recv() => match answers.person(message, &core, &executors) {
                 Some(event) => event,
@@ -129,6 +131,9 @@ async fn member(
         };
         if matches!(event, Event::Heard(_)) && MAX_QUEUED < happened.len() {
             continue;
+        }
+        if let Event::Guard(GuardReport::Hello { incarnation, .. }) = &event {
+            executors.own(*incarnation);
         }
         let output = core.step(clock::now(), event);
         executors.carry_out(output);

@@ -80,7 +80,7 @@ Make one with `mainstay cluster init`, or `mainstay cluster join TOKEN`.
     *agent.view.lock().unwrap() = alone;
     let (_, out, _) = say(&bus, "status");
     assert!(out.contains("none yet: nothing is restarted until one is elected"), "{out}");
-    assert!(out.contains("mainstay datastore add NAME PATH"), "{out}");
+    assert!(out.replace('\n', " ").contains("mainstay datastore add NAME PATH"), "{out}");
 }
 
 #[test]

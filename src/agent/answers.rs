@@ -236,8 +236,7 @@ pub(crate) fn as_stranger(message: AskMessage, view: ClusterView) {
         }
         Ask::Doctor => {
             tokio::spawn(async move {
-                let facts = Err("this host is no member of a cluster".to_owned());
-                let _ = answer.send(AskReply::Findings(doctor::examine(facts).await));
+                let _ = answer.send(AskReply::Findings(doctor::examine_stranger().await));
             });
         }
         Ask::Vm(_) | Ask::Change(_) | Ask::Explain { .. } => {

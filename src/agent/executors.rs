@@ -29,7 +29,7 @@ use crate::types::settings::ClusterSettings;
 use crate::types::store::{StoreAnswer, StoreFailure, StoreOrder};
 use crate::types::view::NoteView;
 use crate::types::vm::{DomainAnswer, DomainOrder};
-use crate::types::{DatastoreId, HostId, Ticket};
+use crate::types::{DatastoreId, HostId, Incarnation, Ticket};
 
 /// Everything that acts.
 pub(crate) struct Executors {
@@ -46,7 +46,7 @@ pub(crate) struct Executors {
     answers: Answers,
     control: Control,
     stores: BTreeMap<DatastoreId, Datastore>,
-    _receiver: Option<BeatReceiver>,
+    receiver: BeatReceiver,
     _hook: HookServer,
 }
 
@@ -106,9 +106,14 @@ impl Executors {
             answers: answers.clone(),
             control,
             stores: BTreeMap::new(),
-            _receiver: Some(receiver),
+            receiver,
             _hook: hook,
         })
+    }
+
+    /// The guard's incarnation: a higher one under our host id is another machine.
+    pub(crate) fn own(&self, incarnation: Incarnation) {
+        self.receiver.own(incarnation);
     }
 
     fn receive(cluster: &Cluster, here: &Here, events: &Events) -> anyhow::Result<BeatReceiver> {

@@ -21,7 +21,7 @@ pub struct Here {
     pub control: SocketAddr,
     /// What others use to migrate to it.
     pub migration_uri: String,
-    /// Interfaces that carry beats; empty for unicast only.
+    /// Interfaces that carry beats; for unicast only, those (or `""` = any) on which they are received.
     pub interfaces: Vec<BeatInterface>,
     /// Hosts that get each beat by unicast.
     pub peers: Vec<SocketAddr>,
@@ -79,14 +79,20 @@ impl Config {
             (None, None) => found.address(&found.usual()?)?,
         };
         let bracketed = if address.is_ipv6() { format!("[{address}]") } else { address.to_string() };
-        let group = SocketAddr::new(self.beat.group, self.beat.port);
+        let group = match (self.beat.transport, address) {
+            (Transport::Multicast, _) => self.beat.group,
+            // Unicast: where beats are received; the sender sends to the peers only.
+            (Transport::Unicast, IpAddr::V4(_)) => IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED),
+            (Transport::Unicast, IpAddr::V6(_)) => IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED),
+        };
+        let group = SocketAddr::new(group, self.beat.port);
         let interface = |name| BeatInterface { name, group, ttl: self.beat.ttl };
-        let multicast = self.beat.transport == Transport::Multicast;
+        let any = (self.beat.transport == Transport::Unicast && names.is_empty()).then(String::new);
         Ok(Here {
             control: SocketAddr::new(address, self.control.port),
             migration_uri: self.libvirt.migration_uri.replace("{address}", &bracketed).replace("{name}", &name),
             name,
-            interfaces: names.into_iter().filter(|_| multicast).map(interface).collect(),
+            interfaces: names.into_iter().chain(any).map(interface).collect(),
             peers: self.beat.peers.clone(),
         })
     }

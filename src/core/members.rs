@@ -201,6 +201,9 @@ impl Core {
 
     /// Judges one peer and notes a change of the verdict.
     pub(super) fn judge_peer(&mut self, cx: &mut Cx, host: HostId) {
+        if self.is_undecided(host, cx.now) {
+            return;
+        }
         let verdict = judge(&self.signs(host, cx.now));
         let evidence = self.evidence(host, cx.now);
         let name = self.name_of(host);
@@ -226,6 +229,21 @@ impl Core {
             Verdict::Unknown => Note::warning("host-unknown", text),
             Verdict::Dead => Note::alarm("host-dead", text),
         });
+    }
+
+    /// Just fallen silent on the network, and its newest datastore beats are as old as that: they are neither a sign of
+    /// life nor of death yet.
+    fn is_undecided(&self, host: HostId, now: Time) -> bool {
+        let timing = self.settings.timing;
+        let Some(heard) = self.peers.get(&host).and_then(|peer| peer.heard) else {
+            return now.since(self.me.started) < timing.suspect * 2; // It may not have heard us yet.
+        };
+        let silent = now.since(heard);
+        if silent < timing.suspect || timing.suspect + timing.renew * 2 < silent {
+            return false;
+        }
+        let newest = self.stores.values().filter_map(|store| store.age_of(host, now)).min();
+        newest.is_some_and(|age| age < timing.suspect && silent < age + timing.renew * 3 / 2)
     }
 
     pub(super) fn judge_all(&mut self, cx: &mut Cx) {

@@ -45,7 +45,7 @@ use crate::types::vm::{DomainInfo, HostCapacity, Underway};
 use crate::types::{BootId, Counter, DatastoreId, HostId, HostIndex, Incarnation, Tenure, Time, VmId};
 
 /// Who this agent is.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Me {
     /// This host.
     pub host: HostId,

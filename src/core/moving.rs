@@ -205,7 +205,8 @@ impl Core {
                 let ticket = cx.send(moving.to, Request::Handed { tenure }, ANSWER, Pending::Move(id));
                 self.move_stage(id, MoveStage::Handing, ticket);
             }
-            VmState::Over(Over::Exited { .. }) if moving.stage == MoveStage::Leaving => {} // Becomes HandedTo by our order.
+            // The guard may see the exit before libvirt tells of the migration's end: libvirt says which end it was.
+            VmState::Over(Over::Exited { .. }) if moving.stage != MoveStage::Asking => {}
             VmState::Over(_) if moving.stage != MoveStage::Leaving => {
                 self.move_failed(cx, id, Denial::Unable("it ended, or its lease lapsed, during the move".into()));
             }

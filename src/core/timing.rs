@@ -27,7 +27,8 @@ use crate::types::settings::Timing;
 const RHO_DIVISOR: u32 = 1000;
 /// reserve and margin are L/25 = 0.04 L.
 const RESERVE_DIVISOR: u32 = 25;
-/// How late the last thread of the last VM may stop after SIGSTOP was due (tried under full load: at worst 36 ms).
+/// How late the last thread of the last VM may stop after SIGSTOP was due (tried under full load: at worst 36 ms). A thread
+/// that waits for a CPU shows the stop later, but executes nothing before it takes the signal.
 pub const STOPPING: Duration = Duration::from_millis(40);
 /// The longest lease that is allowed; bounds how long a dead host keeps its VMs.
 pub const LONGEST_LEASE: Duration = Duration::from_secs(60);

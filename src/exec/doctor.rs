@@ -77,7 +77,7 @@ impl Finding {
 pub struct AgentFacts {
     /// Name of the cluster; none = this host is no member yet.
     pub cluster: Option<String>,
-    /// libvirt answers: its version. Or why not.
+    /// libvirt answers: its version, if known. Or what is wrong, as a sentence about libvirt.
     pub libvirt: Result<String, String>,
     /// The hook has asked since the libvirt daemon in use was started.
     pub hook_seen: bool,

@@ -1,7 +1,7 @@
 //! A host for the guard's tests: the real binary, a real folder as datastore, processes that look like QEMU.
 
 use std::fs;
-use std::io::Read;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -151,7 +151,7 @@ impl Host {
         self.claimed(&vm, 1, self.epoch()).unwrap();
         vm.start();
         self.until("running", |host| host.state(&vm, 1) == Some(VmState::Running));
-        assert_ne!(vm.stat(), 'T');
+        vm.until_runs();
         vm
     }
 
@@ -266,6 +266,18 @@ fn spawn_guard(dir: &Path) -> Child {
     command(dir).stderr(log).spawn().unwrap()
 }
 
+/// Names the file of stamps to a process that plays QEMU.
+const STAMPS: &str = "MAINSTAY_TEST_STAMPS";
+
+/// Plays a vCPU for ever, if the environment says so.
+pub fn vcpu() {
+    let Some(path) = std::env::var_os(STAMPS) else { return };
+    let file = fs::File::create(path).unwrap();
+    loop {
+        file.write_all_at(&clock::now().0.to_ne_bytes(), 0).unwrap();
+    }
+}
+
 /// A process whose command line is that of a QEMU, with the pid file that libvirt would write.
 pub struct Qemu {
     pub vm: VmId,
@@ -280,47 +292,72 @@ impl Qemu {
         Self { vm: VmId(Uuid::new_v4()), name: name.to_owned(), pid_file, child: None }
     }
 
-    /// A process that works without pause, so that every moment in which it runs shows.
+    /// A process that works without pause and stamps each turn, as a guest in the lab does.
     pub fn start(&mut self) {
         self.start_in(|_| {});
     }
 
     /// The same; `place` puts the pid into a cgroup before libvirt's pid file tells of it.
     pub fn start_in(&mut self, place: impl Fn(u32)) {
-        let vm = self.vm.to_string();
-        let mut command = Command::new("/bin/sh");
-        command.args(["-c", "echo; while :; do :; done", "qemu", "-name", &self.name, "-uuid", &vm]);
-        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
-        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        let stamps = self.pid_file.with_extension("stamps");
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        // What follows the two dashes are names of tests that do not exist.
+        command.args(["--exact", "vcpu", "--", "-name", &self.name, "-uuid", &self.vm.to_string()]);
+        let child = command.env(STAMPS, &stamps).stdout(Stdio::null()).spawn().unwrap();
+        let deadline = Instant::now() + SOON;
+        while fs::metadata(&stamps).map_or(0, |file| file.len()) == 0 {
+            assert!(Instant::now() < deadline, "{} does not come up", self.name);
+            std::thread::sleep(Duration::from_millis(1));
+        }
         place(child.id());
         fs::write(&self.pid_file, child.id().to_string()).unwrap();
         self.child = Some(child);
+    }
+
+    /// When it last executed something.
+    pub fn last_turn(&self) -> Time {
+        let bytes = fs::read(self.pid_file.with_extension("stamps")).unwrap();
+        Time(u64::from_ne_bytes(bytes.try_into().unwrap()))
     }
 
     pub fn pid(&self) -> u32 {
         self.child.as_ref().unwrap().id()
     }
 
-    /// State letter of `/proc/PID/stat`; Z when it has exited.
-    pub fn stat(&self) -> char {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
-        stat.rsplit_once(')').unwrap().1.trim_start().chars().next().unwrap()
+    /// State letters of all threads; `Z` alone when it has exited.
+    pub fn threads(&self) -> String {
+        let state = |stat: PathBuf| {
+            let text = fs::read_to_string(stat).ok()?;
+            text.rsplit_once(')')?.1.trim_start().chars().next()
+        };
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
+        tasks.flatten().filter_map(|task| state(task.path().join("stat"))).collect()
     }
 
-    /// CPU time used, in clock ticks.
-    pub fn cpu_ticks(&self) -> u64 {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap();
-        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    pub fn stands(&self) -> bool {
+        self.threads().chars().all(|state| state == 'T')
     }
 
-    pub fn until_stat(&self, wanted: char) -> Time {
+    pub fn until_stands(&self) {
+        self.until("stands", Self::stands);
+    }
+
+    /// It executes something after this call.
+    pub fn until_runs(&self) {
+        let now = clock::now();
+        self.until("runs", |vm| now < vm.last_turn());
+    }
+
+    pub fn until_exited(&self) {
+        self.until("exited", |vm| vm.threads() == "Z");
+    }
+
+    fn until(&self, what: &str, so: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + SOON;
-        while self.stat() != wanted {
-            assert!(Instant::now() < deadline, "{} is {} and not {wanted}", self.name, self.stat());
+        while !so(self) {
+            assert!(Instant::now() < deadline, "{} never {what}: threads {}", self.name, self.threads());
             std::thread::sleep(Duration::from_micros(200));
         }
-        clock::now()
     }
 
     pub fn kill(&mut self) {

@@ -85,7 +85,7 @@ fn show(out: &mut Out, json: bool, view: &ClusterView) -> Result<(), Trouble> {
     out.line(&format!("\n{}", lists::host_table(out, &view.hosts)))?;
     if view.datastores.is_empty() {
         let none = "No datastore: no VM is protected. Add one with `mainstay datastore add NAME PATH`.";
-        out.line(&format!("\n{none}"))?;
+        out.line(&format!("\n{}", out.wrapped("", none)))?;
     } else {
         out.line(&format!("\n{}", lists::datastore_table(out, &view.datastores)))?;
     }

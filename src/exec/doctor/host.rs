@@ -6,11 +6,14 @@ use super::{AgentFacts, Finding, names};
 /// libvirt answers.
 pub(super) fn libvirt(agent: &AgentFacts) -> Vec<Finding> {
     vec![match &agent.libvirt {
-        Ok(version) => Finding::ok("libvirt", "libvirt", format!("answers, version {version}")),
+        Ok(version) if version.starts_with(|first: char| first.is_ascii_digit()) => {
+            Finding::ok("libvirt", "libvirt", format!("answers, version {version}"))
+        }
+        Ok(_) => Finding::ok("libvirt", "libvirt", "answers"),
         Err(why) => Finding::error(
             "libvirt",
             "libvirt",
-            format!("does not answer: {why}"),
+            why.clone(),
             "systemctl status libvirtd virtqemud; VMs go on meanwhile, but none can be started, stopped or moved here",
         ),
     }]
@@ -36,12 +39,7 @@ pub(super) fn hook(agent: Option<&AgentFacts>, system: &SystemFacts) -> Vec<Find
             Finding::ok("hook", path, format!("installed, and {name} calls it"))
         }
         HookState::Present { changed_unix_s } => match daemon {
-            None => Finding::warning(
-                "hook",
-                path,
-                "installed, but no libvirtd or virtqemud runs that could call it",
-                "systemctl start libvirtd (or virtqemud)",
-            ),
+            None => Finding::ok("hook", path, "installed; libvirtd or virtqemud finds it when it is started"),
             Some(daemon) if daemon.started_unix_s < changed_unix_s => Finding::warning(
                 "hook",
                 path,

@@ -14,7 +14,7 @@ use super::Ground;
 use super::ground::seconds;
 use crate::agents;
 use crate::guest::Guest;
-use crate::host::Power;
+use crate::host::{Host, Power};
 use crate::judge::{Moment, Wish};
 use crate::lab::wait;
 
@@ -30,11 +30,8 @@ pub fn virsh_start(ground: &mut Ground) -> Result<()> {
     let other = ground.emptiest(&[owner])?;
     ground.watch()?;
     ground.fault("virsh start of a VM that runs elsewhere", &[])?;
-    guest.define(&other, ground.lab().accelerator())?;
-    let refused = match agents::ask(&other, ORDER, &["virsh", "start", &name]) {
-        Ok(_) => bail!("virsh start of {name} on {} was not refused though it runs on {}", other.name(), owner.name()),
-        Err(why) => format!("{why:#}"),
-    };
+    let refused = start_refused(ground, &guest, &other)
+        .with_context(|| format!("virsh start of {name} on {}, which runs on {}", other.name(), owner.name()))?;
     if !refused.contains(&owner.name()) {
         bail!("the refusal does not name {}: {refused}", owner.name());
     }
@@ -57,6 +54,20 @@ pub fn virsh_start(ground: &mut Ground) -> Result<()> {
     }
     ground.figure(format!("generation {before} to {after}"));
     Ok(())
+}
+
+/// The text with which virsh refuses. The cluster removes such a definition at once, so it is made again if need be.
+fn start_refused(ground: &Ground, guest: &Guest, host: &Host) -> Result<String> {
+    const TRIES: usize = 10;
+    for _ in 0..TRIES {
+        guest.define(host, ground.lab().accelerator())?;
+        match agents::ask(host, ORDER, &["virsh", "start", guest.name()]) {
+            Ok(_) => bail!("it was not refused"),
+            Err(why) if format!("{why:#}").contains("failed to get domain") => {}
+            Err(why) => return Ok(format!("{why:#}")),
+        }
+    }
+    bail!("the definition was gone before virsh could start it, {TRIES} times")
 }
 
 pub fn stays_down(ground: &mut Ground) -> Result<()> {

@@ -1,0 +1,163 @@
+//! The core's step with 64 hosts and 2,000 VMs: a beat, the beat period's look at everything, a host's report.
+
+use std::time::Duration;
+
+use divan::Bencher;
+use uuid::Uuid;
+
+use mainstay::core::event::{AskId, Event};
+use mainstay::core::{Core, Me};
+use mainstay::types::control::{HostReport, Request, VmReport};
+use mainstay::types::settings::{ClusterSettings, DatastoreSettings, LateWrites, MemberSettings, Timing, VmDefaults};
+use mainstay::types::vm::{DomainState, HostCapacity};
+use mainstay::types::*;
+
+const HOSTS: u8 = 64;
+const VMS_PER_HOST: u32 = 32;
+
+fn main() {
+    divan::main();
+}
+
+fn host(index: u8) -> HostId {
+    HostId(Uuid::from_u128(1000 + u128::from(index)))
+}
+
+fn store() -> DatastoreId {
+    DatastoreId(Uuid::from_u128(1))
+}
+
+fn settings() -> ClusterSettings {
+    let members = (0..HOSTS).map(|index| MemberSettings {
+        index: HostIndex(index),
+        host: host(index),
+        name: format!("h{index}"),
+        control: ([10, 0, 0, index], 7784).into(),
+        migration_uri: String::new(),
+    });
+    ClusterSettings {
+        schema: 1,
+        version: 1,
+        cluster: ClusterId(Uuid::from_u128(7)),
+        name: "bench".into(),
+        timing: Timing::DEFAULT,
+        members: members.collect(),
+        datastores: vec![DatastoreSettings {
+            id: store(),
+            name: "shared".into(),
+            path: "/srv/shared".into(),
+            fence: StorageFence::Lock,
+            late_writes: LateWrites::Exclude,
+        }],
+        vms: VmDefaults::default(),
+    }
+}
+
+fn beat(index: u8, counter: u64) -> NetBeat {
+    NetBeat {
+        cluster: ClusterId(Uuid::from_u128(7)),
+        host: host(index),
+        index: HostIndex(index),
+        boot: BootId(Uuid::from_u128(u128::from(index))),
+        incarnation: Incarnation(1),
+        counter: Counter(counter),
+        lease: Timing::DEFAULT.lease,
+        list: ListName::default(),
+        reaches: DatastoreSet(1),
+        attest_me: DatastoreSet(0),
+        attested: Vec::new(),
+        software: (0, 1, 0),
+        agent: AgentBeat {
+            role: Role::Subordinate { master: Some(HostIndex(0)) },
+            term: Term(1),
+            score: Score { datastores: 1, available: true, priority: 0, uptime_bucket: 1, host: host(index) },
+            flags: Flags::default(),
+            storage_lost: DatastoreSet(0),
+            settings_version: 1,
+            echoes: Vec::new(),
+        },
+    }
+}
+
+fn report(index: u8) -> HostReport {
+    let vms = (0..VMS_PER_HOST).map(|n| {
+        let vm = VmId(Uuid::from_u128(u128::from(index) << 32 | u128::from(n) | 1 << 64));
+        let owner =
+            Owner { host: host(index), boot: BootId(Uuid::from_u128(u128::from(index))), incarnation: Incarnation(1) };
+        VmReport {
+            vm,
+            name: format!("vm-{index}-{n}"),
+            claim: Some(Claim {
+                kind: ObjectKind::Vm,
+                tenure: Tenure { vm, generation: Generation(1) },
+                name: format!("vm-{index}-{n}"),
+                holder: Holder::Host(owner),
+                home: store(),
+                wanted: Wanted::Running,
+                reason: ClaimReason::StartedByPerson,
+                record: Digest::default(),
+                nonce: Nonce(1),
+                maker: host(index),
+                made_unix_ms: 0,
+                debts: Vec::new(),
+            }),
+            domain: Some(DomainState::Running),
+            stopped: false,
+            memory_kib: 1 << 20,
+            doing: None,
+            unprotected: None,
+        }
+    });
+    HostReport { host: host(index), capacity: HostCapacity::default(), libvirt: true, vms: vms.collect() }
+}
+
+/// A core that has heard of everything.
+fn core(now: &mut Time) -> Core {
+    let me = Me {
+        host: host(0),
+        boot: BootId(Uuid::from_u128(0)),
+        started: *now,
+        nonce_seed: 1,
+        ticket_seed: 1,
+        ..Me::default()
+    };
+    let mut core = Core::new(me, settings());
+    core.start(*now);
+    for index in 1..HOSTS {
+        core.step(*now, Event::Heard(Box::new(beat(index, 1))));
+        let request = Box::new(Request::Report(Box::new(report(index))));
+        core.step(*now, Event::Asked { ask: AskId(1), from: Some(host(index)), request });
+    }
+    core
+}
+
+#[divan::bench]
+fn heard(bencher: Bencher) {
+    let mut now = Time(1_000_000_000);
+    let mut core = core(&mut now);
+    let mut counter = 1;
+    bencher.bench_local(|| {
+        counter += 1;
+        core.step(now, Event::Heard(Box::new(beat(7, counter))))
+    });
+}
+
+/// Once a second: verdicts on 63 hosts, the election, a look at 2,000 VMs.
+#[divan::bench]
+fn beat_period(bencher: Bencher) {
+    let mut now = Time(1_000_000_000);
+    let mut core = core(&mut now);
+    bencher.bench_local(|| {
+        now = now + Duration::from_secs(1);
+        core.step(now, Event::Due)
+    });
+}
+
+#[divan::bench]
+fn reported(bencher: Bencher) {
+    let mut now = Time(1_000_000_000);
+    let mut core = core(&mut now);
+    bencher
+        .with_inputs(|| Box::new(Request::Report(Box::new(report(7)))))
+        .bench_local_values(|request| core.step(now, Event::Asked { ask: AskId(1), from: Some(host(7)), request }));
+}
