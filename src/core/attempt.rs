@@ -771,7 +771,8 @@ impl Core {
         let Some(attempt) = vm.attempt.take() else { return };
         vm.waits = Some(denial.to_string());
         vm.pause = cx.now + RETRY;
-        if let Kind::Run { .. } = &attempt.kind {
+        let beaten = matches!(denial, Denial::OwnedBy { .. } | Denial::Superseded { .. });
+        if let (Kind::Run { .. }, false) = (&attempt.kind, beaten) {
             vm.failed.insert(me, (cx.now, denial.to_string()));
         }
         match &attempt.kind {

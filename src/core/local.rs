@@ -50,6 +50,7 @@ impl Core {
         self.guard.incarnation = Some(incarnation);
         self.guard.rows.clear();
         self.guard.leases.clear();
+        self.guard.since = cx.now;
         self.guard.settled = false;
         // Orders are answered in their order, after the rows that follow the hello.
         self.tell_beat_to(cx, Pending::Settled);

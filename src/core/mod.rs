@@ -66,11 +66,16 @@ pub struct Me {
 struct GuardSide {
     connected: bool,
     incarnation: Option<Incarnation>,
+    /// It said hello then.
+    since: Time,
     /// All its rows have come.
     settled: bool,
     /// It said that it is not real-time, or was late.
     unpunctual: bool,
     beaten: Counter,
+    /// Since when its network beats go out without a gap that others would notice.
+    beating: Option<Time>,
+    beaten_at: Time,
     leases: BTreeMap<DatastoreId, LeaseView>,
     rows: BTreeMap<Tenure, RowView>,
 }
@@ -96,6 +101,12 @@ pub struct Core {
     peers: BTreeMap<HostId, members::Peer>,
     boots: BTreeMap<HostId, (Incarnation, BootId)>,
     election: election::Election,
+    /// Claims that were listed before it became master say too little to restart anything.
+    master_since: Time,
+    /// When the last beat period began: shows that this agent itself was held up.
+    beat_at: Option<Time>,
+    /// Silence before that was perhaps our own.
+    awake_since: Time,
     stores: BTreeMap<DatastoreId, storage::Store>,
     vms: BTreeMap<VmId, vms::Vm>,
     /// Starts and moves of this host that libvirt was told of; at most one per VM.
@@ -134,6 +145,9 @@ impl Core {
             peers: BTreeMap::new(),
             boots: BTreeMap::new(),
             election: election::Election::new(now),
+            master_since: Time::ZERO,
+            beat_at: None,
+            awake_since: now,
             stores: BTreeMap::new(),
             vms: BTreeMap::new(),
             wishes: BTreeMap::new(),
