@@ -119,6 +119,8 @@ fn core(now: &mut Time) -> Core {
         started: *now,
         nonce_seed: 1,
         ticket_seed: 1,
+        underway: Vec::new(),
+        ..Me::default()
     };
     let mut core = Core::new(me, settings());
     core.start(*now);

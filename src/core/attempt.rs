@@ -28,7 +28,7 @@ use super::proofs::LateWrite;
 use crate::types::control::{Denial, Reply};
 use crate::types::guard::{GuardOrder, Purpose, Refusal};
 use crate::types::store::{ClaimsOf, StoreAnswer, StoreOrder};
-use crate::types::vm::{DomainAnswer, DomainFailure, DomainOrder, DomainState};
+use crate::types::vm::{DomainAnswer, DomainFailure, DomainOrder, DomainState, Underway};
 use crate::types::{
     Claim, ClaimReason, DatastoreId, Debt, Digest, Epoch, Generation, Holder, Nonce, ObjectKind, Owner, Proof, Tenure,
     Ticket, Time, VmId, VmRecord, VmState, Wanted,
@@ -124,6 +124,11 @@ impl Attempt {
     #[must_use]
     pub fn starts(&self) -> bool {
         matches!(self.kind, Kind::Run { .. } | Kind::Hook { .. } | Kind::Arrive)
+    }
+
+    /// Whether a QEMU is here already.
+    fn has_copy(&self) -> bool {
+        matches!(self.kind, Kind::Reclaim { .. } | Kind::Adopt | Kind::Arrive)
     }
 }
 
@@ -269,8 +274,12 @@ impl Core {
             return self.fail(cx, id, Denial::Unable(format!("no valid lease on datastore {store}")));
         };
         let epoch = lease.epoch;
+        let tenure = next_tenure(id, attempt.before.as_ref());
+        if matches!(self.guard.rows.get(&tenure).map(|row| row.state), Some(VmState::Over(_))) {
+            return self.use_up(cx, id, &attempt);
+        }
         let order = GuardOrder::Expect {
-            tenure: next_tenure(id, attempt.before.as_ref()),
+            tenure,
             name,
             home: attempt.home,
             epoch,
@@ -287,6 +296,19 @@ impl Core {
         if let Some(attempt) = &mut self.vm(id).attempt {
             attempt.epoch = epoch;
         }
+    }
+
+    /// The next generation is over already: it is that of a try of ours whose claim did not come about, or is still on
+    /// its way. A claim that lets nobody run takes its place; then the generation after it is free.
+    fn use_up(&mut self, cx: &mut Cx, id: VmId, attempt: &Attempt) {
+        let wanted = match (&attempt.kind, &attempt.before) {
+            // It runs without a claim: nobody else may start it.
+            (Kind::Adopt, _) | (_, None) => Wanted::Stopped,
+            (_, Some(before)) => before.wanted,
+        };
+        self.fail(cx, id, Denial::Unable("an earlier try is being cleared away; try again in a moment".into()));
+        let kind = Kind::Release { wanted, reason: ClaimReason::StartFailed };
+        self.begin(cx, id, kind, attempt.home, Vec::new());
     }
 
     fn expected(&mut self, cx: &mut Cx, id: VmId, result: Result<(), Refusal>) {
@@ -362,9 +384,12 @@ impl Core {
                 let ticket = cx.guard(order, Pending::Attempt(id));
                 self.stage(id, Stage::Confirming, ticket);
             }
-            // An adoption whose first try had an unknown outcome: the row stood all the while, in the same epoch.
+            // An earlier try of ours, or of this host's former agent, had an unknown outcome. The row stands, in the same
+            // incarnation, and was never over: the guard has confirmed its expectation.
             StoreAnswer::Exists(other)
-                if attempt.kind == Kind::Adopt && other.tenure == claim.tenure && other.holder == claim.holder =>
+                if !matches!(attempt.kind, Kind::Release { .. })
+                    && other.tenure == claim.tenure
+                    && other.holder == claim.holder =>
             {
                 if let Some(attempt) = &mut self.vm(id).attempt {
                     attempt.claim = Some((*other).clone());
@@ -382,11 +407,17 @@ impl Core {
                 self.fail(cx, id, Denial::Unable("its claims changed meanwhile".into()));
             }
             StoreAnswer::Failed(why) => {
-                // It may exist or still land; the guard's word "never started" frees it then. Not for a VM that runs
-                // already: its row stays, so that the guard never says of a running VM that it never started.
-                if attempt.kind != Kind::Adopt {
-                    self.abandon(cx, claim.tenure, &attempt.kind);
+                // It may exist or still land. A copy that is alive keeps its row, and the same claim is tried again: the
+                // guard must never say of it that it never started, and a generation that is over is used up.
+                if attempt.has_copy() {
+                    if let Some(attempt) = &mut self.vm(id).attempt {
+                        attempt.waits = Some(format!("its claim, which could not be created: {why}"));
+                        attempt.ticket = Ticket(0);
+                    }
+                    return cx.set(Timer::Attempt(id), cx.now + RETRY);
                 }
+                // Else the guard's word "never started" frees it.
+                self.abandon(cx, claim.tenure, &attempt.kind);
                 self.list_claims(cx);
                 self.fail(cx, id, Denial::Unable(format!("its claim could not be created: {why}")));
             }
@@ -572,6 +603,7 @@ impl Core {
             DomainAnswer::Done | DomainAnswer::Listed(_) => {
                 let name = self.vm_name(id);
                 cx.note(Note::info("vm-starting", format!("{name}: libvirt is told to start it")).of(&name));
+                self.set_underway(cx, id, Some(Underway::Start));
                 let ticket = cx.domain(DomainOrder::StartPaused { vm: id }, CALL, Pending::Attempt(id));
                 self.stage(id, Stage::Starting, ticket);
             }
@@ -669,6 +701,7 @@ impl Core {
 
     fn finish(&mut self, cx: &mut Cx, id: VmId) {
         cx.unset(Timer::Attempt(id));
+        self.set_underway(cx, id, None);
         let name = self.vm_name(id);
         let vm = self.vm(id);
         let Some(attempt) = vm.attempt.take() else { return };
@@ -738,7 +771,8 @@ impl Core {
         let Some(attempt) = vm.attempt.take() else { return };
         vm.waits = Some(denial.to_string());
         vm.pause = cx.now + RETRY;
-        if let Kind::Run { .. } = &attempt.kind {
+        let beaten = matches!(denial, Denial::OwnedBy { .. } | Denial::Superseded { .. });
+        if let (Kind::Run { .. }, false) = (&attempt.kind, beaten) {
             vm.failed.insert(me, (cx.now, denial.to_string()));
         }
         match &attempt.kind {
@@ -748,7 +782,10 @@ impl Core {
                 cx.set(Timer::Judge(id), cx.now + RETRY);
             }
             Kind::Run { .. } => {}
-            Kind::Arrive => self.drop_incoming(cx, id),
+            Kind::Arrive => {
+                self.set_underway(cx, id, None);
+                self.drop_incoming(cx, id);
+            }
         }
         for ask in attempt.asks {
             cx.answer(ask, Reply::Denied(denial.clone()));
@@ -760,6 +797,7 @@ impl Core {
     /// Something failed after the claim was created: bar the row, then g+2 "none, wanted as before".
     fn give_up(&mut self, cx: &mut Cx, id: VmId, denial: Denial) {
         cx.unset(Timer::Attempt(id));
+        self.set_underway(cx, id, None);
         let name = self.vm_name(id);
         let Some(attempt) = self.vm(id).attempt.take() else { return };
         let claim = attempt.claim.clone().expect("given up only after a claim");
@@ -819,6 +857,7 @@ impl Core {
                 self.give_up(cx, id, Denial::Unable("its QEMU did not appear in time".into()));
             }
             Stage::Confirming | Stage::Fencing(_) | Stage::Defining | Stage::Starting | Stage::Resuming => {}
+            Stage::Claiming if attempt.has_copy() => self.claim_again(cx, id, &attempt),
             Stage::Reading | Stage::Recording | Stage::FetchingRecord | Stage::Expecting | Stage::Claiming => {
                 // The hook's patience ends; a claim that lands later is freed by the guard's word.
                 if let Some(claim) = &attempt.claim {
@@ -829,6 +868,18 @@ impl Core {
         }
     }
 
+    /// The same claim, with the same nonce, as long as its row stands.
+    fn claim_again(&mut self, cx: &mut Cx, id: VmId, attempt: &Attempt) {
+        let Some(claim) = &attempt.claim else { return };
+        let state = self.guard.rows.get(&claim.tenure).map(|row| row.state);
+        if state != Some(VmState::Expected) {
+            self.list_claims(cx);
+            return self.fail(cx, id, Denial::Unable("its lease lapsed before its claim could be created".into()));
+        }
+        let after = attempt.before.as_ref().map(|before| (before.tenure.generation, before.nonce));
+        self.ask_store(cx, id, Stage::Claiming, StoreOrder::CreateClaim { claim: Box::new(claim.clone()), after });
+    }
+
     /// Our own end of a half-started copy: not a person's.
     pub(super) fn destroy(&mut self, cx: &mut Cx, id: VmId) {
         self.vm(id).own_end = true;
@@ -836,6 +887,17 @@ impl Core {
     }
 
     // ---- small things -------------------------------------------------------------------------------------------
+
+    /// Remembers, beyond a restart of this agent, what libvirt is told to do with a VM.
+    pub(super) fn set_underway(&mut self, cx: &mut Cx, id: VmId, what: Option<Underway>) {
+        let before = match what {
+            Some(what) => self.underway.insert(id, what),
+            None => self.underway.remove(&id),
+        };
+        if before != what {
+            cx.act(super::action::Action::Underway(self.underway.iter().map(|(id, what)| (*id, *what)).collect()));
+        }
+    }
 
     fn ask_store(&mut self, cx: &mut Cx, id: VmId, stage: Stage, order: StoreOrder) {
         let within = self.settings.timing.lease;

@@ -22,13 +22,15 @@ use super::cx::{Cx, Pending, Timer};
 use super::event::Recorded;
 use super::note::Note;
 use crate::types::guard::{GuardOrder, RowView};
-use crate::types::vm::{DomainAnswer, DomainChange, DomainInfo, DomainOrder, DomainState, OffReason};
+use crate::types::vm::{DomainAnswer, DomainChange, DomainInfo, DomainOrder, DomainState, OffReason, Underway};
 use crate::types::{Claim, ClaimReason, Holder, Incarnation, Over, Proof, Tenure, VmId, VmState, Wanted};
 
 /// libvirt's time for a list.
 const LIST: Duration = Duration::from_secs(10);
 /// How long an end waits for libvirt's reason before it counts as a crash.
 const REASON_LIMIT: Duration = Duration::from_millis(1500);
+/// Until an order whose effect shows in rows or domains is given again.
+const PATIENCE: Duration = Duration::from_millis(500);
 /// Window of the restart limit.
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -48,6 +50,7 @@ impl Core {
         self.guard.incarnation = Some(incarnation);
         self.guard.rows.clear();
         self.guard.leases.clear();
+        self.guard.since = cx.now;
         self.guard.settled = false;
         // Orders are answered in their order, after the rows that follow the hello.
         self.tell_beat_to(cx, Pending::Settled);
@@ -210,6 +213,7 @@ impl Core {
         let row = newest.map(|(_, row)| row.clone());
         let claim = self.vm(id).claim.clone();
         match (row, claim) {
+            (Some(row), _) if row.state == VmState::Incoming => self.stray_copy(cx, id, &row),
             (Some(row), Some(claim)) if row.tenure == claim.tenure && self.is_ours(&claim) => {
                 self.row_is_ours(cx, id, &row, &claim);
             }
@@ -217,7 +221,7 @@ impl Core {
             (Some(row), Some(claim)) if row.tenure.generation <= claim.tenure.generation => {
                 self.row_is_past(cx, &row, &claim);
             }
-            (Some(_), _) => {} // The claim is not read yet.
+            (Some(row), claim) => self.row_is_ahead(cx, id, &row, claim.as_ref()),
             (None, claim) => self.no_row(cx, id, claim.as_ref()),
         }
     }
@@ -244,13 +248,84 @@ impl Core {
 
     fn row_is_ours(&mut self, cx: &mut Cx, id: VmId, row: &RowView, claim: &Claim) {
         match row.state {
-            VmState::Expected | VmState::Running | VmState::Incoming => {}
+            VmState::Expected => self.take_up_row(cx, id, row),
+            VmState::Running => self.take_up(cx, id, row),
+            VmState::Incoming => {}
             VmState::Over(Over::Lapsed) if row.pid.is_some() => self.reclaim(cx, row),
-            VmState::Over(Over::HandedTo(_)) => {} // The target claims, or the master after a while.
+            VmState::Over(Over::HandedTo(to)) => {
+                // The target claims, or the master after a while.
+                if self.underway.get(&id) == Some(&Underway::Move { to }) {
+                    self.take_up_move(cx, id, row.tenure, to);
+                }
+            }
             VmState::Over(Over::NeverStarted) => {
                 self.release(cx, id, claim, Wanted::Running, ClaimReason::StartFailed);
             }
             VmState::Over(Over::Exited { .. } | Over::Lapsed) => self.judge_end(cx, id, claim),
+        }
+    }
+
+    /// A row of a generation above the newest claim, and nothing is under way here: a try whose claim did not come
+    /// about, or may still land. The guard bars it; what runs, or should, is claimed with another generation.
+    fn row_is_ahead(&mut self, cx: &mut Cx, id: VmId, row: &RowView, claim: Option<&Claim>) {
+        if self.stores.get(&row.home).is_none_or(|store| store.listed.is_none()) {
+            return; // The claim is not read yet.
+        }
+        match row.state {
+            // Its QEMU is alive: the same generation is tried again, under the same row.
+            VmState::Expected if row.pid.is_some() && !row.stopped => self.no_row(cx, id, claim),
+            VmState::Expected | VmState::Over(_) if row.pid.is_some() => self.reclaim(cx, row),
+            VmState::Expected => {
+                self.vm(id).pause = cx.now + PATIENCE;
+                cx.guard(GuardOrder::Abandon { tenure: row.tenure }, Pending::Nothing);
+            }
+            VmState::Over(_) => self.no_row(cx, id, claim),
+            VmState::Running | VmState::Incoming => {}
+        }
+    }
+
+    /// An incoming copy that no move of ours knows: this agent was restarted. The source finds it gone and goes on.
+    fn stray_copy(&mut self, cx: &mut Cx, id: VmId, row: &RowView) {
+        self.vm(id).pause = cx.now + PATIENCE;
+        if row.pid.is_some() {
+            cx.domain(DomainOrder::Destroy { vm: id }, LIST, Pending::Nothing);
+        }
+        cx.guard(GuardOrder::Abandon { tenure: row.tenure }, Pending::Nothing);
+    }
+
+    /// An earlier agent of this host made the row and the claim, and died before the guard knew that both stand.
+    fn take_up_row(&mut self, cx: &mut Cx, id: VmId, row: &RowView) {
+        self.vm(id).pause = cx.now + PATIENCE;
+        let epoch = self.guard.leases.get(&row.home).map(|lease| lease.epoch);
+        match epoch {
+            Some(epoch) if row.pid.is_some() => {
+                let order = GuardOrder::Claimed { tenure: row.tenure, epoch, deadline: cx.now + LIST };
+                cx.guard(order, Pending::Nothing);
+            }
+            // Nothing was started yet; should libvirt be about to, the guard ends it.
+            Some(_) | None => {
+                cx.guard(GuardOrder::Abandon { tenure: row.tenure }, Pending::Nothing);
+            }
+        }
+    }
+
+    /// An earlier agent of this host died between telling libvirt to start or move the VM and its end.
+    fn take_up(&mut self, cx: &mut Cx, id: VmId, row: &RowView) {
+        let Some(underway) = self.underway.get(&id).copied() else { return };
+        let Some(state) = self.libvirt.domains.get(&id).map(|domain| domain.state) else { return };
+        match state {
+            DomainState::Paused { by_io_error: false } => {
+                self.vm(id).pause = cx.now + PATIENCE;
+                cx.domain(DomainOrder::Resume { vm: id }, LIST, Pending::Nothing);
+                self.list_domains(cx);
+            }
+            DomainState::Running | DomainState::ShuttingDown | DomainState::Paused { by_io_error: true } => {
+                self.set_underway(cx, id, None);
+                if let Underway::Move { to } = underway {
+                    self.drop_move(cx, row.tenure, to);
+                }
+            }
+            DomainState::Off(_) => {}
         }
     }
 
@@ -351,6 +426,13 @@ impl Core {
             return;
         }
         let Some(reason) = self.end_reason(cx, id) else { return };
+        match self.underway.get(&id).copied() {
+            Some(Underway::Move { to }) if reason == OffReason::Migrated => {
+                return self.take_up_move(cx, id, claim.tenure, to);
+            }
+            Some(_) => self.set_underway(cx, id, None),
+            None => {}
+        }
         let by_guest = self.vm(id).by_guest;
         if self.going_down {
             return self.release(cx, id, claim, Wanted::Running, ClaimReason::HostWentDown);

@@ -15,10 +15,10 @@ use super::Core;
 use super::action::Action;
 use super::cx::{Cx, Pending, Timer};
 use super::note::Note;
-use crate::types::guard::GuardOrder;
+use crate::types::guard::{GuardOrder, LeaseView};
 use crate::types::settings::MemberSettings;
 use crate::types::{
-    AgentBeat, Attestation, DatastoreId, DatastoreSet, Echo, Flags, Freshness, HostId, NetBeat, Score, Time,
+    AgentBeat, Attestation, Counter, DatastoreId, DatastoreSet, Echo, Flags, Freshness, HostId, NetBeat, Score, Time,
 };
 
 /// One other host.
@@ -43,6 +43,9 @@ impl Peer {
     #[must_use]
     pub fn new(now: Time) -> Self {
         Self { beat: None, opened: None, heard: None, verdict: Verdict::Unknown, since: now, report: None }
+    }
+    fn heard_now(&self, now: Time, suspect: std::time::Duration) -> Option<Time> {
+        self.heard.filter(|at| now.since(*at) < suspect)
     }
 }
 
@@ -205,10 +208,12 @@ impl Core {
             return;
         }
         let verdict = judge(&self.signs(host, cx.now));
+        let (now, suspect) = (cx.now, self.settings.timing.suspect);
+        let sure = self.is_sure(host, &verdict, now);
         let evidence = self.evidence(host, cx.now);
         let name = self.name_of(host);
         let Some(peer) = self.peers.get_mut(&host) else { return };
-        if peer.verdict == verdict {
+        if peer.verdict == verdict || (peer.heard_now(now, suspect).is_none() && !sure) {
             return;
         }
         let first = peer.beat.is_none();
@@ -244,6 +249,28 @@ impl Core {
         }
         let newest = self.stores.values().filter_map(|store| store.age_of(host, now)).min();
         newest.is_some_and(|age| age < timing.suspect && silent < age + timing.renew * 3 / 2)
+    }
+
+    /// Whether a silent host can be judged already: it has been silent for long enough as far as *we* were awake to hear
+    /// it; and beats on a datastore that it wrote before it fell silent show no partition.
+    fn is_sure(&self, host: HostId, verdict: &Verdict, now: Time) -> bool {
+        let timing = self.settings.timing;
+        if now.since(self.awake_since) < timing.suspect {
+            return false;
+        }
+        let Some(peer) = self.peers.get(&host) else { return true };
+        let alive = timing.beat + timing.renew + timing.renew / 2;
+        let silent = peer.heard.unwrap_or(self.awake_since).max(self.awake_since);
+        let late = |store: &super::storage::Store| store.changed_at(host).is_some_and(|at| alive <= at.since(silent));
+        match verdict {
+            Verdict::Partitioned | Verdict::Isolated => self.stores.values().any(late),
+            Verdict::Live
+            | Verdict::AgentFailed
+            | Verdict::StorageLost(_)
+            | Verdict::Dead
+            | Verdict::Left
+            | Verdict::Unknown => true,
+        }
     }
 
     pub(super) fn judge_all(&mut self, cx: &mut Cx) {
@@ -296,11 +323,35 @@ impl Core {
         self.settings.datastores.iter().enumerate().filter(|(n, _)| is_in(*n)).map(|(_, d)| d.id).collect()
     }
 
+    /// A network beat of ours went out.
+    pub(super) fn beaten(&mut self, cx: &mut Cx, counter: Counter) {
+        let gap = self.settings.timing.suspect <= cx.now.since(self.guard.beaten_at);
+        if gap || self.guard.beating.is_none() {
+            self.guard.beating = Some(cx.now);
+        }
+        self.guard.beaten = counter;
+        self.guard.beaten_at = cx.now;
+    }
+
+    /// If this agent itself was held up (a frozen host, no CPU), nobody's silence meanwhile counts.
+    fn notice_own_stall(&mut self, now: Time) {
+        let period = self.settings.timing.beat;
+        let stalled = self.beat_at.is_some_and(|last| period * 2 < now.since(last));
+        self.beat_at = Some(now);
+        if stalled {
+            self.awake_since = now;
+        }
+    }
+
     /// Once per beat period: tell the guard the agent's part, look at everybody, elect.
     pub(super) fn beat(&mut self, cx: &mut Cx) {
         cx.set(Timer::Beat, cx.now + self.settings.timing.beat);
+        self.notice_own_stall(cx.now);
         self.judge_all(cx);
         self.elect(cx);
+        if let Some(at) = self.may_lead_at().filter(|at| cx.now < *at) {
+            cx.set_earlier(Timer::Beat, at);
+        }
         self.tell_beat(cx);
         self.check = true; // Catches what no event told.
         self.look = true;
@@ -317,7 +368,7 @@ impl Core {
             term: self.election.term(),
             score: self.score(cx.now),
             flags: Flags { leaving: self.going_down, ..Flags::default() },
-            storage_lost: self.lost_datastores(),
+            storage_lost: self.lost_datastores(cx.now),
             settings_version: self.settings.version,
             echoes: self.echoes(cx.now),
         };
@@ -338,11 +389,13 @@ impl Core {
             .collect()
     }
 
-    fn lost_datastores(&self) -> DatastoreSet {
+    fn lost_datastores(&self, now: Time) -> DatastoreSet {
         let mut set = 0;
         for (n, datastore) in self.settings.datastores.iter().enumerate() {
             // A lease that the guard has not told of yet says nothing.
-            if self.guard.leases.get(&datastore.id).is_some_and(|lease| !lease.own_path) {
+            let new = now.since(self.guard.since) < self.settings.timing.suspect;
+            let lost = |lease: &LeaseView| !lease.own_path && !(new && lease.written == Time::ZERO);
+            if self.guard.leases.get(&datastore.id).is_some_and(lost) {
                 set |= 1 << n;
             }
         }
