@@ -31,6 +31,8 @@ const LIST: Duration = Duration::from_secs(10);
 const REASON_LIMIT: Duration = Duration::from_millis(1500);
 /// Until an order whose effect shows in rows or domains is given again.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// A VM that QEMU paused for an error of its disk is resumed this often, while its datastore takes our own writes.
+const IO_RETRY: Duration = Duration::from_secs(2);
 /// Window of the restart limit.
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -311,8 +313,11 @@ impl Core {
 
     /// An earlier agent of this host died between telling libvirt to start or move the VM and its end.
     fn take_up(&mut self, cx: &mut Cx, id: VmId, row: &RowView) {
-        let Some(underway) = self.underway.get(&id).copied() else { return };
         let Some(state) = self.libvirt.domains.get(&id).map(|domain| domain.state) else { return };
+        if state == (DomainState::Paused { by_io_error: true }) {
+            self.resume_after_error(cx, id, row);
+        }
+        let Some(underway) = self.underway.get(&id).copied() else { return };
         match state {
             DomainState::Paused { by_io_error: false } => {
                 self.vm(id).pause = cx.now + PATIENCE;
@@ -327,6 +332,21 @@ impl Core {
             }
             DomainState::Off(_) => {}
         }
+    }
+
+    /// QEMU paused it because a write failed (a full datastore): it goes on when the datastore takes writes again.
+    fn resume_after_error(&mut self, cx: &mut Cx, id: VmId, row: &RowView) {
+        if self.guard.leases.get(&row.home).is_none_or(|lease| lease.until.is_none() || !lease.own_path) {
+            return;
+        }
+        let name = self.vm_name(id);
+        self.vm(id).pause = cx.now + IO_RETRY;
+        cx.note(
+            Note::warning("vm-paused-by-error", format!("{name} was paused by an error of its disk; it is resumed"))
+                .of(&name),
+        );
+        cx.domain(DomainOrder::Resume { vm: id }, LIST, Pending::Nothing);
+        self.list_domains(cx);
     }
 
     fn reclaim(&mut self, cx: &mut Cx, row: &RowView) {

@@ -394,7 +394,7 @@ impl Core {
         for (n, datastore) in self.settings.datastores.iter().enumerate() {
             // A lease that the guard has not told of yet says nothing.
             let new = now.since(self.guard.since) < self.settings.timing.suspect;
-            let lost = |lease: &LeaseView| !lease.own_path && !(new && lease.written == Time::ZERO);
+            let lost = |lease: &LeaseView| !(lease.own_path || new && lease.written == Time::ZERO);
             if self.guard.leases.get(&datastore.id).is_some_and(lost) {
                 set |= 1 << n;
             }

@@ -272,7 +272,8 @@ impl Core {
     /// An earlier agent of this host died during a move, and the source's copy has ended as migrated: goes on with the
     /// guard's word.
     pub(super) fn take_up_move(&mut self, cx: &mut Cx, id: VmId, tenure: Tenure, to: HostId) {
-        let moving = Moving { to, tenure, stage: MoveStage::Migrating, ticket: Ticket(0), asks: Vec::new(), since: cx.now };
+        let moving =
+            Moving { to, tenure, stage: MoveStage::Migrating, ticket: Ticket(0), asks: Vec::new(), since: cx.now };
         self.vm(id).moving = Some(moving.clone());
         self.leave(cx, id, &moving);
     }
