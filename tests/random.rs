@@ -100,13 +100,15 @@ fn heal(world: &mut World) {
 
 fn run(seed: u64, trace: bool) -> Result<(), (String, Vec<String>)> {
     let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
-    (0..8).for_each(|_| drop(dice.roll(2)));
+    (0..8).for_each(|_| {
+        dice.roll(2);
+    });
     let setup = setup(&mut dice, seed);
     let hosts = setup.hosts.len() as u64;
     let mut world = settled(&setup);
     world.trace = trace;
     let zero = nanos(SETTLING);
-    for _ in 0..2 + dice.roll(7) {
+    for _ in 0..2 + dice.roll(15) {
         let at = dice.roll(nanos(TROUBLE));
         let (what, end) = fault(&mut dice, hosts);
         let length = [500_000_000, 4_000_000_000, 20_000_000_000, 60_000_000_000][dice.roll(4) as usize];

@@ -22,7 +22,7 @@ use super::placement::{Need, Placed};
 use crate::types::control::{Denial, IncomingOrder, Reply, Request};
 use crate::types::guard::{GuardOrder, Refusal};
 use crate::types::vm::{DomainAnswer, DomainChange, DomainOrder, OffReason, Underway};
-use crate::types::{Claim, ClaimReason, HostId, Over, Tenure, Ticket, Time, VmId, VmRecord, VmState, Wanted};
+use crate::types::{Claim, ClaimReason, DatastoreId, HostId, Over, Tenure, Ticket, Time, VmId, VmRecord, VmState, Wanted};
 
 /// A move away from this host.
 #[derive(Clone, Debug)]
@@ -104,6 +104,10 @@ impl Core {
         let Some(Ok(record)) = vm.record.clone() else {
             return Err(Denial::Unable("its definition cannot be protected, so it cannot be moved".into()));
         };
+        if let Some(store) = self.path_lost(&record) {
+            let why = format!("writes to datastore {store} fail or hang here, and what is under way could land later");
+            return Err(Denial::Unable(why));
+        }
         let need = Need::of(&record);
         let to = match to {
             Some(to) if to == self.me.host => return Err(Denial::Contradiction("it runs on that host already".into())),
@@ -121,6 +125,12 @@ impl Core {
             },
         };
         Ok((to, claim, record))
+    }
+
+    /// A datastore that this VM writes to and this host does not reach by itself.
+    fn path_lost(&self, record: &VmRecord) -> Option<String> {
+        let lost = |id: &DatastoreId| self.guard.leases.get(id).is_none_or(|lease| !lease.own_path);
+        record.written().find(lost).map(|id| self.store_name(id))
     }
 
     pub(super) fn move_done(&mut self, cx: &mut Cx, id: VmId, ticket: Ticket, outcome: Outcome) {
@@ -184,6 +194,13 @@ impl Core {
 
     fn leave(&mut self, cx: &mut Cx, id: VmId, moving: &Moving) {
         if moving.stage == MoveStage::Migrating {
+            let record = self.vm(id).record.clone().and_then(Result::ok);
+            if let Some(store) = record.and_then(|record| self.path_lost(&record)) {
+                // Handed over would mean that nothing is under way. It is restarted instead, with a fence.
+                self.vm(id).own_end = true;
+                let why = format!("datastore {store} was lost here meanwhile; it is restarted");
+                return self.move_failed(cx, id, Denial::Unable(why));
+            }
             let order = GuardOrder::HandOver { tenure: moving.tenure, to: moving.to };
             let ticket = cx.guard(order, Pending::Move(id));
             self.move_stage(id, MoveStage::Leaving, ticket);
