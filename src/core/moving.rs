@@ -22,7 +22,9 @@ use super::placement::{Need, Placed};
 use crate::types::control::{Denial, IncomingOrder, Reply, Request};
 use crate::types::guard::{GuardOrder, Refusal};
 use crate::types::vm::{DomainAnswer, DomainChange, DomainOrder, OffReason, Underway};
-use crate::types::{Claim, ClaimReason, DatastoreId, HostId, Over, Tenure, Ticket, Time, VmId, VmRecord, VmState, Wanted};
+use crate::types::{
+    Claim, ClaimReason, DatastoreId, HostId, Over, Tenure, Ticket, Time, VmId, VmRecord, VmState, Wanted,
+};
 
 /// A move away from this host.
 #[derive(Clone, Debug)]
