@@ -490,6 +490,11 @@ impl Core {
         let mut lock = false;
         for debt in claim.debts.iter().filter(|debt| !self.is_paid(debt) && !fenced.contains(debt)) {
             match self.late_write(debt) {
+                LateWrite::Command { .. } if self.runs_vms_on(debt.datastore, debt.host, cx.now) => {
+                    let host = self.name_of(debt.host);
+                    let what = format!("a storage fence against {host}, which would hit the VMs that run there");
+                    return self.wait(cx, id, RETRY * 2, what);
+                }
                 LateWrite::Command { program } => {
                     let name = self.name_of(debt.host);
                     let ticket = cx.fence(program, debt.host, name, CALL, Pending::Attempt(id));
@@ -822,6 +827,9 @@ impl Core {
             self.vm(id).failed.insert(me, (cx.now, denial.to_string()));
         }
         cx.guard(GuardOrder::Abandon { tenure: claim.tenure }, Pending::Nothing);
+        if self.vm(id).tenure() != Some(claim.tenure) {
+            return; // Somebody has claimed it since: nothing of ours is left to be released.
+        }
         let wanted = match &attempt.kind {
             Kind::Hook { .. } => attempt.before.as_ref().map_or(Wanted::Stopped, |before| before.wanted),
             _ => Wanted::Running,
@@ -849,6 +857,9 @@ impl Core {
     /// The attempt's timer: a retry, or the end of patience.
     pub(super) fn attempt_due(&mut self, cx: &mut Cx, id: VmId) {
         let Some(attempt) = self.vms.get(&id).and_then(|vm| vm.attempt.clone()) else { return };
+        if matches!(attempt.stage, Stage::Waiting | Stage::Locks { .. }) && !self.stands(&attempt) {
+            return self.give_up(cx, id, Denial::Unable("its lease lapsed, or it was claimed anew, while it waited".into()));
+        }
         match attempt.stage {
             Stage::Waiting => self.pay_debts(cx, id),
             Stage::Locks { since } => self.probe_locks(cx, id, since),
@@ -866,6 +877,14 @@ impl Core {
                 self.fail(cx, id, Denial::Unable("the datastore does not answer in time".into()));
             }
         }
+    }
+
+    /// Whether the guard still expects what this attempt has claimed.
+    fn stands(&self, attempt: &Attempt) -> bool {
+        let Some(claim) = &attempt.claim else { return true };
+        let newest = self.vms.get(&claim.tenure.vm).and_then(super::vms::Vm::tenure);
+        let state = self.guard.rows.get(&claim.tenure).map(|row| row.state);
+        newest == Some(claim.tenure) && state == Some(VmState::Expected)
     }
 
     /// The same claim, with the same nonce, as long as its row stands.
