@@ -99,6 +99,8 @@ pub struct Attempt {
     pub claim: Option<Claim>,
     /// What it starts.
     pub record: Option<VmRecord>,
+    /// Debts that a fence of this attempt has paid.
+    fenced: Vec<Debt>,
     digest: Digest,
     epoch: Epoch,
     ticket: Ticket,
@@ -152,6 +154,7 @@ impl Core {
             home,
             claim: None,
             record,
+            fenced: Vec::new(),
             digest,
             epoch: Epoch::default(),
             ticket: Ticket(0),
@@ -343,7 +346,7 @@ impl Core {
             Kind::Arrive => (Holder::Host(owner), Wanted::Running, ClaimReason::Migrated),
             Kind::Release { wanted, reason } => (Holder::None, *wanted, *reason),
         };
-        let debts = match (&attempt.kind, before, &attempt.record) {
+        let mut debts = match (&attempt.kind, before, &attempt.record) {
             (Kind::Run { proof, .. }, Some(before), Some(record)) => self.debts_after(before, *proof, record),
             (Kind::Hook { .. }, Some(before), Some(record)) => {
                 let known = self.vm(id).known;
@@ -353,7 +356,9 @@ impl Core {
             (_, Some(before), _) => before.debts.iter().copied().filter(|debt| !self.is_paid(debt)).collect(),
             (_, None, _) => Vec::new(),
         };
-        let fenced = self.vm(id).fenced.clone();
+        if let Kind::Release { .. } = attempt.kind {
+            debts.extend(self.own_debts(id, attempt.home));
+        }
         Claim {
             kind: ObjectKind::Vm,
             tenure: next_tenure(id, before),
@@ -366,7 +371,7 @@ impl Core {
             nonce,
             maker: self.me.host,
             made_unix_ms: 0,
-            debts: debts.into_iter().filter(|debt| !fenced.contains(debt)).take(16).collect(),
+            debts: debts.into_iter().filter(|debt| !attempt.fenced.contains(debt)).take(16).collect(),
         }
     }
 
@@ -486,10 +491,11 @@ impl Core {
     /// Fences what the debts of our new claim say, one after another; then the locks, then the start.
     fn pay_debts(&mut self, cx: &mut Cx, id: VmId) {
         let Some(claim) = self.vm(id).claim.clone() else { return };
-        let fenced = self.vm(id).fenced.clone();
+        let fenced = self.vm(id).attempt.as_ref().map(|attempt| attempt.fenced.clone()).unwrap_or_default();
         let mut lock = false;
         for debt in claim.debts.iter().filter(|debt| !self.is_paid(debt) && !fenced.contains(debt)) {
             match self.late_write(debt) {
+                _ if self.ended_cleanly(id, debt, cx.now) => return self.paid(cx, id, &[*debt]),
                 LateWrite::Command { .. } if self.runs_vms_on(debt.datastore, debt.host, cx.now) => {
                     let host = self.name_of(debt.host);
                     let what = format!("a storage fence against {host}, which would hit the VMs that run there");
@@ -513,16 +519,56 @@ impl Core {
                 }
             }
         }
-        if lock { self.probe_locks(cx, id, cx.now) } else { self.define(cx, id) }
+        if lock {
+            self.probe_locks(cx, id, cx.now);
+        } else if claim.debts.iter().any(|debt| fenced.contains(debt)) {
+            self.claim_paid(cx, id);
+        } else {
+            self.define(cx, id);
+        }
+    }
+
+    fn paid(&mut self, cx: &mut Cx, id: VmId, debts: &[Debt]) {
+        if let Some(attempt) = &mut self.vm(id).attempt {
+            attempt.fenced.extend(debts);
+        }
+        self.pay_debts(cx, id);
+    }
+
+    /// A claim without the debts that are paid: whoever takes the VM next need not fence again, which by then could hit
+    /// a host that is well. Ours was never started, so the guard says so, and the next generation follows.
+    fn claim_paid(&mut self, cx: &mut Cx, id: VmId) {
+        let Some(attempt) = &mut self.vm(id).attempt else { return };
+        let Some(claim) = attempt.claim.take() else { return };
+        let tenure = claim.tenure;
+        attempt.before = Some(claim);
+        attempt.waits = None;
+        if let Kind::Run { proof, .. } = &mut attempt.kind {
+            *proof = Proof::Said(crate::types::Over::NeverStarted);
+        }
+        cx.guard(GuardOrder::Abandon { tenure }, Pending::Nothing);
+        self.expect(cx, id);
+    }
+
+    /// Writes of a copy on this host that nobody has seen to be done: it is alive, or ended on a path that did not work.
+    fn own_debts(&self, id: VmId, home: DatastoreId) -> Vec<Debt> {
+        use crate::types::Over;
+        let open = |row: &crate::types::guard::RowView| {
+            row.pid.is_some() || matches!(row.state, VmState::Over(Over::Exited { clean: false } | Over::Lapsed))
+        };
+        if !self.guard.rows.iter().any(|(tenure, row)| tenure.vm == id && open(row)) {
+            return Vec::new();
+        }
+        let record = self.vms.get(&id).and_then(|vm| vm.record.as_ref()?.as_ref().ok());
+        let written: BTreeSet<DatastoreId> = record.iter().flat_map(|record| record.written()).chain([home]).collect();
+        let debt = |datastore| Debt { host: self.me.host, boot: self.me.boot, datastore };
+        written.into_iter().map(debt).collect()
     }
 
     fn fenced(&mut self, cx: &mut Cx, id: VmId, debt: Debt, result: Result<(), String>) {
         let host = self.name_of(debt.host);
         match result {
-            Ok(()) => {
-                self.vm(id).fenced.push(debt);
-                self.pay_debts(cx, id);
-            }
+            Ok(()) => self.paid(cx, id, &[debt]),
             Err(why) => {
                 self.wait(
                     cx,
@@ -548,7 +594,13 @@ impl Core {
 
     fn locks_probed(&mut self, cx: &mut Cx, id: VmId, since: Time, result: Result<Option<String>, String>) {
         match result {
-            Ok(None) => self.define(cx, id),
+            Ok(None) => {
+                let debts = self.vm(id).claim.as_ref().map(|claim| claim.debts.clone()).unwrap_or_default();
+                let by_lock: Vec<Debt> =
+                    debts.into_iter().filter(|debt| self.late_write(debt) == LateWrite::Lock).collect();
+                // Nothing owed: it was QEMU that found a lock.
+                if by_lock.is_empty() { self.define(cx, id) } else { self.paid(cx, id, &by_lock) }
+            }
             Ok(Some(holder)) => {
                 let waited = cx.now.since(since);
                 let pause = if waited < Duration::from_secs(120) { RETRY } else { Duration::from_secs(30) };
