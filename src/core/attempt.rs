@@ -19,6 +19,7 @@
 
 mod claim;
 mod ends;
+mod late_writes;
 mod start;
 
 use std::collections::BTreeSet;
@@ -103,6 +104,8 @@ pub struct Attempt {
     pub claim: Option<Claim>,
     /// What it starts.
     pub record: Option<VmRecord>,
+    /// Debts that a fence of this attempt has paid.
+    fenced: Vec<Debt>,
     digest: Digest,
     epoch: Epoch,
     ticket: Ticket,
@@ -156,6 +159,7 @@ impl Core {
             home,
             claim: None,
             record,
+            fenced: Vec::new(),
             digest,
             epoch: Epoch::default(),
             ticket: Ticket(0),
@@ -213,9 +217,7 @@ impl Core {
             None => self.underway.remove(&id),
         };
         if before != what {
-            cx.act(crate::core::action::Action::Underway(
-                self.underway.iter().map(|(id, what)| (*id, *what)).collect(),
-            ));
+            cx.act(super::action::Action::Underway(self.underway.iter().map(|(id, what)| (*id, *what)).collect()));
         }
     }
 

@@ -33,6 +33,8 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const IO_RETRY: Duration = Duration::from_secs(2);
 /// A stale definition that libvirt would not remove is left alone for so long.
 const STALE_RETRY: Duration = Duration::from_secs(60);
+/// What was said of a VM that another host has taken is said for so long.
+const WORD_KEPT: Duration = Duration::from_secs(60);
 
 impl Core {
     // ---- guard --------------------------------------------------------------------------------------------------
@@ -231,6 +233,9 @@ impl Core {
     fn row_is_past(&mut self, cx: &mut Cx, row: &RowView, claim: &Claim) {
         let ours = claim.owner().is_some_and(|owner| owner.host == self.me.host);
         if row.pid.is_none() {
+            if cx.now.since(self.vm(row.tenure.vm).known) < WORD_KEPT && !ours {
+                return; // Whoever took it may wait for this host's word that its copy has ended.
+            }
             let vm = row.tenure.vm;
             for tenure in self.guard.rows.keys().filter(|tenure| tenure.vm == vm).copied().collect::<Vec<_>>() {
                 cx.guard(GuardOrder::Forget { tenure }, Pending::Nothing);

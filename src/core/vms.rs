@@ -13,7 +13,7 @@ use super::moving::{Incoming, Moving};
 use super::note::Note;
 use crate::types::control::VmReport;
 use crate::types::vm::OffReason;
-use crate::types::{Claim, Debt, HostId, Tenure, Time, VmId, VmRecord, Wanted};
+use crate::types::{Claim, HostId, Tenure, Time, VmId, VmRecord, Wanted};
 
 /// One VM.
 #[derive(Debug, Default)]
@@ -54,8 +54,6 @@ pub struct Vm {
     pub by_guest: Option<bool>,
     /// Restarts in place within the last hour.
     pub restarts: Vec<Time>,
-    /// Debts that a fence run by this host has paid.
-    pub fenced: Vec<Debt>,
     /// People who wait for its stop.
     pub stopping: Vec<AskId>,
     /// What it waits for, for people.
