@@ -119,7 +119,7 @@ fn core(now: &mut Time) -> Core {
         started: *now,
         nonce_seed: 1,
         ticket_seed: 1,
-        ..Me::default()
+        underway: Vec::new(),
     };
     let mut core = Core::new(me, settings());
     core.start(*now);

@@ -15,6 +15,7 @@ mod answers;
 mod executors;
 mod facts;
 mod pump;
+mod underway;
 
 use std::time::Duration;
 
@@ -95,6 +96,7 @@ async fn member(
         started: clock::now(),
         nonce_seed: clock::nonce().0,
         ticket_seed: clock::unix_ms().wrapping_mul(1_000_000),
+        underway: underway::read(&config.paths.run),
     };
     let mut core = Core::new(me, cluster.settings.clone());
     let mut executors = Executors::start(&config, &here, &cluster, &answers, events.clone()).await?;

@@ -167,6 +167,11 @@ impl Executors {
                     tracing::warn!("cannot write {}: {error}", self.run.join("unprotected").display());
                 }
             }
+            Action::Underway(list) => {
+                if let Err(error) = super::underway::write(&self.run, &list) {
+                    tracing::warn!("cannot write {}: {error}", self.run.join("underway").display());
+                }
+            }
             Action::Note(note) => self.note(note),
         }
     }

@@ -235,6 +235,8 @@ mod tests {
         let here = config.here().unwrap();
         assert_eq!(here.migration_uri, "qemu+tcp://[fd00::1]/system");
         assert_eq!(here.control.to_string(), "[fd00::1]:7784");
-        assert!(here.interfaces.is_empty());
+        // Unicast: received on any interface, sent to the peers only.
+        let groups: Vec<String> = here.interfaces.iter().map(|one| format!("{:?} {}", one.name, one.group)).collect();
+        assert_eq!(groups, ["\"\" [::]:7783"]);
     }
 }

@@ -8,7 +8,7 @@ use crate::types::control::{Reply, Request};
 use crate::types::guard::GuardOrder;
 use crate::types::settings::ClusterSettings;
 use crate::types::store::StoreOrder;
-use crate::types::vm::DomainOrder;
+use crate::types::vm::{DomainOrder, Underway};
 use crate::types::{DatastoreId, HostId, Ticket, VmId};
 
 /// Everything that came out of one step.
@@ -45,6 +45,8 @@ pub enum Action {
     Apply(Box<ClusterSettings>),
     /// VMs that the hook lets start while the agent is down.
     Unprotected(Vec<VmId>),
+    /// What this agent must end, should it be restarted: made durable (for this boot) before what follows is done.
+    Underway(Vec<(VmId, Underway)>),
     /// Tell people.
     Note(Note),
 }

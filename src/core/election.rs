@@ -97,6 +97,9 @@ impl Core {
                 self.followed(cx);
             }
             (State::Master, _) => {}
+            // Of two masters the lesser yields by itself; until then nobody changes sides.
+            (State::Follower { master: Some(master), .. }, Some(other))
+                if master != other.host && self.hears_master(master, cx.now) => {}
             (State::Follower { master, .. }, Some(other)) => {
                 let new = master != Some(other.host);
                 self.election.follow(&other, cx.now);
@@ -113,8 +116,11 @@ impl Core {
                 self.followed(cx);
             }
             (State::Follower { master, since }, None) => {
-                // A master that was followed and is not heard now has been silent for the suspect time already.
-                if master.is_some() || timing.suspect <= cx.now.since(since) || self.alone() {
+                // A master that was followed and is not heard now has been silent for the suspect time already, or is none
+                // any more. A host
+                // that does not beat itself cannot be heard, so it has not waited yet.
+                let waited = self.guard.beating.is_some_and(|from| timing.suspect <= cx.now.since(from.max(since)));
+                if master.is_some() || waited || self.alone() {
                     self.election.stand(cx.now);
                     self.tell_beat(cx);
                     self.lead_if_best(cx);
@@ -128,7 +134,7 @@ impl Core {
         let State::Candidate { since } = self.election.state else { return };
         let waited = self.settings.timing.beat * 2 <= cx.now.since(since);
         let mine = self.score(cx.now);
-        let better = self.heard_beats(cx.now).any(|beat| mine < beat.agent.score);
+        let better = self.heard_beats(cx.now).any(|beat| beat.agent.role == Role::Candidate && mine < beat.agent.score);
         if self.alone() || (waited && !better) {
             let heard = self.heard_beats(cx.now).map(|beat| beat.agent.term).max().unwrap_or_default();
             self.election.term = self.election.term.max(heard);
@@ -138,6 +144,18 @@ impl Core {
             cx.note(Note::info("master", format!("this host is master (term {term}) of {hosts} host(s)")));
             self.tell_beat(cx);
             self.became_master(cx);
+        }
+    }
+
+    fn hears_master(&self, host: HostId, now: Time) -> bool {
+        self.heard_beats(now).any(|beat| beat.host == host && beat.agent.role == Role::Master)
+    }
+
+    /// When this candidate may lead at the earliest.
+    pub(super) fn may_lead_at(&self) -> Option<Time> {
+        match self.election.state {
+            State::Candidate { since } => Some(since + self.settings.timing.beat * 2),
+            State::Follower { .. } | State::Master => None,
         }
     }
 
@@ -152,6 +170,7 @@ impl Core {
     }
 
     fn became_master(&mut self, cx: &mut Cx) {
+        self.master_since = cx.now;
         self.list_claims(cx);
         self.read_stores_soon(cx);
         self.look = true;

@@ -38,6 +38,8 @@ fn is_idle(vm: &super::vms::Vm) -> bool {
 const OWNER_TIME: Duration = Duration::from_secs(10);
 /// A failed host is tried again after this.
 const FAILED_TIME: Duration = Duration::from_secs(30);
+/// A host that did not answer an order is tried again after this.
+const SILENT_TIME: Duration = Duration::from_secs(5);
 /// A VM that nobody can take is looked at again after this.
 const RETRY: Duration = Duration::from_secs(2);
 /// An order's answer: starting may take a while, a lock may be waited for.
@@ -69,12 +71,17 @@ impl Core {
             }
             self.vm(id).placing = None;
         }
+        if self.stores.get(&claim.home).and_then(|store| store.listed).is_none_or(|at| at < self.master_since) {
+            return; // What happened before this host became master is not read yet.
+        }
         let owner = claim.owner();
         let Some(proof) = self.proof_of(&claim, known, cx.now) else {
             if let Some(owner) = owner
                 && !self.is_heard(owner.host, cx.now)
             {
                 self.wait_for_proof(cx, id, &claim, owner.host);
+            } else {
+                self.vm(id).waits = None; // Its owner lives and says nothing else.
             }
             return;
         };
@@ -206,6 +213,7 @@ impl Core {
         let (name, target) = (self.vm_name(id), self.name_of(host));
         let vm = self.vm(id);
         vm.placing = None;
+        let mut since = cx.now;
         let why = match reply {
             Ok(Reply::Ran { generation }) => {
                 vm.failed.clear();
@@ -216,12 +224,21 @@ impl Core {
                 self.look = true;
                 return;
             }
+            Ok(Reply::Denied(Denial::OwnedBy { .. } | Denial::Superseded { .. })) => {
+                // No fault of that host: the claims have moved on.
+                self.list_claims(cx);
+                self.look = true;
+                return;
+            }
             Ok(Reply::Denied(Denial::Waiting(why))) => why,
             Ok(Reply::Denied(denial)) => denial.to_string(),
             Ok(_) => "an answer of the wrong kind".to_owned(),
-            Err(why) => why,
+            Err(why) => {
+                since = cx.now - (FAILED_TIME - SILENT_TIME); // Its agent was restarted, or the network is slow.
+                why
+            }
         };
-        vm.failed.insert(host, (cx.now, why.clone()));
+        vm.failed.insert(host, (since, why.clone()));
         cx.note(Note::warning("vm-start-failed", format!("{name} does not start on {target}: {why}")).of(&name));
         self.list_claims(cx);
         self.look = true;

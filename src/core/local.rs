@@ -22,15 +22,17 @@ use super::cx::{Cx, Pending, Timer};
 use super::event::Recorded;
 use super::note::Note;
 use crate::types::guard::{GuardOrder, RowView};
-use crate::types::vm::{DomainAnswer, DomainChange, DomainInfo, DomainOrder, DomainState, OffReason};
-use crate::types::{Claim, ClaimReason, Holder, Incarnation, Over, Proof, Tenure, VmId, VmState, Wanted};
+use crate::types::vm::{DomainAnswer, DomainChange, DomainInfo, DomainOrder, DomainState, Underway};
+use crate::types::{Claim, ClaimReason, Holder, Incarnation, Over, Tenure, VmId, VmState, Wanted};
 
 /// libvirt's time for a list.
 const LIST: Duration = Duration::from_secs(10);
-/// How long an end waits for libvirt's reason before it counts as a crash.
-const REASON_LIMIT: Duration = Duration::from_millis(1500);
-/// Window of the restart limit.
-const HOUR: Duration = Duration::from_secs(3600);
+/// Until an order whose effect shows in rows or domains is given again.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// A VM that QEMU paused for an error of its disk is resumed this often, while its datastore takes our own writes.
+const IO_RETRY: Duration = Duration::from_secs(2);
+/// A stale definition that libvirt would not remove is left alone for so long.
+const STALE_RETRY: Duration = Duration::from_secs(60);
 
 impl Core {
     // ---- guard --------------------------------------------------------------------------------------------------
@@ -48,6 +50,7 @@ impl Core {
         self.guard.incarnation = Some(incarnation);
         self.guard.rows.clear();
         self.guard.leases.clear();
+        self.guard.since = cx.now;
         self.guard.settled = false;
         // Orders are answered in their order, after the rows that follow the hello.
         self.tell_beat_to(cx, Pending::Settled);
@@ -210,6 +213,7 @@ impl Core {
         let row = newest.map(|(_, row)| row.clone());
         let claim = self.vm(id).claim.clone();
         match (row, claim) {
+            (Some(row), _) if row.state == VmState::Incoming => self.stray_copy(cx, id, &row),
             (Some(row), Some(claim)) if row.tenure == claim.tenure && self.is_ours(&claim) => {
                 self.row_is_ours(cx, id, &row, &claim);
             }
@@ -217,7 +221,7 @@ impl Core {
             (Some(row), Some(claim)) if row.tenure.generation <= claim.tenure.generation => {
                 self.row_is_past(cx, &row, &claim);
             }
-            (Some(_), _) => {} // The claim is not read yet.
+            (Some(row), claim) => self.row_is_ahead(cx, id, &row, claim.as_ref()),
             (None, claim) => self.no_row(cx, id, claim.as_ref()),
         }
     }
@@ -244,14 +248,103 @@ impl Core {
 
     fn row_is_ours(&mut self, cx: &mut Cx, id: VmId, row: &RowView, claim: &Claim) {
         match row.state {
-            VmState::Expected | VmState::Running | VmState::Incoming => {}
+            VmState::Expected => self.take_up_row(cx, id, row),
+            VmState::Running => self.take_up(cx, id, row),
+            VmState::Incoming => {}
             VmState::Over(Over::Lapsed) if row.pid.is_some() => self.reclaim(cx, row),
-            VmState::Over(Over::HandedTo(_)) => {} // The target claims, or the master after a while.
+            VmState::Over(Over::HandedTo(to)) => {
+                // The target claims, or the master after a while.
+                if self.underway.get(&id) == Some(&Underway::Move { to }) {
+                    self.take_up_move(cx, id, row.tenure, to);
+                }
+            }
             VmState::Over(Over::NeverStarted) => {
                 self.release(cx, id, claim, Wanted::Running, ClaimReason::StartFailed);
             }
             VmState::Over(Over::Exited { .. } | Over::Lapsed) => self.judge_end(cx, id, claim),
         }
+    }
+
+    /// A row of a generation above the newest claim, and nothing is under way here: a try whose claim did not come
+    /// about, or may still land. The guard bars it; what runs, or should, is claimed with another generation.
+    fn row_is_ahead(&mut self, cx: &mut Cx, id: VmId, row: &RowView, claim: Option<&Claim>) {
+        if self.stores.get(&row.home).is_none_or(|store| store.listed.is_none()) {
+            return; // The claim is not read yet.
+        }
+        match row.state {
+            // Its QEMU is alive: the same generation is tried again, under the same row.
+            VmState::Expected if row.pid.is_some() && !row.stopped => self.no_row(cx, id, claim),
+            VmState::Expected | VmState::Over(_) if row.pid.is_some() => self.reclaim(cx, row),
+            VmState::Expected => {
+                self.vm(id).pause = cx.now + PATIENCE;
+                cx.guard(GuardOrder::Abandon { tenure: row.tenure }, Pending::Nothing);
+            }
+            VmState::Over(_) => self.no_row(cx, id, claim),
+            VmState::Running | VmState::Incoming => {}
+        }
+    }
+
+    /// An incoming copy that no move of ours knows: this agent was restarted. The source finds it gone and goes on.
+    fn stray_copy(&mut self, cx: &mut Cx, id: VmId, row: &RowView) {
+        self.vm(id).pause = cx.now + PATIENCE;
+        if row.pid.is_some() {
+            cx.domain(DomainOrder::Destroy { vm: id }, LIST, Pending::Nothing);
+        }
+        cx.guard(GuardOrder::Abandon { tenure: row.tenure }, Pending::Nothing);
+    }
+
+    /// An earlier agent of this host made the row and the claim, and died before the guard knew that both stand.
+    fn take_up_row(&mut self, cx: &mut Cx, id: VmId, row: &RowView) {
+        self.vm(id).pause = cx.now + PATIENCE;
+        let epoch = self.guard.leases.get(&row.home).map(|lease| lease.epoch);
+        match epoch {
+            Some(epoch) if row.pid.is_some() => {
+                let order = GuardOrder::Claimed { tenure: row.tenure, epoch, deadline: cx.now + LIST };
+                cx.guard(order, Pending::Nothing);
+            }
+            // Nothing was started yet; should libvirt be about to, the guard ends it.
+            Some(_) | None => {
+                cx.guard(GuardOrder::Abandon { tenure: row.tenure }, Pending::Nothing);
+            }
+        }
+    }
+
+    /// An earlier agent of this host died between telling libvirt to start or move the VM and its end.
+    fn take_up(&mut self, cx: &mut Cx, id: VmId, row: &RowView) {
+        let Some(state) = self.libvirt.domains.get(&id).map(|domain| domain.state) else { return };
+        if state == (DomainState::Paused { by_io_error: true }) {
+            self.resume_after_error(cx, id, row);
+        }
+        let Some(underway) = self.underway.get(&id).copied() else { return };
+        match state {
+            DomainState::Paused { by_io_error: false } => {
+                self.vm(id).pause = cx.now + PATIENCE;
+                cx.domain(DomainOrder::Resume { vm: id }, LIST, Pending::Nothing);
+                self.list_domains(cx);
+            }
+            DomainState::Running | DomainState::ShuttingDown | DomainState::Paused { by_io_error: true } => {
+                self.set_underway(cx, id, None);
+                if let Underway::Move { to } = underway {
+                    self.drop_move(cx, row.tenure, to);
+                }
+            }
+            DomainState::Off(_) => {}
+        }
+    }
+
+    /// QEMU paused it because a write failed (a full datastore): it goes on when the datastore takes writes again.
+    fn resume_after_error(&mut self, cx: &mut Cx, id: VmId, row: &RowView) {
+        if self.guard.leases.get(&row.home).is_none_or(|lease| lease.until.is_none() || !lease.own_path) {
+            return;
+        }
+        let name = self.vm_name(id);
+        self.vm(id).pause = cx.now + IO_RETRY;
+        cx.note(
+            Note::warning("vm-paused-by-error", format!("{name} was paused by an error of its disk; it is resumed"))
+                .of(&name),
+        );
+        cx.domain(DomainOrder::Resume { vm: id }, LIST, Pending::Nothing);
+        self.list_domains(cx);
     }
 
     fn reclaim(&mut self, cx: &mut Cx, row: &RowView) {
@@ -339,105 +432,8 @@ impl Core {
                 self.libvirt.domains.remove(&id);
                 self.list_domains(cx);
             }
-            DomainAnswer::Failed(_) => self.vm(id).pause = cx.now + HOUR / 60,
+            DomainAnswer::Failed(_) => self.vm(id).pause = cx.now + STALE_RETRY,
         }
-    }
-
-    // ---- ends ---------------------------------------------------------------------------------------------------
-
-    /// A VM of ours is not running any more: what people, or the guest, or a fault wanted.
-    fn judge_end(&mut self, cx: &mut Cx, id: VmId, claim: &Claim) {
-        if claim.wanted == Wanted::Stopped {
-            return;
-        }
-        let Some(reason) = self.end_reason(cx, id) else { return };
-        let by_guest = self.vm(id).by_guest;
-        if self.going_down {
-            return self.release(cx, id, claim, Wanted::Running, ClaimReason::HostWentDown);
-        }
-        if std::mem::take(&mut self.vm(id).own_end) {
-            return self.crashed(cx, id, claim, OffReason::Failed);
-        }
-        match reason {
-            // libvirt tells a guest's power-off and `virsh shutdown` alike; the other kind is a signal from outside.
-            OffReason::Shutdown if by_guest == Some(true) => {
-                self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedInside);
-            }
-            OffReason::Shutdown if by_guest == Some(false) => self.crashed(cx, id, claim, reason),
-            OffReason::Shutdown | OffReason::Destroyed | OffReason::Saved => {
-                self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedByPerson);
-            }
-            OffReason::Migrated => {
-                let name = self.vm_name(id);
-                let text = format!("{name} was migrated away to a host outside the cluster; it is not restarted here");
-                cx.note(Note::alarm("migrated-away", text).of(&name));
-                self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedByPerson);
-            }
-            OffReason::Crashed
-            | OffReason::Failed
-            | OffReason::Daemon
-            | OffReason::Unknown
-            | OffReason::FromSnapshot => {
-                self.crashed(cx, id, claim, reason);
-            }
-        }
-    }
-
-    /// libvirt's reason: from its event, else from its list; after a while without either it counts as a crash.
-    fn end_reason(&mut self, cx: &mut Cx, id: VmId) -> Option<OffReason> {
-        if let Some((reason, _)) = self.vm(id).ended {
-            return Some(reason);
-        }
-        if let Some(DomainInfo { state: DomainState::Off(reason), .. }) = self.libvirt.domains.get(&id)
-            && *reason != OffReason::Unknown
-        {
-            return Some(*reason);
-        }
-        let first = *self.vm(id).end_seen.get_or_insert(cx.now);
-        if self.libvirt.up && REASON_LIMIT <= cx.now.since(first) {
-            self.vm(id).end_seen = None;
-            return Some(OffReason::Unknown);
-        }
-        if first == cx.now {
-            self.list_domains(cx);
-        }
-        cx.set(Timer::Judge(id), cx.now + REASON_LIMIT / 3);
-        None
-    }
-
-    pub(super) fn judge_due(&mut self, cx: &mut Cx, id: VmId) {
-        self.check = true;
-        let _ = (cx, id);
-    }
-
-    fn release(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, wanted: Wanted, reason: ClaimReason) {
-        self.vm(id).by_guest = None;
-        self.begin(cx, id, Kind::Release { wanted, reason }, claim.home, Vec::new());
-    }
-
-    fn crashed(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, reason: OffReason) {
-        let limit = self.settings.vms.restarts_per_hour as usize;
-        let now = cx.now;
-        let name = self.vm_name(id);
-        let home = claim.home;
-        let clean = matches!(self.said_over(self.me.host, claim.tenure), Some(Over::Exited { clean: true }));
-        let leased = self.guard.leases.get(&home).is_some_and(|lease| lease.until.is_some());
-        let vm = self.vm(id);
-        vm.restarts.retain(|at| now.since(*at) < HOUR);
-        if limit <= vm.restarts.len() {
-            let text = format!("{name} ended {limit} times within an hour here; it is started elsewhere");
-            cx.note(Note::warning("vm-restart-limit", text).of(&name));
-            return self.release(cx, id, claim, Wanted::Running, ClaimReason::StartFailed);
-        }
-        if !leased {
-            return; // Tried again when the lease is valid.
-        }
-        vm.restarts.push(now);
-        vm.end_seen = None;
-        let text = format!("{name} ended by itself ({reason:?}); it is restarted in place");
-        cx.note(Note::warning("vm-crashed", text).of(&name));
-        let kind = Kind::Run { proof: Proof::Said(Over::Exited { clean }), reason: ClaimReason::Crashed };
-        self.begin(cx, id, kind, home, Vec::new());
     }
 }
 

@@ -15,11 +15,8 @@ use super::Core;
 use super::action::Action;
 use super::cx::{Cx, Pending, Timer};
 use super::note::Note;
-use crate::types::guard::GuardOrder;
 use crate::types::settings::MemberSettings;
-use crate::types::{
-    AgentBeat, Attestation, DatastoreId, DatastoreSet, Echo, Flags, Freshness, HostId, NetBeat, Score, Time,
-};
+use crate::types::{DatastoreId, DatastoreSet, Flags, Freshness, HostId, NetBeat, Time};
 
 /// One other host.
 #[derive(Debug)]
@@ -43,6 +40,9 @@ impl Peer {
     #[must_use]
     pub fn new(now: Time) -> Self {
         Self { beat: None, opened: None, heard: None, verdict: Verdict::Unknown, since: now, report: None }
+    }
+    fn heard_now(&self, now: Time, suspect: std::time::Duration) -> Option<Time> {
+        self.heard.filter(|at| now.since(*at) < suspect)
     }
 }
 
@@ -201,14 +201,13 @@ impl Core {
 
     /// Judges one peer and notes a change of the verdict.
     pub(super) fn judge_peer(&mut self, cx: &mut Cx, host: HostId) {
-        if self.is_undecided(host, cx.now) {
-            return;
-        }
         let verdict = judge(&self.signs(host, cx.now));
+        let (now, suspect) = (cx.now, self.settings.timing.suspect);
+        let sure = self.is_sure(host, &verdict, now);
         let evidence = self.evidence(host, cx.now);
         let name = self.name_of(host);
         let Some(peer) = self.peers.get_mut(&host) else { return };
-        if peer.verdict == verdict {
+        if peer.verdict == verdict || (peer.heard_now(now, suspect).is_none() && !sure) {
             return;
         }
         let first = peer.beat.is_none();
@@ -231,19 +230,29 @@ impl Core {
         });
     }
 
-    /// Just fallen silent on the network, and its newest datastore beats are as old as that: they are neither a sign of
-    /// life nor of death yet.
-    fn is_undecided(&self, host: HostId, now: Time) -> bool {
+    /// Whether a silent host can be judged already: it has been silent for long enough as far as *we* were awake to hear
+    /// it; and beats on a datastore that it wrote before it fell silent show no partition.
+    fn is_sure(&self, host: HostId, verdict: &Verdict, now: Time) -> bool {
         let timing = self.settings.timing;
-        let Some(heard) = self.peers.get(&host).and_then(|peer| peer.heard) else {
-            return now.since(self.me.started) < timing.suspect * 2; // It may not have heard us yet.
-        };
-        let silent = now.since(heard);
-        if silent < timing.suspect || timing.suspect + timing.renew * 2 < silent {
+        if now.since(self.awake_since) < timing.suspect {
             return false;
         }
-        let newest = self.stores.values().filter_map(|store| store.age_of(host, now)).min();
-        newest.is_some_and(|age| age < timing.suspect && silent < age + timing.renew * 3 / 2)
+        let Some(peer) = self.peers.get(&host) else { return true };
+        if peer.heard.is_none() && now.since(self.me.started) < timing.suspect * 2 {
+            return false; // It may not have heard us yet.
+        }
+        let alive = timing.beat + timing.renew + timing.renew / 2;
+        let silent = peer.heard.unwrap_or(self.awake_since).max(self.awake_since);
+        let late = |store: &super::storage::Store| store.changed_at(host).is_some_and(|at| alive <= at.since(silent));
+        match verdict {
+            Verdict::Partitioned | Verdict::Isolated => self.stores.values().any(late),
+            Verdict::Live
+            | Verdict::AgentFailed
+            | Verdict::StorageLost(_)
+            | Verdict::Dead
+            | Verdict::Left
+            | Verdict::Unknown => true,
+        }
     }
 
     pub(super) fn judge_all(&mut self, cx: &mut Cx) {
@@ -296,92 +305,6 @@ impl Core {
         self.settings.datastores.iter().enumerate().filter(|(n, _)| is_in(*n)).map(|(_, d)| d.id).collect()
     }
 
-    /// Once per beat period: tell the guard the agent's part, look at everybody, elect.
-    pub(super) fn beat(&mut self, cx: &mut Cx) {
-        cx.set(Timer::Beat, cx.now + self.settings.timing.beat);
-        self.judge_all(cx);
-        self.elect(cx);
-        self.tell_beat(cx);
-        self.check = true; // Catches what no event told.
-        self.look = true;
-    }
-
-    /// The agent's part of the beats, now (also at once when the role changes).
-    pub(super) fn tell_beat(&mut self, cx: &mut Cx) {
-        self.tell_beat_to(cx, Pending::Nothing);
-    }
-
-    pub(super) fn tell_beat_to(&mut self, cx: &mut Cx, then: Pending) {
-        let beat = AgentBeat {
-            role: self.election.role(),
-            term: self.election.term(),
-            score: self.score(cx.now),
-            flags: Flags { leaving: self.going_down, ..Flags::default() },
-            storage_lost: self.lost_datastores(),
-            settings_version: self.settings.version,
-            echoes: self.echoes(cx.now),
-        };
-        cx.guard(GuardOrder::Beat(Box::new(beat)), then);
-    }
-
-    fn echoes(&self, now: Time) -> Vec<Echo> {
-        let recent = |peer: &&Peer| peer.opened.is_some_and(|at| now.since(at) < self.settings.timing.suspect);
-        self.peers
-            .values()
-            .filter(recent)
-            .filter_map(|peer| peer.beat.as_ref())
-            .map(|beat| Echo {
-                index: beat.index,
-                incarnation_low: low16(beat.incarnation.0),
-                counter_low: low32(beat.counter.0),
-            })
-            .collect()
-    }
-
-    fn lost_datastores(&self) -> DatastoreSet {
-        let mut set = 0;
-        for (n, datastore) in self.settings.datastores.iter().enumerate() {
-            // A lease that the guard has not told of yet says nothing.
-            if self.guard.leases.get(&datastore.id).is_some_and(|lease| !lease.own_path) {
-                set |= 1 << n;
-            }
-        }
-        DatastoreSet(set)
-    }
-
-    pub(super) fn score(&self, now: Time) -> Score {
-        let reached = self.guard.leases.values().filter(|lease| lease.until.is_some() && lease.own_path).count();
-        let minutes = now.since(self.me.started).as_secs() / 60;
-        Score {
-            datastores: u8::try_from(reached).unwrap_or(u8::MAX),
-            available: !self.going_down,
-            priority: 0,
-            uptime_bucket: u8::try_from(64 - minutes.leading_zeros()).unwrap_or(0),
-            host: self.me.host,
-        }
-    }
-
-    /// Attestation: persist for others the counters that were heard, and tell the guard what others persisted for us.
-    fn answer_attestations(&mut self, cx: &mut Cx, beat: &NetBeat) {
-        for datastore in self.datastores_in(beat.attest_me) {
-            if self.guard.leases.get(&datastore).is_some_and(|lease| lease.own_path) {
-                let attestation = Attestation {
-                    index: beat.index,
-                    incarnation: beat.incarnation,
-                    counter: beat.counter,
-                    lease: beat.lease,
-                };
-                cx.guard(GuardOrder::Attest { datastore, attestations: vec![attestation] }, Pending::Nothing);
-            }
-        }
-        let Some(incarnation) = self.guard.incarnation else { return };
-        for attested in beat.attested.iter().filter(|attested| attested.index == self.index) {
-            let Some(datastore) = self.settings.datastores.get(usize::from(attested.datastore)) else { continue };
-            let order = GuardOrder::Attested { datastore: datastore.id, incarnation, counter: attested.counter };
-            cx.guard(order, Pending::Nothing);
-        }
-    }
-
     pub(super) fn going_down(&mut self, cx: &mut Cx) {
         if !self.going_down {
             self.going_down = true;
@@ -417,11 +340,11 @@ impl Core {
     }
 }
 
-fn low16(value: u64) -> u16 {
+pub(super) fn low16(value: u64) -> u16 {
     u16::try_from(value & 0xffff).expect("masked to 16 bits")
 }
 
-fn low32(value: u64) -> u32 {
+pub(super) fn low32(value: u64) -> u32 {
     u32::try_from(value & 0xffff_ffff).expect("masked to 32 bits")
 }
 

@@ -17,8 +17,10 @@
 pub mod action;
 mod asks;
 mod attempt;
+mod beats;
 pub mod cx;
 mod election;
+mod ends;
 pub mod event;
 mod failover;
 mod hooks;
@@ -41,7 +43,7 @@ use cx::Desk;
 
 use crate::types::guard::{LeaseView, RowView};
 use crate::types::settings::ClusterSettings;
-use crate::types::vm::{DomainInfo, HostCapacity};
+use crate::types::vm::{DomainInfo, HostCapacity, Underway};
 use crate::types::{BootId, Counter, DatastoreId, HostId, HostIndex, Incarnation, Tenure, Time, VmId};
 
 /// Who this agent is.
@@ -57,6 +59,8 @@ pub struct Me {
     pub nonce_seed: u128,
     /// Clock of day in nanoseconds: tickets count on from here.
     pub ticket_seed: u64,
+    /// What an earlier agent of this boot had begun.
+    pub underway: Vec<(VmId, Underway)>,
 }
 
 /// What the guard last said.
@@ -64,11 +68,16 @@ pub struct Me {
 struct GuardSide {
     connected: bool,
     incarnation: Option<Incarnation>,
+    /// It said hello then.
+    since: Time,
     /// All its rows have come.
     settled: bool,
     /// It said that it is not real-time, or was late.
     unpunctual: bool,
     beaten: Counter,
+    /// Since when its network beats go out without a gap that others would notice.
+    beating: Option<Time>,
+    beaten_at: Time,
     leases: BTreeMap<DatastoreId, LeaseView>,
     rows: BTreeMap<Tenure, RowView>,
 }
@@ -94,8 +103,16 @@ pub struct Core {
     peers: BTreeMap<HostId, members::Peer>,
     boots: BTreeMap<HostId, (Incarnation, BootId)>,
     election: election::Election,
+    /// Claims that were listed before it became master say too little to restart anything.
+    master_since: Time,
+    /// When the last beat period began: shows that this agent itself was held up.
+    beat_at: Option<Time>,
+    /// Silence before that was perhaps our own.
+    awake_since: Time,
     stores: BTreeMap<DatastoreId, storage::Store>,
     vms: BTreeMap<VmId, vms::Vm>,
+    /// Starts and moves of this host that libvirt was told of; at most one per VM.
+    underway: BTreeMap<VmId, Underway>,
     /// What people want of VMs whose newest claim is being read, and how many datastores have not answered. As many as
     /// people wait.
     wishes: BTreeMap<event::AskId, (crate::types::control::VmCommand, usize)>,
@@ -130,9 +147,13 @@ impl Core {
             peers: BTreeMap::new(),
             boots: BTreeMap::new(),
             election: election::Election::new(now),
+            master_since: Time::ZERO,
+            beat_at: None,
+            awake_since: now,
             stores: BTreeMap::new(),
             vms: BTreeMap::new(),
             wishes: BTreeMap::new(),
+            underway: me.underway.iter().copied().collect(),
             nonces: me.nonce_seed,
             desk: Desk::new(me.ticket_seed),
             check: false,

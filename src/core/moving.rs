@@ -21,8 +21,10 @@ use super::note::Note;
 use super::placement::{Need, Placed};
 use crate::types::control::{Denial, IncomingOrder, Reply, Request};
 use crate::types::guard::{GuardOrder, Refusal};
-use crate::types::vm::{DomainAnswer, DomainChange, DomainOrder, OffReason};
-use crate::types::{Claim, HostId, Over, Tenure, Ticket, Time, VmId, VmRecord, VmState};
+use crate::types::vm::{DomainAnswer, DomainChange, DomainOrder, OffReason, Underway};
+use crate::types::{
+    Claim, ClaimReason, DatastoreId, HostId, Over, Tenure, Ticket, Time, VmId, VmRecord, VmState, Wanted,
+};
 
 /// A move away from this host.
 #[derive(Clone, Debug)]
@@ -104,6 +106,10 @@ impl Core {
         let Some(Ok(record)) = vm.record.clone() else {
             return Err(Denial::Unable("its definition cannot be protected, so it cannot be moved".into()));
         };
+        if let Some(store) = self.path_lost(&record) {
+            let why = format!("writes to datastore {store} fail or hang here, and what is under way could land later");
+            return Err(Denial::Unable(why));
+        }
         let need = Need::of(&record);
         let to = match to {
             Some(to) if to == self.me.host => return Err(Denial::Contradiction("it runs on that host already".into())),
@@ -121,6 +127,12 @@ impl Core {
             },
         };
         Ok((to, claim, record))
+    }
+
+    /// A datastore that this VM writes to and this host does not reach by itself.
+    fn path_lost(&self, record: &VmRecord) -> Option<String> {
+        let lost = |id: &DatastoreId| self.guard.leases.get(id).is_none_or(|lease| !lease.own_path);
+        record.written().find(lost).map(|id| self.store_name(id))
     }
 
     pub(super) fn move_done(&mut self, cx: &mut Cx, id: VmId, ticket: Ticket, outcome: Outcome) {
@@ -148,6 +160,7 @@ impl Core {
     fn migrate(&mut self, cx: &mut Cx, id: VmId, moving: &Moving) {
         let Some(member) = self.settings.member(moving.to) else { return };
         let order = DomainOrder::Migrate { vm: id, uri: member.migration_uri.clone(), bandwidth_mib: None };
+        self.set_underway(cx, id, Some(Underway::Move { to: moving.to }));
         let ticket = cx.domain(order, MOVE_LIMIT, Pending::Move(id));
         let (name, to) = (self.vm_name(id), self.name_of(moving.to));
         cx.note(Note::info("vm-move", format!("{name} is being moved to {to}")).of(&name));
@@ -183,6 +196,13 @@ impl Core {
 
     fn leave(&mut self, cx: &mut Cx, id: VmId, moving: &Moving) {
         if moving.stage == MoveStage::Migrating {
+            let record = self.vm(id).record.clone().and_then(Result::ok);
+            if let Some(store) = record.and_then(|record| self.path_lost(&record)) {
+                // Handed over would mean that nothing is under way. It is restarted instead, with a fence.
+                self.vm(id).own_end = true;
+                let why = format!("datastore {store} was lost here meanwhile; it is restarted");
+                return self.move_failed(cx, id, Denial::Unable(why));
+            }
             let order = GuardOrder::HandOver { tenure: moving.tenure, to: moving.to };
             let ticket = cx.guard(order, Pending::Move(id));
             self.move_stage(id, MoveStage::Leaving, ticket);
@@ -216,6 +236,8 @@ impl Core {
     fn handed_answered(&mut self, cx: &mut Cx, id: VmId, moving: &Moving, reply: Result<Reply, String>) {
         let (name, to) = (self.vm_name(id), self.name_of(moving.to));
         self.vm(id).moving = None;
+        self.set_underway(cx, id, None);
+        let refused = matches!(reply, Ok(Reply::Denied(_)));
         let reply = match reply {
             Ok(Reply::Ran { generation }) => {
                 let took = cx.now.since(moving.since).as_secs_f64();
@@ -230,6 +252,12 @@ impl Core {
         for ask in &moving.asks {
             cx.answer(*ask, reply.clone());
         }
+        let claim = self.vm(id).claim.clone().filter(|claim| claim.tenure == moving.tenure);
+        if let (true, Some(claim), None) = (refused, claim, self.vm(id).attempt.as_ref()) {
+            // It surely does not run there: whoever is master restarts it. If the target has claimed, this one gives way.
+            let kind = Kind::Release { wanted: Wanted::Running, reason: ClaimReason::StartFailed };
+            self.begin(cx, id, kind, claim.home, Vec::new());
+        }
         self.list_claims(cx);
         self.list_domains(cx);
         self.check = true;
@@ -239,6 +267,7 @@ impl Core {
     fn move_failed(&mut self, cx: &mut Cx, id: VmId, denial: Denial) {
         let name = self.vm_name(id);
         let Some(moving) = self.vm(id).moving.take() else { return };
+        self.set_underway(cx, id, None);
         if moving.stage != MoveStage::Asking {
             cx.send(moving.to, Request::Dropped { tenure: moving.tenure }, ANSWER, Pending::Nothing);
         }
@@ -257,6 +286,20 @@ impl Core {
         for id in stuck {
             self.move_failed(cx, id, Denial::Unable("the guard was restarted during the hand-over".into()));
         }
+    }
+
+    /// An earlier agent of this host died during a move, and the source's copy has ended as migrated: goes on with the
+    /// guard's word.
+    pub(super) fn take_up_move(&mut self, cx: &mut Cx, id: VmId, tenure: Tenure, to: HostId) {
+        let moving =
+            Moving { to, tenure, stage: MoveStage::Migrating, ticket: Ticket(0), asks: Vec::new(), since: cx.now };
+        self.vm(id).moving = Some(moving.clone());
+        self.leave(cx, id, &moving);
+    }
+
+    /// An earlier agent of this host died during a move that came to nothing: the target throws its copy away.
+    pub(super) fn drop_move(&mut self, cx: &mut Cx, tenure: Tenure, to: HostId) {
+        cx.send(to, Request::Dropped { tenure }, ANSWER, Pending::Nothing);
     }
 
     fn move_stage(&mut self, id: VmId, stage: MoveStage, ticket: Ticket) {
@@ -326,6 +369,7 @@ impl Core {
             return cx.answer(ask, Reply::Denied(Denial::Unable("it is being worked on there".into())));
         }
         cx.unset(Timer::Incoming(id));
+        self.set_underway(cx, id, Some(Underway::Start));
         self.begin(cx, id, Kind::Arrive, incoming.claim.home, vec![ask]);
     }
 

@@ -94,7 +94,7 @@ impl Core {
             GuardReport::Lease(lease) => self.lease_changed(cx, lease),
             GuardReport::Row(row) => self.row_changed(cx, row),
             GuardReport::Forgotten { tenure } => self.row_forgotten(tenure),
-            GuardReport::Beaten { counter } => self.guard.beaten = counter,
+            GuardReport::Beaten { counter } => self.beaten(cx, counter),
             GuardReport::Alarm(text) => {
                 self.guard.unpunctual |= text.contains("real-time") || text.contains("late");
                 cx.note(Note::alarm("guard", text));

@@ -55,6 +55,11 @@ impl Store {
     pub fn age_of(&self, host: HostId, now: Time) -> Option<Duration> {
         self.seen.get(&host).map(|seen| now.since(seen.changed))
     }
+    /// When something new of a host was last seen here.
+    #[must_use]
+    pub fn changed_at(&self, host: HostId) -> Option<Time> {
+        self.seen.get(&host).map(|seen| seen.changed)
+    }
     /// What a host's guard says here of (v, g), if it says that it is over.
     #[must_use]
     pub fn said_over(&self, host: HostId, tenure: Tenure) -> Option<Over> {

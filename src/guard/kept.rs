@@ -11,10 +11,11 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::process::{Process, pid_of};
 use super::table::{KeptRow, Table};
+use crate::exec::clock;
 
 /// How long `--stop-all` looks whether all stand. A thread that waits for a CPU shows it late, but runs nothing more.
 const STAND: Duration = Duration::from_secs(1);
@@ -80,8 +81,8 @@ pub fn stop_all(folder: &Path, libvirt: &Path) -> io::Result<(usize, Vec<String>
             failed.push(format!("VM {name}: freezer: {error}"));
         }
     }
-    let begun = Instant::now();
-    while begun.elapsed() < STAND && !processes.iter().all(|(_, process)| process.stands()) {
+    let begun = clock::now();
+    while clock::now().since(begun) < STAND && !processes.iter().all(|(_, process)| process.stands()) {
         std::thread::sleep(Duration::from_millis(1));
     }
     let moving = processes.iter().filter(|(_, process)| !process.stands());

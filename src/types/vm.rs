@@ -42,6 +42,16 @@ pub enum OffReason {
     Daemon,
 }
 
+/// What an agent has begun with a VM of its host. It outlives the agent (not the boot), so that the next one ends it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Underway {
+    /// libvirt was told to start it with its vCPUs standing; or it has arrived so.
+    Start,
+    /// libvirt was told to migrate it to this host.
+    Move { to: super::HostId },
+}
+
 /// One domain as listed.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct DomainInfo {

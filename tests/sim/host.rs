@@ -10,7 +10,7 @@ use mainstay::guard::table::KeptRow;
 use mainstay::types::guard::BeatKey;
 use mainstay::types::guard::{GuardConfig, GuardDatastore, GuardOrder};
 use mainstay::types::settings::{ClusterSettings, MemberSettings};
-use mainstay::types::vm::HostCapacity;
+use mainstay::types::vm::{HostCapacity, Underway};
 use mainstay::types::{BootId, DatastoreId, HostId, HostIndex, Incarnation, Ticket, Time, VmId};
 use uuid::Uuid;
 
@@ -104,6 +104,8 @@ pub struct Host {
     pub kept: Vec<KeptRow>,
     /// /run: VMs that the hook lets start without an agent.
     pub unprotected: BTreeSet<VmId>,
+    /// /run: what the agent has begun.
+    pub underway: Vec<(VmId, Underway)>,
     /// Paths to datastores; missing = well.
     pub paths: BTreeMap<DatastoreId, Path>,
     told_kib: u64,
@@ -131,6 +133,7 @@ impl Host {
             incarnation: Incarnation(1000),
             kept: Vec::new(),
             unprotected: BTreeSet::new(),
+            underway: Vec::new(),
             paths: BTreeMap::new(),
             told_kib: 0,
         }
@@ -162,6 +165,7 @@ impl World {
         host.life = Some(life);
         host.kept.clear();
         host.unprotected.clear();
+        host.underway.clear();
         let gate = host.kernel();
         self.reconnect_storage(h);
         self.after(gate, Duration::from_millis(1000), move |world| world.start_guard(h));
@@ -243,6 +247,7 @@ impl World {
             started: now,
             nonce_seed: u128::from(life) << 64,
             ticket_seed: life << 32,
+            underway: host.underway.clone(),
         };
         let mut core = Core::new(me, host.settings.clone());
         let output = core.start(now);
@@ -345,6 +350,7 @@ impl World {
             Action::OpenDatastore(..) => {}
             Action::Apply(settings) => self.apply(h, &settings),
             Action::Unprotected(vms) => self.hosts[h].unprotected = vms.into_iter().collect(),
+            Action::Underway(list) => self.hosts[h].underway = list,
             Action::Note(note) => {
                 let name = self.hosts[h].name.clone();
                 self.tell(&name, &note.text);

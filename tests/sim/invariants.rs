@@ -249,6 +249,9 @@ impl World {
             if view.master.is_none() {
                 return Some(format!("{} knows no master", host.name));
             }
+            if view.master.as_deref() != Some(host.name.as_str()) {
+                continue; // People are shown the master's view.
+            }
             let busy = view.vms.iter().find(|vm| matches!(vm.state.as_str(), "waiting" | "starting" | "unknown"));
             if let Some(vm) = busy {
                 return Some(format!("{}: {} is {} ({:?})", host.name, vm.name, vm.state, vm.why));

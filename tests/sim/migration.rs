@@ -33,6 +33,8 @@ struct Run {
     source: ProcessKey,
     target: ProcessKey,
     boots: (u64, u64),
+    /// The agent whose connection carries it.
+    agent: u64,
     copied: u32,
     silent: u32,
     then: Then,
@@ -81,7 +83,8 @@ impl World {
         let (Some(a), Some(b)) = (self.hosts[from].life, self.hosts[to].life) else { return };
         self.spawn(to, vm, true);
         let target = self.qemu(to, vm).expect("just made").key;
-        let run = Run { from, to, vm, source, target, boots: (a, b), copied: 0, silent: 0, then };
+        let agent = self.hosts[from].agent.as_ref().map_or(0, |agent| agent.life);
+        let run = Run { from, to, vm, source, target, boots: (a, b), agent, copied: 0, silent: 0, then };
         self.after(Gate::World, STEP, move |world| world.copy(run));
     }
 
@@ -92,6 +95,9 @@ impl World {
         let up = self.hosts[from].life == Some(run.boots.0);
         if !up {
             return self.end_target(&run, !self.links.both(from, to)); // Nobody is left to be told.
+        }
+        if !self.lives(Gate::Agent(from, run.agent)) {
+            return self.end_target(&run, false); // libvirt ends both halves when the client's connection goes.
         }
         let Some((cpus, halted)) = here.filter(|_| there) else {
             self.end_target(&run, false);
@@ -123,6 +129,9 @@ impl World {
         let there = self.qemu(to, vm).is_some_and(|qemu| qemu.key == run.target);
         if self.hosts[from].life != Some(run.boots.0) {
             return;
+        }
+        if !self.lives(Gate::Agent(from, run.agent)) {
+            return self.end_target(&run, false); // The source stands: libvirt does not know how far the target came.
         }
         if !there || !self.links.both(from, to) {
             // The target is gone before it had everything: the source goes on.
