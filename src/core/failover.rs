@@ -101,12 +101,15 @@ impl Core {
     /// A living owner mends its own VMs: a crash, a lapse, a stop. Only when it does not, the master does.
     fn left_to_owner(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, proof: Proof) -> bool {
         let Some(owner) = claim.owner() else { return false };
-        if !self.is_heard(owner.host, cx.now) || !matches!(proof, Proof::Said(_)) {
+        let heard = self.is_heard(owner.host, cx.now);
+        // Not heard, but it beats on a datastore: it lives, and claims anew as soon as it can.
+        let lives = heard || self.beats_somewhere(owner.host, cx.now);
+        if !lives || !matches!(proof, Proof::Said(_)) {
             self.vm(id).over_since = None;
             return false;
         }
         let since = *self.vm(id).over_since.get_or_insert(cx.now);
-        let stands = cx.now.since(since) < OWNER_TIME || matches!(proof, Proof::Said(Over::Lapsed));
+        let stands = cx.now.since(since) < OWNER_TIME || (heard && matches!(proof, Proof::Said(Over::Lapsed)));
         if stands {
             cx.set(Timer::Place(id), cx.now + RETRY);
         }

@@ -225,7 +225,22 @@ impl Core {
                 self.move_stage(id, MoveStage::Handing, ticket);
             }
             // The guard may see the exit before libvirt tells of the migration's end: libvirt says which end it was.
-            VmState::Over(Over::Exited { .. }) if moving.stage != MoveStage::Asking => {}
+            VmState::Over(Over::Exited { .. }) if moving.stage == MoveStage::Migrating => {}
+            VmState::Over(Over::Exited { clean: true }) if moving.stage == MoveStage::Leaving => {
+                // Its lease lapsed between our order and the exit, or the exit came first.
+                let order = GuardOrder::HandOver { tenure, to: moving.to };
+                let ticket = cx.guard(order, Pending::Move(id));
+                self.move_stage(id, MoveStage::Leaving, ticket);
+            }
+            VmState::Over(Over::Exited { clean: false } | Over::Lapsed) if moving.stage == MoveStage::Leaving => {
+                // What it had under way may still land: it is restarted, with a fence.
+                self.vm(id).own_end = true;
+                self.move_failed(
+                    cx,
+                    id,
+                    Denial::Unable("its storage was lost during the move; it is restarted".into()),
+                );
+            }
             VmState::Over(_) if moving.stage != MoveStage::Leaving => {
                 self.move_failed(cx, id, Denial::Unable("it ended, or its lease lapsed, during the move".into()));
             }

@@ -286,6 +286,18 @@ impl Core {
         }
     }
 
+    /// Whether a host's beats are fresh on any datastore.
+    pub(super) fn beats_somewhere(&self, host: HostId, now: Time) -> bool {
+        self.stores.keys().any(|id| self.freshness(*id, host, now) == Some(Freshness::Fresh))
+    }
+
+    /// Whether a host that beats on this datastore says that VMs run there: a fence would hit them, too.
+    pub(super) fn runs_vms_on(&self, id: DatastoreId, host: HostId, now: Time) -> bool {
+        let lists = |list: &VmList| list.entries.iter().any(|entry| !matches!(entry.state, VmState::Over(_)));
+        self.freshness(id, host, now) == Some(Freshness::Fresh)
+            && self.stores.get(&id).and_then(|store| store.seen.get(&host)?.list.as_ref()).is_some_and(lists)
+    }
+
     /// How fresh a host's beats are here; `None` = it never beat here.
     pub(super) fn freshness(&self, id: DatastoreId, host: HostId, now: Time) -> Option<Freshness> {
         let suspect = self.settings.timing.suspect;

@@ -112,6 +112,7 @@ impl Core {
         let theirs = vm.claim.as_ref().and_then(Claim::owner).is_some_and(|owner| owner.host == me) && !mine;
         vm.name.clone_from(&claim.name);
         vm.bad = None;
+        vm.over_since = None;
         vm.known = at;
         if !mine {
             vm.ended = None;

@@ -466,6 +466,10 @@ impl World {
         let store = self.stores.get_mut(&home).expect("its own key");
         store.locks.retain(|_, holder| !hit(holder));
         store.writers.values_mut().for_each(|writers| writers.retain(|writer| !hit(writer)));
+        if self.hosts[h].life.is_some_and(|life| boot.is_none_or(|boot| boot == life)) {
+            self.hosts[h].domains.values_mut().filter_map(|d| d.qemu.as_mut()).for_each(|qemu| qemu.stale = true);
+        }
+        let store = self.stores.get_mut(&home).expect("its own key");
         let (gone, kept) = std::mem::take(&mut store.parked)
             .into_iter()
             .partition(|parked| hit(&(parked.host, parked.boot)) && parked.sent);

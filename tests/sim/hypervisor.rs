@@ -35,6 +35,8 @@ pub struct Qemu {
     pub dying: bool,
     /// Waits for memory from another host.
     pub incoming: bool,
+    /// The server has dropped the state of its client: nothing that it writes lands any more.
+    pub stale: bool,
 }
 
 /// One domain of libvirt.
@@ -303,7 +305,7 @@ impl World {
         let key = ProcessKey { pid: pid as u32, started: pid };
         let domain = self.domain(h, vm);
         domain.starting = false;
-        domain.qemu = Some(Qemu { key, cpus: false, halted: false, dying: false, incoming });
+        domain.qemu = Some(Qemu { key, cpus: false, halted: false, dying: false, incoming, stale: false });
         let gate = self.hosts[h].kernel();
         let delay = self.latency(5000);
         self.after(gate, delay, move |world| world.watch(h));

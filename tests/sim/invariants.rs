@@ -102,6 +102,7 @@ impl World {
     fn check_late_writes(&mut self, vm: VmId, h: H) {
         let home = self.vms[&vm].record.home;
         let boot = self.hosts[h].life.unwrap_or(0);
+        let stale = self.qemu(h, vm).is_some_and(|qemu| qemu.stale);
         let store = self.stores.get_mut(&home).expect("its home");
         let accepts = store.accepts;
         let writers = store.writers.entry(vm).or_default();
@@ -109,7 +110,9 @@ impl World {
         if accepts {
             writers.clear();
         }
-        writers.insert((h, boot));
+        if !stale {
+            writers.insert((h, boot));
+        }
         if let Some((other, _)) = other.filter(|_| !accepts) {
             let (name, host, other) = (self.vm_name(vm), self.hosts[h].name.clone(), self.hosts[other].name.clone());
             self.violated(&format!("{name} starts on {host} while writes of its copy on {other} may still land"));

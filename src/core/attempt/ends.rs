@@ -129,6 +129,9 @@ impl Core {
             self.vm(id).failed.insert(me, (cx.now, denial.to_string()));
         }
         cx.guard(GuardOrder::Abandon { tenure: claim.tenure }, Pending::Nothing);
+        if self.vm(id).tenure() != Some(claim.tenure) {
+            return; // Somebody has claimed it since: nothing of ours is left to be released.
+        }
         let wanted = match &attempt.kind {
             Kind::Hook { .. } => attempt.before.as_ref().map_or(Wanted::Stopped, |before| before.wanted),
             _ => Wanted::Running,
@@ -156,6 +159,13 @@ impl Core {
     /// The attempt's timer: a retry, or the end of patience.
     pub(in crate::core) fn attempt_due(&mut self, cx: &mut Cx, id: VmId) {
         let Some(attempt) = self.vms.get(&id).and_then(|vm| vm.attempt.clone()) else { return };
+        if matches!(attempt.stage, Stage::Waiting | Stage::Locks { .. }) && !self.stands(&attempt) {
+            return self.give_up(
+                cx,
+                id,
+                Denial::Unable("its lease lapsed, or it was claimed anew, while it waited".into()),
+            );
+        }
         match attempt.stage {
             Stage::Waiting => self.pay_debts(cx, id),
             Stage::Locks { since } => self.probe_locks(cx, id, since),
@@ -191,5 +201,13 @@ impl Core {
     pub(in crate::core) fn destroy(&mut self, cx: &mut Cx, id: VmId) {
         self.vm(id).own_end = true;
         cx.domain(DomainOrder::Destroy { vm: id }, CALL, Pending::Nothing);
+    }
+
+    /// Whether the guard still expects what this attempt has claimed.
+    fn stands(&self, attempt: &Attempt) -> bool {
+        let Some(claim) = &attempt.claim else { return true };
+        let newest = self.vms.get(&claim.tenure.vm).and_then(crate::core::vms::Vm::tenure);
+        let state = self.guard.rows.get(&claim.tenure).map(|row| row.state);
+        newest == Some(claim.tenure) && state == Some(VmState::Expected)
     }
 }

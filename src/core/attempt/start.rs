@@ -15,6 +15,11 @@ impl Core {
         let mut lock = false;
         for debt in claim.debts.iter().filter(|debt| !self.is_paid(debt) && !fenced.contains(debt)) {
             match self.late_write(debt) {
+                LateWrite::Command { .. } if self.runs_vms_on(debt.datastore, debt.host, cx.now) => {
+                    let host = self.name_of(debt.host);
+                    let what = format!("a storage fence against {host}, which would hit the VMs that run there");
+                    return self.wait(cx, id, RETRY * 2, what);
+                }
                 LateWrite::Command { program } => {
                     let name = self.name_of(debt.host);
                     let ticket = cx.fence(program, debt.host, name, CALL, Pending::Attempt(id));
