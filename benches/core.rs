@@ -120,7 +120,6 @@ fn core(now: &mut Time) -> Core {
         nonce_seed: 1,
         ticket_seed: 1,
         underway: Vec::new(),
-        ..Me::default()
     };
     let mut core = Core::new(me, settings());
     core.start(*now);

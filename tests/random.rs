@@ -39,7 +39,8 @@ impl Dice {
 }
 
 fn setup(dice: &mut Dice, seed: u64) -> Setup {
-    let hosts: Vec<String> = ["a", "b", "c", "d"].iter().take(3 + dice.roll(2) as usize).map(|n| (*n).to_owned()).collect();
+    let hosts: Vec<String> =
+        ["a", "b", "c", "d"].iter().take(3 + dice.roll(2) as usize).map(|n| (*n).to_owned()).collect();
     let vms = ["web", "db", "mail", "dns"];
     let place = |dice: &mut Dice| hosts[dice.roll(hosts.len() as u64) as usize].clone();
     let vms = vms.iter().map(|vm| ((*vm).to_owned(), place(dice), "nfs".to_owned())).collect();
@@ -127,7 +128,8 @@ fn run(seed: u64, trace: bool) -> Result<(), (String, Vec<String>)> {
         });
     }
     world.run_until(end + nanos(PEACE));
-    let wrong = world.judge.verdict.clone().or_else(|| world.unsettled().map(|what| format!("does not settle: {what}")));
+    let wrong =
+        world.judge.verdict.clone().or_else(|| world.unsettled().map(|what| format!("does not settle: {what}")));
     if trace {
         world.story.iter().for_each(|line| println!("{line}"));
     }

@@ -41,7 +41,8 @@ mod tests {
     fn comes_back_as_written_and_junk_is_nothing() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(read(folder.path()), Vec::new());
-        let list = vec![(VmId::default(), Underway::Start), (VmId::default(), Underway::Move { to: HostId::default() })];
+        let list =
+            vec![(VmId::default(), Underway::Start), (VmId::default(), Underway::Move { to: HostId::default() })];
         write(folder.path(), &list).unwrap();
         assert_eq!(read(folder.path()), list);
         std::fs::write(folder.path().join(FILE), "junk").unwrap();

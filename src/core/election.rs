@@ -134,8 +134,7 @@ impl Core {
         let State::Candidate { since } = self.election.state else { return };
         let waited = self.settings.timing.beat * 2 <= cx.now.since(since);
         let mine = self.score(cx.now);
-        let better =
-            self.heard_beats(cx.now).any(|beat| beat.agent.role == Role::Candidate && mine < beat.agent.score);
+        let better = self.heard_beats(cx.now).any(|beat| beat.agent.role == Role::Candidate && mine < beat.agent.score);
         if self.alone() || (waited && !better) {
             let heard = self.heard_beats(cx.now).map(|beat| beat.agent.term).max().unwrap_or_default();
             self.election.term = self.election.term.max(heard);

@@ -80,6 +80,8 @@ impl Core {
                 && !self.is_heard(owner.host, cx.now)
             {
                 self.wait_for_proof(cx, id, &claim, owner.host);
+            } else {
+                self.vm(id).waits = None; // Its owner lives and says nothing else.
             }
             return;
         };

@@ -22,19 +22,19 @@ use super::cx::{Cx, Pending, Timer};
 use super::event::Recorded;
 use super::note::Note;
 use crate::types::guard::{GuardOrder, RowView};
-use crate::types::vm::{DomainAnswer, DomainChange, DomainInfo, DomainOrder, DomainState, OffReason, Underway};
-use crate::types::{Claim, ClaimReason, Holder, Incarnation, Over, Proof, Tenure, VmId, VmState, Wanted};
+use crate::types::vm::{DomainAnswer, DomainChange, DomainInfo, DomainOrder, DomainState, Underway};
+use crate::types::{Claim, ClaimReason, Holder, Incarnation, Over, Tenure, VmId, VmState, Wanted};
 
 /// libvirt's time for a list.
 const LIST: Duration = Duration::from_secs(10);
-/// How long an end waits for libvirt's reason before it counts as a crash.
-const REASON_LIMIT: Duration = Duration::from_millis(1500);
 /// Until an order whose effect shows in rows or domains is given again.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// What was said of a VM that another host has taken is said for so long.
 const WORD_KEPT: Duration = Duration::from_secs(60);
-/// Window of the restart limit.
-const HOUR: Duration = Duration::from_secs(3600);
+/// A VM that QEMU paused for an error of its disk is resumed this often, while its datastore takes our own writes.
+const IO_RETRY: Duration = Duration::from_secs(2);
+/// A stale definition that libvirt would not remove is left alone for so long.
+const STALE_RETRY: Duration = Duration::from_secs(60);
 
 impl Core {
     // ---- guard --------------------------------------------------------------------------------------------------
@@ -316,8 +316,11 @@ impl Core {
 
     /// An earlier agent of this host died between telling libvirt to start or move the VM and its end.
     fn take_up(&mut self, cx: &mut Cx, id: VmId, row: &RowView) {
-        let Some(underway) = self.underway.get(&id).copied() else { return };
         let Some(state) = self.libvirt.domains.get(&id).map(|domain| domain.state) else { return };
+        if state == (DomainState::Paused { by_io_error: true }) {
+            self.resume_after_error(cx, id, row);
+        }
+        let Some(underway) = self.underway.get(&id).copied() else { return };
         match state {
             DomainState::Paused { by_io_error: false } => {
                 self.vm(id).pause = cx.now + PATIENCE;
@@ -332,6 +335,21 @@ impl Core {
             }
             DomainState::Off(_) => {}
         }
+    }
+
+    /// QEMU paused it because a write failed (a full datastore): it goes on when the datastore takes writes again.
+    fn resume_after_error(&mut self, cx: &mut Cx, id: VmId, row: &RowView) {
+        if self.guard.leases.get(&row.home).is_none_or(|lease| lease.until.is_none() || !lease.own_path) {
+            return;
+        }
+        let name = self.vm_name(id);
+        self.vm(id).pause = cx.now + IO_RETRY;
+        cx.note(
+            Note::warning("vm-paused-by-error", format!("{name} was paused by an error of its disk; it is resumed"))
+                .of(&name),
+        );
+        cx.domain(DomainOrder::Resume { vm: id }, LIST, Pending::Nothing);
+        self.list_domains(cx);
     }
 
     fn reclaim(&mut self, cx: &mut Cx, row: &RowView) {
@@ -419,112 +437,8 @@ impl Core {
                 self.libvirt.domains.remove(&id);
                 self.list_domains(cx);
             }
-            DomainAnswer::Failed(_) => self.vm(id).pause = cx.now + HOUR / 60,
+            DomainAnswer::Failed(_) => self.vm(id).pause = cx.now + STALE_RETRY,
         }
-    }
-
-    // ---- ends ---------------------------------------------------------------------------------------------------
-
-    /// A VM of ours is not running any more: what people, or the guest, or a fault wanted.
-    fn judge_end(&mut self, cx: &mut Cx, id: VmId, claim: &Claim) {
-        if claim.wanted == Wanted::Stopped {
-            return;
-        }
-        let Some(reason) = self.end_reason(cx, id) else { return };
-        match self.underway.get(&id).copied() {
-            Some(Underway::Move { to }) if reason == OffReason::Migrated => {
-                return self.take_up_move(cx, id, claim.tenure, to);
-            }
-            Some(_) => self.set_underway(cx, id, None),
-            None => {}
-        }
-        let by_guest = self.vm(id).by_guest;
-        if self.going_down {
-            return self.release(cx, id, claim, Wanted::Running, ClaimReason::HostWentDown);
-        }
-        if std::mem::take(&mut self.vm(id).own_end) {
-            return self.crashed(cx, id, claim, OffReason::Failed);
-        }
-        match reason {
-            // libvirt tells a guest's power-off and `virsh shutdown` alike; the other kind is a signal from outside.
-            OffReason::Shutdown if by_guest == Some(true) => {
-                self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedInside);
-            }
-            OffReason::Shutdown if by_guest == Some(false) => self.crashed(cx, id, claim, reason),
-            OffReason::Shutdown | OffReason::Destroyed | OffReason::Saved => {
-                self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedByPerson);
-            }
-            OffReason::Migrated => {
-                let name = self.vm_name(id);
-                let text = format!("{name} was migrated away to a host outside the cluster; it is not restarted here");
-                cx.note(Note::alarm("migrated-away", text).of(&name));
-                self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedByPerson);
-            }
-            OffReason::Crashed
-            | OffReason::Failed
-            | OffReason::Daemon
-            | OffReason::Unknown
-            | OffReason::FromSnapshot => {
-                self.crashed(cx, id, claim, reason);
-            }
-        }
-    }
-
-    /// libvirt's reason: from its event, else from its list; after a while without either it counts as a crash.
-    fn end_reason(&mut self, cx: &mut Cx, id: VmId) -> Option<OffReason> {
-        if let Some((reason, _)) = self.vm(id).ended {
-            return Some(reason);
-        }
-        if let Some(DomainInfo { state: DomainState::Off(reason), .. }) = self.libvirt.domains.get(&id)
-            && *reason != OffReason::Unknown
-        {
-            return Some(*reason);
-        }
-        let first = *self.vm(id).end_seen.get_or_insert(cx.now);
-        if self.libvirt.up && REASON_LIMIT <= cx.now.since(first) {
-            self.vm(id).end_seen = None;
-            return Some(OffReason::Unknown);
-        }
-        if first == cx.now {
-            self.list_domains(cx);
-        }
-        cx.set(Timer::Judge(id), cx.now + REASON_LIMIT / 3);
-        None
-    }
-
-    pub(super) fn judge_due(&mut self, cx: &mut Cx, id: VmId) {
-        self.check = true;
-        let _ = (cx, id);
-    }
-
-    fn release(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, wanted: Wanted, reason: ClaimReason) {
-        self.vm(id).by_guest = None;
-        self.begin(cx, id, Kind::Release { wanted, reason }, claim.home, Vec::new());
-    }
-
-    fn crashed(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, reason: OffReason) {
-        let limit = self.settings.vms.restarts_per_hour as usize;
-        let now = cx.now;
-        let name = self.vm_name(id);
-        let home = claim.home;
-        let clean = matches!(self.said_over(self.me.host, claim.tenure), Some(Over::Exited { clean: true }));
-        let leased = self.guard.leases.get(&home).is_some_and(|lease| lease.until.is_some());
-        let vm = self.vm(id);
-        vm.restarts.retain(|at| now.since(*at) < HOUR);
-        if limit <= vm.restarts.len() {
-            let text = format!("{name} ended {limit} times within an hour here; it is started elsewhere");
-            cx.note(Note::warning("vm-restart-limit", text).of(&name));
-            return self.release(cx, id, claim, Wanted::Running, ClaimReason::StartFailed);
-        }
-        if !leased {
-            return; // Tried again when the lease is valid.
-        }
-        vm.restarts.push(now);
-        vm.end_seen = None;
-        let text = format!("{name} ended by itself ({reason:?}); it is restarted in place");
-        cx.note(Note::warning("vm-crashed", text).of(&name));
-        let kind = Kind::Run { proof: Proof::Said(Over::Exited { clean }), reason: ClaimReason::Crashed };
-        self.begin(cx, id, kind, home, Vec::new());
     }
 }
 

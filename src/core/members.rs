@@ -15,11 +15,8 @@ use super::Core;
 use super::action::Action;
 use super::cx::{Cx, Pending, Timer};
 use super::note::Note;
-use crate::types::guard::{GuardOrder, LeaseView};
 use crate::types::settings::MemberSettings;
-use crate::types::{
-    AgentBeat, Attestation, Counter, DatastoreId, DatastoreSet, Echo, Flags, Freshness, HostId, NetBeat, Score, Time,
-};
+use crate::types::{DatastoreId, DatastoreSet, Flags, Freshness, HostId, NetBeat, Time};
 
 /// One other host.
 #[derive(Debug)]
@@ -204,9 +201,6 @@ impl Core {
 
     /// Judges one peer and notes a change of the verdict.
     pub(super) fn judge_peer(&mut self, cx: &mut Cx, host: HostId) {
-        if self.is_undecided(host, cx.now) {
-            return;
-        }
         let verdict = judge(&self.signs(host, cx.now));
         let (now, suspect) = (cx.now, self.settings.timing.suspect);
         let sure = self.is_sure(host, &verdict, now);
@@ -236,21 +230,6 @@ impl Core {
         });
     }
 
-    /// Just fallen silent on the network, and its newest datastore beats are as old as that: they are neither a sign of
-    /// life nor of death yet.
-    fn is_undecided(&self, host: HostId, now: Time) -> bool {
-        let timing = self.settings.timing;
-        let Some(heard) = self.peers.get(&host).and_then(|peer| peer.heard) else {
-            return now.since(self.me.started) < timing.suspect * 2; // It may not have heard us yet.
-        };
-        let silent = now.since(heard);
-        if silent < timing.suspect || timing.suspect + timing.renew * 2 < silent {
-            return false;
-        }
-        let newest = self.stores.values().filter_map(|store| store.age_of(host, now)).min();
-        newest.is_some_and(|age| age < timing.suspect && silent < age + timing.renew * 3 / 2)
-    }
-
     /// Whether a silent host can be judged already: it has been silent for long enough as far as *we* were awake to hear
     /// it; and beats on a datastore that it wrote before it fell silent show no partition.
     fn is_sure(&self, host: HostId, verdict: &Verdict, now: Time) -> bool {
@@ -259,6 +238,9 @@ impl Core {
             return false;
         }
         let Some(peer) = self.peers.get(&host) else { return true };
+        if peer.heard.is_none() && now.since(self.me.started) < timing.suspect * 2 {
+            return false; // It may not have heard us yet.
+        }
         let alive = timing.beat + timing.renew + timing.renew / 2;
         let silent = peer.heard.unwrap_or(self.awake_since).max(self.awake_since);
         let late = |store: &super::storage::Store| store.changed_at(host).is_some_and(|at| alive <= at.since(silent));
@@ -323,118 +305,6 @@ impl Core {
         self.settings.datastores.iter().enumerate().filter(|(n, _)| is_in(*n)).map(|(_, d)| d.id).collect()
     }
 
-    /// A network beat of ours went out.
-    pub(super) fn beaten(&mut self, cx: &mut Cx, counter: Counter) {
-        let gap = self.settings.timing.suspect <= cx.now.since(self.guard.beaten_at);
-        if gap || self.guard.beating.is_none() {
-            self.guard.beating = Some(cx.now);
-        }
-        self.guard.beaten = counter;
-        self.guard.beaten_at = cx.now;
-    }
-
-    /// If this agent itself was held up (a frozen host, no CPU), nobody's silence meanwhile counts.
-    fn notice_own_stall(&mut self, now: Time) {
-        let period = self.settings.timing.beat;
-        let stalled = self.beat_at.is_some_and(|last| period * 2 < now.since(last));
-        self.beat_at = Some(now);
-        if stalled {
-            self.awake_since = now;
-        }
-    }
-
-    /// Once per beat period: tell the guard the agent's part, look at everybody, elect.
-    pub(super) fn beat(&mut self, cx: &mut Cx) {
-        cx.set(Timer::Beat, cx.now + self.settings.timing.beat);
-        self.notice_own_stall(cx.now);
-        self.judge_all(cx);
-        self.elect(cx);
-        if let Some(at) = self.may_lead_at().filter(|at| cx.now < *at) {
-            cx.set_earlier(Timer::Beat, at);
-        }
-        self.tell_beat(cx);
-        self.check = true; // Catches what no event told.
-        self.look = true;
-    }
-
-    /// The agent's part of the beats, now (also at once when the role changes).
-    pub(super) fn tell_beat(&mut self, cx: &mut Cx) {
-        self.tell_beat_to(cx, Pending::Nothing);
-    }
-
-    pub(super) fn tell_beat_to(&mut self, cx: &mut Cx, then: Pending) {
-        let beat = AgentBeat {
-            role: self.election.role(),
-            term: self.election.term(),
-            score: self.score(cx.now),
-            flags: Flags { leaving: self.going_down, ..Flags::default() },
-            storage_lost: self.lost_datastores(cx.now),
-            settings_version: self.settings.version,
-            echoes: self.echoes(cx.now),
-        };
-        cx.guard(GuardOrder::Beat(Box::new(beat)), then);
-    }
-
-    fn echoes(&self, now: Time) -> Vec<Echo> {
-        let recent = |peer: &&Peer| peer.opened.is_some_and(|at| now.since(at) < self.settings.timing.suspect);
-        self.peers
-            .values()
-            .filter(recent)
-            .filter_map(|peer| peer.beat.as_ref())
-            .map(|beat| Echo {
-                index: beat.index,
-                incarnation_low: low16(beat.incarnation.0),
-                counter_low: low32(beat.counter.0),
-            })
-            .collect()
-    }
-
-    fn lost_datastores(&self, now: Time) -> DatastoreSet {
-        let mut set = 0;
-        for (n, datastore) in self.settings.datastores.iter().enumerate() {
-            // A lease that the guard has not told of yet says nothing.
-            let new = now.since(self.guard.since) < self.settings.timing.suspect;
-            let lost = |lease: &LeaseView| !lease.own_path && !(new && lease.written == Time::ZERO);
-            if self.guard.leases.get(&datastore.id).is_some_and(lost) {
-                set |= 1 << n;
-            }
-        }
-        DatastoreSet(set)
-    }
-
-    pub(super) fn score(&self, now: Time) -> Score {
-        let reached = self.guard.leases.values().filter(|lease| lease.until.is_some() && lease.own_path).count();
-        let minutes = now.since(self.me.started).as_secs() / 60;
-        Score {
-            datastores: u8::try_from(reached).unwrap_or(u8::MAX),
-            available: !self.going_down,
-            priority: 0,
-            uptime_bucket: u8::try_from(64 - minutes.leading_zeros()).unwrap_or(0),
-            host: self.me.host,
-        }
-    }
-
-    /// Attestation: persist for others the counters that were heard, and tell the guard what others persisted for us.
-    fn answer_attestations(&mut self, cx: &mut Cx, beat: &NetBeat) {
-        for datastore in self.datastores_in(beat.attest_me) {
-            if self.guard.leases.get(&datastore).is_some_and(|lease| lease.own_path) {
-                let attestation = Attestation {
-                    index: beat.index,
-                    incarnation: beat.incarnation,
-                    counter: beat.counter,
-                    lease: beat.lease,
-                };
-                cx.guard(GuardOrder::Attest { datastore, attestations: vec![attestation] }, Pending::Nothing);
-            }
-        }
-        let Some(incarnation) = self.guard.incarnation else { return };
-        for attested in beat.attested.iter().filter(|attested| attested.index == self.index) {
-            let Some(datastore) = self.settings.datastores.get(usize::from(attested.datastore)) else { continue };
-            let order = GuardOrder::Attested { datastore: datastore.id, incarnation, counter: attested.counter };
-            cx.guard(order, Pending::Nothing);
-        }
-    }
-
     pub(super) fn going_down(&mut self, cx: &mut Cx) {
         if !self.going_down {
             self.going_down = true;
@@ -470,11 +340,11 @@ impl Core {
     }
 }
 
-fn low16(value: u64) -> u16 {
+pub(super) fn low16(value: u64) -> u16 {
     u16::try_from(value & 0xffff).expect("masked to 16 bits")
 }
 
-fn low32(value: u64) -> u32 {
+pub(super) fn low32(value: u64) -> u32 {
     u32::try_from(value & 0xffff_ffff).expect("masked to 32 bits")
 }
 

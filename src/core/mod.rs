@@ -17,8 +17,10 @@
 pub mod action;
 mod asks;
 mod attempt;
+mod beats;
 pub mod cx;
 mod election;
+mod ends;
 pub mod event;
 mod failover;
 mod hooks;

@@ -22,7 +22,9 @@ use super::placement::{Need, Placed};
 use crate::types::control::{Denial, IncomingOrder, Reply, Request};
 use crate::types::guard::{GuardOrder, Refusal};
 use crate::types::vm::{DomainAnswer, DomainChange, DomainOrder, OffReason, Underway};
-use crate::types::{Claim, ClaimReason, DatastoreId, HostId, Over, Tenure, Ticket, Time, VmId, VmRecord, VmState, Wanted};
+use crate::types::{
+    Claim, ClaimReason, DatastoreId, HostId, Over, Tenure, Ticket, Time, VmId, VmRecord, VmState, Wanted,
+};
 
 /// A move away from this host.
 #[derive(Clone, Debug)]
@@ -233,7 +235,11 @@ impl Core {
             VmState::Over(Over::Exited { clean: false } | Over::Lapsed) if moving.stage == MoveStage::Leaving => {
                 // What it had under way may still land: it is restarted, with a fence.
                 self.vm(id).own_end = true;
-                self.move_failed(cx, id, Denial::Unable("its storage was lost during the move; it is restarted".into()));
+                self.move_failed(
+                    cx,
+                    id,
+                    Denial::Unable("its storage was lost during the move; it is restarted".into()),
+                );
             }
             VmState::Over(_) if moving.stage != MoveStage::Leaving => {
                 self.move_failed(cx, id, Denial::Unable("it ended, or its lease lapsed, during the move".into()));
@@ -300,7 +306,8 @@ impl Core {
     /// An earlier agent of this host died during a move, and the source's copy has ended as migrated: goes on with the
     /// guard's word.
     pub(super) fn take_up_move(&mut self, cx: &mut Cx, id: VmId, tenure: Tenure, to: HostId) {
-        let moving = Moving { to, tenure, stage: MoveStage::Migrating, ticket: Ticket(0), asks: Vec::new(), since: cx.now };
+        let moving =
+            Moving { to, tenure, stage: MoveStage::Migrating, ticket: Ticket(0), asks: Vec::new(), since: cx.now };
         self.vm(id).moving = Some(moving.clone());
         self.leave(cx, id, &moving);
     }

@@ -1,0 +1,291 @@
+//! From the ground for a claim to the confirmed claim: record, the guard's row, claim g+1, the epoch's confirmation.
+//!
+//! ```text
+//!   Reading ─► Recording / FetchingRecord ─► Expecting ─► Claiming ─► Confirming
+//! ```
+
+use super::*;
+
+impl Core {
+    pub(in crate::core) fn hook_read(&mut self, cx: &mut Cx, id: VmId, answer: StoreAnswer) {
+        match answer {
+            StoreAnswer::Claims { ended, claims, bad, .. } => {
+                for claim in claims {
+                    self.learn(cx, claim, ended);
+                }
+                if let Some((_, why)) = bad.into_iter().next() {
+                    return self.fail(cx, id, Denial::Unable(format!("its newest claim cannot be read: {why}")));
+                }
+                match self.may_start_here(id, cx.now) {
+                    Ok(()) => {
+                        let newest = self.vm(id).claim.clone();
+                        if let Some(attempt) = &mut self.vm(id).attempt {
+                            attempt.before = newest;
+                        }
+                        self.write_record(cx, id);
+                    }
+                    Err(denial) => self.fail(cx, id, denial),
+                }
+            }
+            StoreAnswer::Failed(why) => self.fail(cx, id, Denial::Unable(format!("its claims cannot be read: {why}"))),
+            _ => {}
+        }
+    }
+
+    pub(in crate::core) fn write_record(&mut self, cx: &mut Cx, id: VmId) {
+        let Some(record) = self.vm(id).attempt.as_ref().and_then(|attempt| attempt.record.clone()) else {
+            return self.fail(cx, id, Denial::Unable("its definition is not known".into()));
+        };
+        self.ask_store(cx, id, Stage::Recording, StoreOrder::WriteRecord(Box::new(record)));
+    }
+
+    pub(in crate::core) fn recorded(&mut self, cx: &mut Cx, id: VmId, answer: StoreAnswer) {
+        match answer {
+            StoreAnswer::Recorded(digest) => {
+                if let Some(attempt) = &mut self.vm(id).attempt {
+                    attempt.digest = digest;
+                }
+                self.expect(cx, id);
+            }
+            StoreAnswer::Failed(why) => {
+                self.fail(cx, id, Denial::Unable(format!("its record cannot be written: {why}")))
+            }
+            _ => {}
+        }
+    }
+
+    pub(in crate::core) fn record_fetched(&mut self, cx: &mut Cx, id: VmId, answer: StoreAnswer) {
+        match answer {
+            StoreAnswer::Record(record) => {
+                if let Some(attempt) = &mut self.vm(id).attempt {
+                    attempt.record = Some(*record);
+                }
+                self.expect(cx, id);
+            }
+            StoreAnswer::Failed(why) => self.fail(cx, id, Denial::Host(format!("its record cannot be read: {why}"))),
+            _ => {}
+        }
+    }
+
+    pub(in crate::core) fn expect(&mut self, cx: &mut Cx, id: VmId) {
+        let name = self.vm_name(id);
+        let Some(attempt) = self.vm(id).attempt.clone() else { return };
+        let Some(lease) = self.guard.leases.get(&attempt.home).filter(|lease| lease.until.is_some()) else {
+            let store = self.store_name(attempt.home);
+            return self.fail(cx, id, Denial::Unable(format!("no valid lease on datastore {store}")));
+        };
+        let epoch = lease.epoch;
+        let tenure = next_tenure(id, attempt.before.as_ref());
+        if matches!(self.guard.rows.get(&tenure).map(|row| row.state), Some(VmState::Over(_))) {
+            return self.use_up(cx, id, &attempt);
+        }
+        let order = GuardOrder::Expect {
+            tenure,
+            name,
+            home: attempt.home,
+            epoch,
+            deadline: cx.now + ROW_DEADLINE,
+            purpose: match attempt.kind {
+                Kind::Hook { .. } | Kind::Run { .. } => Purpose::Start,
+                Kind::Adopt | Kind::Arrive => Purpose::Adopt,
+                Kind::Reclaim { .. } => Purpose::Reclaim,
+                Kind::Release { .. } => return,
+            },
+        };
+        let ticket = cx.guard(order, Pending::Attempt(id));
+        self.stage(id, Stage::Expecting, ticket);
+        if let Some(attempt) = &mut self.vm(id).attempt {
+            attempt.epoch = epoch;
+        }
+    }
+
+    /// The next generation is over already: it is that of a try of ours whose claim did not come about, or is still on
+    /// its way. A claim that lets nobody run takes its place; then the generation after it is free.
+    pub(in crate::core) fn use_up(&mut self, cx: &mut Cx, id: VmId, attempt: &Attempt) {
+        let wanted = match (&attempt.kind, &attempt.before) {
+            // It runs without a claim: nobody else may start it.
+            (Kind::Adopt, _) | (_, None) => Wanted::Stopped,
+            (_, Some(before)) => before.wanted,
+        };
+        self.fail(cx, id, Denial::Unable("an earlier try is being cleared away; try again in a moment".into()));
+        let kind = Kind::Release { wanted, reason: ClaimReason::StartFailed };
+        self.begin(cx, id, kind, attempt.home, Vec::new());
+    }
+
+    pub(in crate::core) fn expected(&mut self, cx: &mut Cx, id: VmId, result: Result<(), Refusal>) {
+        match result {
+            Ok(()) => self.create(cx, id),
+            Err(refusal) => self.fail(cx, id, Denial::Unable(format!("the guard refuses: {refusal}"))),
+        }
+    }
+
+    pub(in crate::core) fn create(&mut self, cx: &mut Cx, id: VmId) {
+        let Some(attempt) = self.vm(id).attempt.clone() else { return };
+        let claim = self.next_claim(id, &attempt);
+        let after = attempt.before.as_ref().map(|before| (before.tenure.generation, before.nonce));
+        if let Some(attempt) = &mut self.vm(id).attempt {
+            attempt.claim = Some(claim.clone());
+        }
+        self.ask_store(cx, id, Stage::Claiming, StoreOrder::CreateClaim { claim: Box::new(claim), after });
+    }
+
+    pub(in crate::core) fn next_claim(&mut self, id: VmId, attempt: &Attempt) -> Claim {
+        self.nonces = self.nonces.wrapping_add(1);
+        let nonce = Nonce(self.nonces);
+        let name = self.vm_name(id);
+        let incarnation = self.guard.incarnation.unwrap_or_default();
+        let owner = Owner { host: self.me.host, boot: self.me.boot, incarnation };
+        let before = attempt.before.as_ref();
+        let (holder, wanted, reason) = match &attempt.kind {
+            Kind::Hook { .. } => (Holder::Host(owner), Wanted::Running, ClaimReason::StartedByPerson),
+            Kind::Run { reason, .. } => (Holder::Host(owner), Wanted::Running, *reason),
+            Kind::Adopt => (Holder::Host(owner), Wanted::Running, ClaimReason::Adopted),
+            Kind::Reclaim { .. } => (Holder::Host(owner), Wanted::Running, ClaimReason::Reclaimed),
+            Kind::Arrive => (Holder::Host(owner), Wanted::Running, ClaimReason::Migrated),
+            Kind::Release { wanted, reason } => (Holder::None, *wanted, *reason),
+        };
+        let mut debts = match (&attempt.kind, before, &attempt.record) {
+            (Kind::Run { proof, .. }, Some(before), Some(record)) => self.debts_after(before, *proof, record),
+            (Kind::Hook { .. }, Some(before), Some(record)) => {
+                let known = self.vm(id).known;
+                let proof = self.proof_of(before, known, known).unwrap_or(Proof::Unowned);
+                self.debts_after(before, proof, record)
+            }
+            (_, Some(before), _) => before.debts.iter().copied().filter(|debt| !self.is_paid(debt)).collect(),
+            (_, None, _) => Vec::new(),
+        };
+        if let Kind::Release { .. } = attempt.kind {
+            debts.extend(self.own_debts(id, attempt.home));
+        }
+        Claim {
+            kind: ObjectKind::Vm,
+            tenure: next_tenure(id, before),
+            name,
+            holder,
+            home: attempt.home,
+            wanted,
+            reason,
+            record: attempt.digest,
+            nonce,
+            maker: self.me.host,
+            made_unix_ms: 0,
+            debts: debts.into_iter().filter(|debt| !attempt.fenced.contains(debt)).take(16).collect(),
+        }
+    }
+
+    pub(in crate::core) fn created(&mut self, cx: &mut Cx, id: VmId, answer: StoreAnswer) {
+        let Some(attempt) = self.vm(id).attempt.clone() else { return };
+        let claim = attempt.claim.clone().expect("set before the order was given");
+        match answer {
+            StoreAnswer::Created => {
+                self.learn(cx, claim.clone(), cx.now);
+                if let Kind::Release { .. } = attempt.kind {
+                    return self.released(cx, id);
+                }
+                let order =
+                    GuardOrder::Claimed { tenure: claim.tenure, epoch: attempt.epoch, deadline: cx.now + ROW_DEADLINE };
+                let ticket = cx.guard(order, Pending::Attempt(id));
+                self.stage(id, Stage::Confirming, ticket);
+            }
+            // An earlier try of ours, or of this host's former agent, had an unknown outcome. The row stands, in the same
+            // incarnation, and was never over: the guard has confirmed its expectation.
+            StoreAnswer::Exists(other)
+                if !matches!(attempt.kind, Kind::Release { .. })
+                    && other.tenure == claim.tenure
+                    && other.holder == claim.holder =>
+            {
+                if let Some(attempt) = &mut self.vm(id).attempt {
+                    attempt.claim = Some((*other).clone());
+                }
+                self.created(cx, id, StoreAnswer::Created);
+            }
+            StoreAnswer::Exists(other) => {
+                self.abandon(cx, claim.tenure, &attempt.kind);
+                self.learn(cx, (*other).clone(), cx.now);
+                self.lost_to(cx, id, &other);
+            }
+            StoreAnswer::GaveWay => {
+                self.abandon(cx, claim.tenure, &attempt.kind);
+                self.list_claims(cx);
+                self.fail(cx, id, Denial::Unable("its claims changed meanwhile".into()));
+            }
+            StoreAnswer::Failed(why) => {
+                // It may exist or still land. A copy that is alive keeps its row, and the same claim is tried again: the
+                // guard must never say of it that it never started, and a generation that is over is used up.
+                if attempt.has_copy() {
+                    if let Some(attempt) = &mut self.vm(id).attempt {
+                        attempt.waits = Some(format!("its claim, which could not be created: {why}"));
+                        attempt.ticket = Ticket(0);
+                    }
+                    return cx.set(Timer::Attempt(id), cx.now + RETRY);
+                }
+                // Else the guard's word "never started" frees it.
+                self.abandon(cx, claim.tenure, &attempt.kind);
+                self.list_claims(cx);
+                self.fail(cx, id, Denial::Unable(format!("its claim could not be created: {why}")));
+            }
+            _ => {}
+        }
+    }
+
+    /// Somebody else's claim stands where ours should: R2 says what that means for a stopped copy.
+    pub(in crate::core) fn lost_to(&mut self, cx: &mut Cx, id: VmId, other: &Claim) {
+        let owner = other.owner().map(|owner| self.name_of(owner.host));
+        let newest = other.tenure.generation;
+        let kind = self.vm(id).attempt.as_ref().map(|attempt| attempt.kind.clone());
+        if let Some(Kind::Reclaim { old }) = kind {
+            let ours = other.owner().is_some_and(|owner| owner.host == self.me.host);
+            let free = matches!(other.holder, Holder::None) && other.wanted == Wanted::Running;
+            if !ours && !free {
+                cx.guard(GuardOrder::Kill { tenure: old, seen: newest }, Pending::Nothing);
+            }
+        }
+        self.fail(
+            cx,
+            id,
+            match owner {
+                Some(owner) => Denial::OwnedBy { owner, generation: newest },
+                None => Denial::Superseded { newest },
+            },
+        );
+    }
+
+    pub(in crate::core) fn abandon(&mut self, cx: &mut Cx, tenure: Tenure, kind: &Kind) {
+        if !matches!(kind, Kind::Release { .. }) {
+            cx.guard(GuardOrder::Abandon { tenure }, Pending::Nothing);
+        }
+    }
+
+    pub(in crate::core) fn confirmed(&mut self, cx: &mut Cx, id: VmId, result: Result<(), Refusal>) {
+        if let Err(refusal) = result {
+            return self.give_up(cx, id, Denial::Unable(format!("the guard refuses: {refusal}")));
+        }
+        self.forget_older(cx, id);
+        let Some(attempt) = self.vm(id).attempt.clone() else { return };
+        match attempt.kind {
+            Kind::Hook { ask } => {
+                cx.hook_answer(ask, Ok(()));
+                self.await_adoption(cx, id);
+            }
+            Kind::Adopt => self.finish(cx, id),
+            Kind::Reclaim { .. } => self.lift_late_pause(cx, id),
+            Kind::Arrive => self.define(cx, id),
+            Kind::Run { .. } => self.pay_debts(cx, id),
+            Kind::Release { .. } => {}
+        }
+    }
+
+    /// Rows of older generations say nothing that a newer claim does not say.
+    pub(in crate::core) fn forget_older(&mut self, cx: &mut Cx, id: VmId) {
+        let Some(newest) = self.vm(id).tenure() else { return };
+        let older = self.guard.rows.keys().filter(|row| row.vm == id && row.generation < newest.generation);
+        for tenure in older.copied().collect::<Vec<_>>() {
+            cx.guard(GuardOrder::Forget { tenure }, Pending::Nothing);
+        }
+    }
+}
+
+pub(super) fn next_tenure(vm: VmId, before: Option<&Claim>) -> Tenure {
+    let generation = before.map_or(Generation(1), |claim| claim.tenure.generation.next());
+    Tenure { vm, generation }
+}

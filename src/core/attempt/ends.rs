@@ -1,0 +1,216 @@
+//! How an attempt ends: done, released, failed before a claim, given up after one; and its timer.
+
+use super::*;
+
+impl Core {
+    pub(in crate::core) fn finish(&mut self, cx: &mut Cx, id: VmId) {
+        cx.unset(Timer::Attempt(id));
+        self.set_underway(cx, id, None);
+        let name = self.vm_name(id);
+        let vm = self.vm(id);
+        let Some(attempt) = vm.attempt.take() else { return };
+        if let Kind::Run { reason: ClaimReason::Crashed, .. } = attempt.kind {
+            vm.restarts.push(cx.now);
+        }
+        vm.waits = None;
+        vm.ended = None;
+        vm.incoming = None;
+        let generation = attempt.claim.as_ref().map(|claim| claim.tenure.generation).unwrap_or_default();
+        let took = cx.now.since(attempt.since).as_secs_f64();
+        let text = match &attempt.kind {
+            Kind::Hook { .. } => format!("{name} was started by a person (generation {generation})"),
+            Kind::Run { reason, .. } => {
+                format!(
+                    "{name} runs here: {} (generation {generation}, {took:.2} s)",
+                    crate::core::vms::reason_text(*reason)
+                )
+            }
+            Kind::Adopt => format!("{name} is protected (generation {generation})"),
+            Kind::Reclaim { .. } => format!("{name} goes on after its lease had lapsed (generation {generation})"),
+            Kind::Arrive => format!("{name} runs here: moved (generation {generation})"),
+            Kind::Release { .. } => String::new(),
+        };
+        let kind = match &attempt.kind {
+            Kind::Hook { .. } | Kind::Run { .. } => "vm-started",
+            Kind::Adopt => "vm-protected",
+            Kind::Reclaim { .. } => "vm-reclaimed",
+            Kind::Arrive => "vm-arrived",
+            Kind::Release { .. } => "vm-released",
+        };
+        if !text.is_empty() {
+            cx.note(Note::info(kind, text).of(&name));
+        }
+        for ask in attempt.asks {
+            cx.answer(ask, Reply::Ran { generation });
+        }
+        self.check = true;
+        self.look = true;
+        self.tell = true;
+    }
+
+    pub(in crate::core) fn released(&mut self, cx: &mut Cx, id: VmId) {
+        let name = self.vm_name(id);
+        let Some(claim) = self.vm(id).claim.clone() else { return };
+        let rows: Vec<Tenure> = self.guard.rows.keys().filter(|row| row.vm == id).copied().collect();
+        for tenure in rows {
+            cx.guard(GuardOrder::Forget { tenure }, Pending::Nothing);
+        }
+        let stopping = std::mem::take(&mut self.vm(id).stopping);
+        for ask in stopping {
+            cx.answer(ask, Reply::Done);
+        }
+        let text = format!("{name} is released (generation {}): {}", claim.tenure.generation, self.holder_text(&claim));
+        cx.note(Note::info("vm-released", text).of(&name));
+        let denial = self.vm(id).attempt.as_ref().and_then(|attempt| attempt.waits.clone());
+        let asks = self.vm(id).attempt.as_ref().map(|attempt| attempt.asks.clone()).unwrap_or_default();
+        for ask in asks {
+            cx.answer(ask, denial.clone().map_or(Reply::Done, |why| Reply::Denied(Denial::Host(why))));
+        }
+        self.vm(id).attempt = None;
+        self.check = true;
+        self.look = true;
+        self.tell = true;
+    }
+
+    /// Nothing was claimed: answer and end. What should go on is begun again by `reconcile` or by the master.
+    pub(in crate::core) fn fail(&mut self, cx: &mut Cx, id: VmId, denial: Denial) {
+        cx.unset(Timer::Attempt(id));
+        let me = self.me.host;
+        let name = self.vm_name(id);
+        let vm = self.vm(id);
+        let Some(attempt) = vm.attempt.take() else { return };
+        vm.waits = Some(denial.to_string());
+        vm.pause = cx.now + RETRY;
+        let beaten = matches!(denial, Denial::OwnedBy { .. } | Denial::Superseded { .. });
+        if let (Kind::Run { .. }, false) = (&attempt.kind, beaten) {
+            vm.failed.insert(me, (cx.now, denial.to_string()));
+        }
+        match &attempt.kind {
+            Kind::Hook { ask } => cx.hook_answer(*ask, Err(refusal_text(&name, &denial))),
+            Kind::Release { .. } | Kind::Reclaim { .. } | Kind::Adopt => {
+                // The retry is a matter of milliseconds after a heal; the beat's reconcile is the fallback.
+                cx.set(Timer::Judge(id), cx.now + RETRY);
+            }
+            Kind::Run { .. } => {}
+            Kind::Arrive => {
+                self.set_underway(cx, id, None);
+                self.drop_incoming(cx, id);
+            }
+        }
+        for ask in attempt.asks {
+            cx.answer(ask, Reply::Denied(denial.clone()));
+        }
+        self.look = true;
+        self.tell = true;
+    }
+
+    /// Something failed after the claim was created: bar the row, then g+2 "none, wanted as before".
+    pub(in crate::core) fn give_up(&mut self, cx: &mut Cx, id: VmId, denial: Denial) {
+        cx.unset(Timer::Attempt(id));
+        self.set_underway(cx, id, None);
+        let name = self.vm_name(id);
+        let Some(attempt) = self.vm(id).attempt.take() else { return };
+        let claim = attempt.claim.clone().expect("given up only after a claim");
+        cx.note(Note::warning("vm-start-failed", format!("{name}: not started here: {denial}")).of(&name));
+        if let Kind::Hook { ask } = &attempt.kind {
+            cx.hook_answer(*ask, Err(refusal_text(&name, &denial)));
+        }
+        for ask in &attempt.asks {
+            cx.answer(*ask, Reply::Denied(denial.clone()));
+        }
+        if matches!(attempt.kind, Kind::Reclaim { .. } | Kind::Adopt | Kind::Arrive) {
+            // The copy is alive and stopped by the guard: the next try claims the next generation.
+            let vm = self.vm(id);
+            vm.waits = Some(denial.to_string());
+            vm.incoming = None;
+            cx.set(Timer::Judge(id), cx.now + RETRY);
+            self.check = true;
+            return;
+        }
+        if let Kind::Run { .. } = &attempt.kind {
+            let me = self.me.host;
+            self.vm(id).failed.insert(me, (cx.now, denial.to_string()));
+        }
+        cx.guard(GuardOrder::Abandon { tenure: claim.tenure }, Pending::Nothing);
+        if self.vm(id).tenure() != Some(claim.tenure) {
+            return; // Somebody has claimed it since: nothing of ours is left to be released.
+        }
+        let wanted = match &attempt.kind {
+            Kind::Hook { .. } => attempt.before.as_ref().map_or(Wanted::Stopped, |before| before.wanted),
+            _ => Wanted::Running,
+        };
+        let kind = Kind::Release { wanted, reason: ClaimReason::StartFailed };
+        self.begin(cx, id, kind, attempt.home, Vec::new());
+    }
+
+    /// The guard is gone: what it was asked will not be answered.
+    pub(in crate::core) fn guard_answers_no_more(&mut self, cx: &mut Cx) {
+        let asked = |vm: &crate::core::vms::Vm| {
+            vm.attempt
+                .as_ref()
+                .map(|attempt| attempt.stage.clone())
+                .filter(|stage| matches!(stage, Stage::Expecting | Stage::Confirming))
+        };
+        let stuck: Vec<(VmId, Stage)> =
+            self.vms.iter().filter_map(|(id, vm)| asked(vm).map(|stage| (*id, stage))).collect();
+        for (id, stage) in stuck {
+            let denial = Denial::Unable("the guard was restarted meanwhile".into());
+            if stage == Stage::Expecting { self.fail(cx, id, denial) } else { self.give_up(cx, id, denial) }
+        }
+    }
+
+    /// The attempt's timer: a retry, or the end of patience.
+    pub(in crate::core) fn attempt_due(&mut self, cx: &mut Cx, id: VmId) {
+        let Some(attempt) = self.vms.get(&id).and_then(|vm| vm.attempt.clone()) else { return };
+        if matches!(attempt.stage, Stage::Waiting | Stage::Locks { .. }) && !self.stands(&attempt) {
+            return self.give_up(
+                cx,
+                id,
+                Denial::Unable("its lease lapsed, or it was claimed anew, while it waited".into()),
+            );
+        }
+        match attempt.stage {
+            Stage::Waiting => self.pay_debts(cx, id),
+            Stage::Locks { since } => self.probe_locks(cx, id, since),
+            Stage::Adopting => {
+                self.destroy(cx, id);
+                self.give_up(cx, id, Denial::Unable("its QEMU did not appear in time".into()));
+            }
+            Stage::Confirming | Stage::Fencing(_) | Stage::Defining | Stage::Starting | Stage::Resuming => {}
+            Stage::Claiming if attempt.has_copy() => self.claim_again(cx, id, &attempt),
+            Stage::Reading | Stage::Recording | Stage::FetchingRecord | Stage::Expecting | Stage::Claiming => {
+                // The hook's patience ends; a claim that lands later is freed by the guard's word.
+                if let Some(claim) = &attempt.claim {
+                    self.abandon(cx, claim.tenure, &attempt.kind);
+                }
+                self.fail(cx, id, Denial::Unable("the datastore does not answer in time".into()));
+            }
+        }
+    }
+
+    /// The same claim, with the same nonce, as long as its row stands.
+    pub(in crate::core) fn claim_again(&mut self, cx: &mut Cx, id: VmId, attempt: &Attempt) {
+        let Some(claim) = &attempt.claim else { return };
+        let state = self.guard.rows.get(&claim.tenure).map(|row| row.state);
+        if state != Some(VmState::Expected) {
+            self.list_claims(cx);
+            return self.fail(cx, id, Denial::Unable("its lease lapsed before its claim could be created".into()));
+        }
+        let after = attempt.before.as_ref().map(|before| (before.tenure.generation, before.nonce));
+        self.ask_store(cx, id, Stage::Claiming, StoreOrder::CreateClaim { claim: Box::new(claim.clone()), after });
+    }
+
+    /// Our own end of a half-started copy: not a person's.
+    pub(in crate::core) fn destroy(&mut self, cx: &mut Cx, id: VmId) {
+        self.vm(id).own_end = true;
+        cx.domain(DomainOrder::Destroy { vm: id }, CALL, Pending::Nothing);
+    }
+
+    /// Whether the guard still expects what this attempt has claimed.
+    fn stands(&self, attempt: &Attempt) -> bool {
+        let Some(claim) = &attempt.claim else { return true };
+        let newest = self.vms.get(&claim.tenure.vm).and_then(crate::core::vms::Vm::tenure);
+        let state = self.guard.rows.get(&claim.tenure).map(|row| row.state);
+        newest == Some(claim.tenure) && state == Some(VmState::Expected)
+    }
+}

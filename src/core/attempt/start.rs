@@ -1,0 +1,143 @@
+//! From the confirmed claim to the VM that runs: late writes are excluded, then libvirt starts it paused, the guard sees
+//! it, its vCPUs go.
+//!
+//! ```text
+//!   Fencing ─► Locks ─► Defining ─► Starting ─► Adopting ─► Resuming
+//! ```
+
+use super::*;
+
+impl Core {
+    pub(in crate::core) fn wait(&mut self, cx: &mut Cx, id: VmId, pause: Duration, what: String) {
+        self.wait_in(cx, id, Stage::Waiting, pause, what);
+    }
+
+    /// Keeps claim and row while something outside is waited for.
+    pub(in crate::core) fn wait_in(&mut self, cx: &mut Cx, id: VmId, stage: Stage, pause: Duration, what: String) {
+        let name = self.vm_name(id);
+        let Some(attempt) = &mut self.vm(id).attempt else { return };
+        let new = attempt.waits.as_ref() != Some(&what);
+        attempt.waits = Some(what.clone());
+        attempt.stage = stage;
+        attempt.ticket = Ticket(0);
+        let (claim, epoch) = (attempt.claim.clone(), attempt.epoch);
+        if let Some(claim) = claim {
+            let order = GuardOrder::Claimed { tenure: claim.tenure, epoch, deadline: cx.now + ROW_DEADLINE };
+            cx.guard(order, Pending::Nothing);
+        }
+        if new {
+            cx.note(Note::warning("vm-waits", format!("{name} waits for {what}")).of(&name));
+            self.tell = true;
+        }
+        cx.set(Timer::Attempt(id), cx.now + pause);
+    }
+
+    pub(in crate::core) fn define(&mut self, cx: &mut Cx, id: VmId) {
+        let Some(record) = self.vm(id).attempt.as_ref().and_then(|attempt| attempt.record.clone()) else {
+            return self.give_up(cx, id, Denial::Unable("its record is not known".into()));
+        };
+        let ticket = cx.domain(DomainOrder::Define { xml: record.xml }, CALL, Pending::Attempt(id));
+        self.stage(id, Stage::Defining, ticket);
+    }
+
+    pub(in crate::core) fn defined(&mut self, cx: &mut Cx, id: VmId, answer: DomainAnswer) {
+        let arrives = self.vm(id).attempt.as_ref().is_some_and(|attempt| attempt.kind == Kind::Arrive);
+        match answer {
+            DomainAnswer::Done | DomainAnswer::Listed(_) if arrives => self.resume(cx, id),
+            DomainAnswer::Done | DomainAnswer::Listed(_) => {
+                let name = self.vm_name(id);
+                cx.note(Note::info("vm-starting", format!("{name}: libvirt is told to start it")).of(&name));
+                self.set_underway(cx, id, Some(Underway::Start));
+                let ticket = cx.domain(DomainOrder::StartPaused { vm: id }, CALL, Pending::Attempt(id));
+                self.stage(id, Stage::Starting, ticket);
+            }
+            DomainAnswer::Failed(_) if arrives => self.resume(cx, id), // It runs; the definition is written later.
+            DomainAnswer::Failed(why) => self.start_failed(cx, id, why),
+        }
+    }
+
+    pub(in crate::core) fn started_paused(&mut self, cx: &mut Cx, id: VmId, answer: DomainAnswer) {
+        match answer {
+            DomainAnswer::Done | DomainAnswer::Listed(_) => self.await_adoption(cx, id),
+            DomainAnswer::Failed(why) => self.start_failed(cx, id, why),
+        }
+    }
+
+    pub(in crate::core) fn start_failed(&mut self, cx: &mut Cx, id: VmId, why: DomainFailure) {
+        match why {
+            DomainFailure::ImageLocked(holder) => {
+                let what = format!(
+                    "the image lock of its old copy ({holder}), held at the storage server until its client's lease ends"
+                );
+                self.wait_in(cx, id, Stage::Locks { since: cx.now }, RETRY, what);
+            }
+            DomainFailure::NoDaemon(why) => {
+                self.give_up(cx, id, Denial::Unable(format!("libvirt does not answer: {why}")))
+            }
+            DomainFailure::NoDomain => self.give_up(cx, id, Denial::Unable("its definition vanished".into())),
+            DomainFailure::Host(why) => self.give_up(cx, id, Denial::Host(why)),
+            DomainFailure::Capacity(why) => self.give_up(cx, id, Denial::Capacity(why)),
+            DomainFailure::Refused(why) | DomainFailure::Definition(why) => {
+                self.give_up(cx, id, Denial::Definition(why))
+            }
+            DomainFailure::Timeout => {
+                self.destroy(cx, id);
+                self.give_up(cx, id, Denial::Unable("libvirt did not answer in time".into()));
+            }
+        }
+    }
+
+    pub(in crate::core) fn await_adoption(&mut self, cx: &mut Cx, id: VmId) {
+        self.stage(id, Stage::Adopting, Ticket(0));
+        cx.set(Timer::Attempt(id), cx.now + ADOPT_LIMIT);
+        self.adoption(cx, id);
+    }
+
+    /// Called whenever the row changed: goes on as soon as the guard has the QEMU.
+    pub(in crate::core) fn adoption(&mut self, cx: &mut Cx, id: VmId) {
+        let Some(attempt) = self.vms.get(&id).and_then(|vm| vm.attempt.clone()) else { return };
+        if attempt.stage != Stage::Adopting {
+            return;
+        }
+        let Some(claim) = &attempt.claim else { return };
+        let state = self.guard.rows.get(&claim.tenure).map(|row| row.state);
+        match (state, &attempt.kind) {
+            (Some(VmState::Running), Kind::Hook { .. }) => self.finish(cx, id),
+            (Some(VmState::Running), _) => self.resume(cx, id),
+            (Some(VmState::Over(_)), _) => {
+                self.destroy(cx, id);
+                self.give_up(cx, id, Denial::Unable("it ended, or its lease lapsed, during the start".into()));
+            }
+            (Some(VmState::Expected | VmState::Incoming) | None, _) => {}
+        }
+    }
+
+    pub(in crate::core) fn resume(&mut self, cx: &mut Cx, id: VmId) {
+        let ticket = cx.domain(DomainOrder::Resume { vm: id }, CALL, Pending::Attempt(id));
+        self.stage(id, Stage::Resuming, ticket);
+    }
+
+    pub(in crate::core) fn lift_late_pause(&mut self, cx: &mut Cx, id: VmId) {
+        let paused = self
+            .libvirt
+            .domains
+            .get(&id)
+            .is_some_and(|domain| domain.state == DomainState::Paused { by_io_error: false });
+        if paused { self.resume(cx, id) } else { self.finish(cx, id) }
+    }
+
+    pub(in crate::core) fn resumed(&mut self, cx: &mut Cx, id: VmId, answer: DomainAnswer) {
+        match answer {
+            DomainAnswer::Done | DomainAnswer::Listed(_) => self.finish(cx, id),
+            DomainAnswer::Failed(why) => {
+                let reclaim =
+                    self.vm(id).attempt.as_ref().is_some_and(|attempt| matches!(attempt.kind, Kind::Reclaim { .. }));
+                if reclaim {
+                    return self.finish(cx, id); // It runs under its claim; reconcile looks at the pause again.
+                }
+                self.destroy(cx, id);
+                self.give_up(cx, id, Denial::Definition(format!("it could not be resumed: {why:?}")));
+            }
+        }
+    }
+}

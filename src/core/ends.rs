@@ -1,0 +1,129 @@
+//! Ends: a VM of this host does not run any more. What people, the guest or a fault wanted, and what follows.
+//!
+//! ```text
+//!   a person, the guest ──► Release, wanted stopped          a signal, a crash, a panic ──► Run in place (3 per hour),
+//!   this host goes down ──► Release, wanted running                                         then Release, wanted running
+//! ```
+
+use std::time::Duration;
+
+use super::Core;
+use super::attempt::Kind;
+use super::cx::{Cx, Timer};
+use super::note::Note;
+use crate::types::vm::{DomainInfo, DomainState, OffReason, Underway};
+use crate::types::{Claim, ClaimReason, Over, Proof, VmId, Wanted};
+
+/// How long an end waits for libvirt's reason before it counts as a crash.
+const REASON_LIMIT: Duration = Duration::from_millis(1500);
+/// Window of the restart limit.
+const HOUR: Duration = Duration::from_secs(3600);
+
+impl Core {
+    /// A VM of ours is not running any more: what people, or the guest, or a fault wanted.
+    pub(super) fn judge_end(&mut self, cx: &mut Cx, id: VmId, claim: &Claim) {
+        if claim.wanted == Wanted::Stopped {
+            return;
+        }
+        let Some(reason) = self.end_reason(cx, id) else { return };
+        match self.underway.get(&id).copied() {
+            Some(Underway::Move { to }) if reason == OffReason::Migrated => {
+                return self.take_up_move(cx, id, claim.tenure, to);
+            }
+            Some(_) => self.set_underway(cx, id, None),
+            None => {}
+        }
+        let by_guest = self.vm(id).by_guest;
+        if self.going_down {
+            return self.release(cx, id, claim, Wanted::Running, ClaimReason::HostWentDown);
+        }
+        if self.vm(id).own_end {
+            return self.crashed(cx, id, claim, OffReason::Failed);
+        }
+        match reason {
+            // libvirt tells a guest's power-off and `virsh shutdown` alike; the other kind is a signal from outside.
+            OffReason::Shutdown if by_guest == Some(true) => {
+                self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedInside);
+            }
+            OffReason::Shutdown if by_guest == Some(false) => self.crashed(cx, id, claim, reason),
+            OffReason::Shutdown | OffReason::Destroyed | OffReason::Saved => {
+                self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedByPerson);
+            }
+            OffReason::Migrated => {
+                let name = self.vm_name(id);
+                let text = format!("{name} was migrated away to a host outside the cluster; it is not restarted here");
+                cx.note(Note::alarm("migrated-away", text).of(&name));
+                self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedByPerson);
+            }
+            OffReason::Crashed
+            | OffReason::Failed
+            | OffReason::Daemon
+            | OffReason::Unknown
+            | OffReason::FromSnapshot => {
+                self.crashed(cx, id, claim, reason);
+            }
+        }
+    }
+
+    /// libvirt's reason: from its event, else from its list; after a while without either it counts as a crash.
+    pub(super) fn end_reason(&mut self, cx: &mut Cx, id: VmId) -> Option<OffReason> {
+        if let Some((reason, _)) = self.vm(id).ended {
+            return Some(reason);
+        }
+        if let Some(DomainInfo { state: DomainState::Off(reason), .. }) = self.libvirt.domains.get(&id)
+            && *reason != OffReason::Unknown
+        {
+            return Some(*reason);
+        }
+        let first = *self.vm(id).end_seen.get_or_insert(cx.now);
+        if self.libvirt.up && REASON_LIMIT <= cx.now.since(first) {
+            self.vm(id).end_seen = None;
+            return Some(OffReason::Unknown);
+        }
+        if first == cx.now {
+            self.list_domains(cx);
+        }
+        cx.set(Timer::Judge(id), cx.now + REASON_LIMIT / 3);
+        None
+    }
+
+    pub(super) fn judge_due(&mut self, cx: &mut Cx, id: VmId) {
+        self.check = true;
+        let _ = (cx, id);
+    }
+
+    pub(super) fn release(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, wanted: Wanted, reason: ClaimReason) {
+        self.vm(id).by_guest = None;
+        self.begin(cx, id, Kind::Release { wanted, reason }, claim.home, Vec::new());
+    }
+
+    pub(super) fn crashed(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, reason: OffReason) {
+        let limit = self.settings.vms.restarts_per_hour as usize;
+        let now = cx.now;
+        let name = self.vm_name(id);
+        let home = claim.home;
+        let clean = matches!(self.said_over(self.me.host, claim.tenure), Some(Over::Exited { clean: true }));
+        let leased = self.guard.leases.get(&home).is_some_and(|lease| lease.until.is_some());
+        let vm = self.vm(id);
+        vm.restarts.retain(|at| now.since(*at) < HOUR);
+        let told = vm.end_told.replace(claim.tenure.generation) == Some(claim.tenure.generation);
+        if limit <= vm.restarts.len() {
+            let text = format!("{name} ended {limit} times within an hour here; it is started elsewhere");
+            if !told {
+                cx.note(Note::warning("vm-restart-limit", text).of(&name));
+            }
+            return self.release(cx, id, claim, Wanted::Running, ClaimReason::StartFailed);
+        }
+        if !leased {
+            vm.end_told = None;
+            return; // Tried again when the lease is valid.
+        }
+        vm.end_seen = None;
+        let text = format!("{name} ended by itself ({reason:?}); it is restarted in place");
+        if !told {
+            cx.note(Note::warning("vm-crashed", text).of(&name));
+        }
+        let kind = Kind::Run { proof: Proof::Said(Over::Exited { clean }), reason: ClaimReason::Crashed };
+        self.begin(cx, id, kind, home, Vec::new());
+    }
+}
