@@ -294,8 +294,8 @@ impl Core {
     /// Whether a host that beats on this datastore says that VMs run there: a fence would hit them, too.
     pub(super) fn runs_vms_on(&self, id: DatastoreId, host: HostId, now: Time) -> bool {
         let lists = |list: &VmList| list.entries.iter().any(|entry| !matches!(entry.state, VmState::Over(_)));
-        self.freshness(id, host, now) == Some(Freshness::Fresh)
-            && self.stores.get(&id).and_then(|store| store.seen.get(&host)?.list.as_ref()).is_some_and(lists)
+        let lives = self.is_heard(host, now) || self.freshness(id, host, now) == Some(Freshness::Fresh);
+        lives && self.stores.get(&id).and_then(|store| store.seen.get(&host)?.list.as_ref()).is_some_and(lists)
     }
 
     /// Whether a debtor that lives and reaches this datastore says that its copy has ended there, cleanly.

@@ -52,6 +52,8 @@ pub struct Vm {
     pub own_end: bool,
     /// Who asked for the shutdown under way: its guest or a person (true), or a signal to its QEMU (false).
     pub by_guest: Option<bool>,
+    /// Of which generation's end people were told.
+    pub end_told: Option<crate::types::Generation>,
     /// Restarts in place within the last hour.
     pub restarts: Vec<Time>,
     /// People who wait for its stop.
