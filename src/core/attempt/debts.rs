@@ -23,8 +23,9 @@ impl Core {
             match self.late_write(debt) {
                 _ if self.ended_cleanly(id, debt, cx.now) => return self.paid(cx, id, &[*debt]),
                 LateWrite::Command { .. } if self.runs_vms_on(debt.datastore, debt.host, cx.now) => {
-                    let what = format!("a storage fence against {host}, which would hit the VMs that run there");
-                    return self.wait(cx, id, RETRY * 2, what);
+                    // The debtor itself owes itself nothing: the master asks it.
+                    let what = format!("a storage fence against {host} would hit the VMs that run there");
+                    return self.give_up(cx, id, Denial::Waiting(what));
                 }
                 LateWrite::Command { program } => {
                     let ticket = cx.fence(program, debt.host, host, CALL, Pending::Attempt(id));
