@@ -171,7 +171,8 @@ impl Core {
         store.roster = Some(read.roster);
         self.plan_next_read(cx, id);
         self.mend_roster(cx, id);
-        if self.stores.get(&id).is_some_and(|store| store.listed.is_none()) {
+        let since = self.master_since;
+        if self.stores.get(&id).is_some_and(|store| store.listed.is_none_or(|at| at < since)) {
             self.list_claims(cx);
         }
         // Silence that grew, beats that came: both may change a verdict or complete a proof.

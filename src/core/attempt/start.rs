@@ -129,6 +129,13 @@ impl Core {
     pub(in crate::core) fn resumed(&mut self, cx: &mut Cx, id: VmId, answer: DomainAnswer) {
         match answer {
             DomainAnswer::Done | DomainAnswer::Listed(_) => self.finish(cx, id),
+            // libvirtd restarts, or is slow: the copy is well and waits.
+            DomainAnswer::Failed(DomainFailure::NoDaemon(_) | DomainFailure::Timeout) => {
+                if let Some(attempt) = &mut self.vm(id).attempt {
+                    attempt.ticket = Ticket(0);
+                }
+                cx.set(Timer::Attempt(id), cx.now + RETRY);
+            }
             DomainAnswer::Failed(why) => {
                 let reclaim =
                     self.vm(id).attempt.as_ref().is_some_and(|attempt| matches!(attempt.kind, Kind::Reclaim { .. }));
