@@ -52,6 +52,9 @@ pub struct Domain {
     pub off: OffReason,
 }
 
+/// Takes the hook's answer.
+pub type Told = Box<dyn FnOnce(&mut World, Result<(), String>)>;
+
 impl Domain {
     fn new() -> Self {
         Self { defined: false, qemu: None, starting: false, off: OffReason::Unknown }
@@ -349,7 +352,7 @@ impl World {
     // ---- hook ---------------------------------------------------------------------------------------------------
 
     /// libvirt's hook asks the agent; without one only VMs that are listed as unprotected pass.
-    pub fn hook(&mut self, h: H, vm: VmId, wish: HookWish, then: Box<dyn FnOnce(&mut World, Result<(), String>)>) {
+    pub fn hook(&mut self, h: H, vm: VmId, wish: HookWish, then: Told) {
         let gate = self.hosts[h].kernel();
         let Some(agent) = self.hosts[h].agent.as_ref().map(|agent| agent.life) else {
             let free = self.hosts[h].unprotected.contains(&vm);

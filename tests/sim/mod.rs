@@ -14,7 +14,9 @@
 #![allow(dead_code)] // Each of the two test programs uses a part of it.
 
 pub mod datastore;
+pub mod fences;
 pub mod guard;
+pub mod guard_beats;
 pub mod host;
 pub mod hypervisor;
 pub mod invariants;

@@ -14,7 +14,7 @@ pub enum Waiter {
     /// A person at this host.
     Person { at: H, what: String },
     /// libvirt's hook.
-    Hook { at: H, then: Box<dyn FnOnce(&mut World, Result<(), String>)> },
+    Hook { at: H, then: super::hypervisor::Told },
 }
 
 impl World {
