@@ -18,6 +18,7 @@
 //! A failure after the claim is followed by g+2 "none, wanted running", so that no claim names a host that does nothing.
 
 mod claim;
+mod debts;
 mod ends;
 mod start;
 
@@ -103,6 +104,8 @@ pub struct Attempt {
     pub claim: Option<Claim>,
     /// What it starts.
     pub record: Option<VmRecord>,
+    /// Debts that a fence of this attempt has paid.
+    fenced: Vec<Debt>,
     digest: Digest,
     epoch: Epoch,
     ticket: Ticket,
@@ -156,6 +159,7 @@ impl Core {
             home,
             claim: None,
             record,
+            fenced: Vec::new(),
             digest,
             epoch: Epoch::default(),
             ticket: Ticket(0),

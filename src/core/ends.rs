@@ -37,7 +37,7 @@ impl Core {
         if self.going_down {
             return self.release(cx, id, claim, Wanted::Running, ClaimReason::HostWentDown);
         }
-        if std::mem::take(&mut self.vm(id).own_end) {
+        if self.vm(id).own_end {
             return self.crashed(cx, id, claim, OffReason::Failed);
         }
         match reason {
@@ -106,18 +106,23 @@ impl Core {
         let leased = self.guard.leases.get(&home).is_some_and(|lease| lease.until.is_some());
         let vm = self.vm(id);
         vm.restarts.retain(|at| now.since(*at) < HOUR);
+        let told = vm.end_told.replace(claim.tenure.generation) == Some(claim.tenure.generation);
         if limit <= vm.restarts.len() {
             let text = format!("{name} ended {limit} times within an hour here; it is started elsewhere");
-            cx.note(Note::warning("vm-restart-limit", text).of(&name));
+            if !told {
+                cx.note(Note::warning("vm-restart-limit", text).of(&name));
+            }
             return self.release(cx, id, claim, Wanted::Running, ClaimReason::StartFailed);
         }
         if !leased {
+            vm.end_told = None;
             return; // Tried again when the lease is valid.
         }
-        vm.restarts.push(now);
         vm.end_seen = None;
         let text = format!("{name} ended by itself ({reason:?}); it is restarted in place");
-        cx.note(Note::warning("vm-crashed", text).of(&name));
+        if !told {
+            cx.note(Note::warning("vm-crashed", text).of(&name));
+        }
         let kind = Kind::Run { proof: Proof::Said(Over::Exited { clean }), reason: ClaimReason::Crashed };
         self.begin(cx, id, kind, home, Vec::new());
     }

@@ -19,7 +19,7 @@ use super::note::Note;
 use super::placement::{Need, Placed};
 use super::proofs::LateWrite;
 use crate::types::control::{Denial, Reply, Request, RunOrder};
-use crate::types::{Claim, ClaimReason, Debt, Holder, HostId, Over, Proof, Ticket, VmId, Wanted};
+use crate::types::{Claim, ClaimReason, Debt, Holder, HostId, Over, Proof, Ticket, Time, VmId, Wanted};
 
 /// An order under way.
 #[derive(Clone, Debug)]
@@ -131,6 +131,18 @@ impl Core {
         ))
     }
 
+    /// A host that lives, owes late writes of this VM, and could not be fenced without hitting its other VMs: the VM can
+    /// start there, whose kernel keeps its own order, and nowhere else.
+    fn tied_to(&self, claim: &Claim, proof: Proof, now: Time) -> Option<HostId> {
+        let mut debts: Vec<Debt> = claim.debts.iter().copied().filter(|debt| !self.is_paid(debt)).collect();
+        if let (Some(owner), false) = (claim.owner(), proof.excludes_late_writes()) {
+            debts.push(Debt { host: owner.host, boot: owner.boot, datastore: claim.home });
+        }
+        let fenced = |debt: &&Debt| matches!(self.late_write(debt), LateWrite::Command { .. });
+        let debt = debts.iter().filter(fenced).find(|debt| self.runs_vms_on(debt.datastore, debt.host, now))?;
+        Some(debt.host)
+    }
+
     fn wait_for_proof(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, owner: HostId) {
         let store = self.stores.get(&claim.home);
         let host = self.name_of(owner);
@@ -159,7 +171,14 @@ impl Core {
             Some(Ok(record)) => Need::of(&record),
             _ => Need { datastores: vec![claim.home], memory_kib: self.vm(id).memory_kib() },
         };
-        let host = match self.place(id, &need, None, cx.now) {
+        let placed = match self.tied_to(&claim, proof, cx.now) {
+            Some(debtor) => match self.room_on(debtor, id, &need, cx.now) {
+                Ok(_) => Placed::On(debtor),
+                Err(why) => Placed::Nowhere(vec![(debtor, why)]),
+            },
+            None => self.place(id, &need, None, cx.now),
+        };
+        let host = match placed {
             Placed::On(host) => host,
             Placed::Nowhere(why) => {
                 let why: Vec<String> = why.iter().map(|(host, why)| format!("{} {why}", self.name_of(*host))).collect();

@@ -29,6 +29,8 @@ use crate::types::{Claim, ClaimReason, Holder, Incarnation, Over, Tenure, VmId, 
 const LIST: Duration = Duration::from_secs(10);
 /// Until an order whose effect shows in rows or domains is given again.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// What was said of a VM that another host has taken is said for so long.
+const WORD_KEPT: Duration = Duration::from_secs(60);
 /// A VM that QEMU paused for an error of its disk is resumed this often, while its datastore takes our own writes.
 const IO_RETRY: Duration = Duration::from_secs(2);
 /// A stale definition that libvirt would not remove is left alone for so long.
@@ -231,6 +233,9 @@ impl Core {
     fn row_is_past(&mut self, cx: &mut Cx, row: &RowView, claim: &Claim) {
         let ours = claim.owner().is_some_and(|owner| owner.host == self.me.host);
         if row.pid.is_none() {
+            if cx.now.since(self.vm(row.tenure.vm).known) < WORD_KEPT && !ours {
+                return; // Whoever took it may wait for this host's word that its copy has ended.
+            }
             let vm = row.tenure.vm;
             for tenure in self.guard.rows.keys().filter(|tenure| tenure.vm == vm).copied().collect::<Vec<_>>() {
                 cx.guard(GuardOrder::Forget { tenure }, Pending::Nothing);

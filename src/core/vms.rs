@@ -13,7 +13,7 @@ use super::moving::{Incoming, Moving};
 use super::note::Note;
 use crate::types::control::VmReport;
 use crate::types::vm::OffReason;
-use crate::types::{Claim, Debt, HostId, Tenure, Time, VmId, VmRecord, Wanted};
+use crate::types::{Claim, HostId, Tenure, Time, VmId, VmRecord, Wanted};
 
 /// One VM.
 #[derive(Debug, Default)]
@@ -52,10 +52,10 @@ pub struct Vm {
     pub own_end: bool,
     /// Who asked for the shutdown under way: its guest or a person (true), or a signal to its QEMU (false).
     pub by_guest: Option<bool>,
+    /// Of which generation's end people were told.
+    pub end_told: Option<crate::types::Generation>,
     /// Restarts in place within the last hour.
     pub restarts: Vec<Time>,
-    /// Debts that a fence run by this host has paid.
-    pub fenced: Vec<Debt>,
     /// People who wait for its stop.
     pub stopping: Vec<AskId>,
     /// What it waits for, for people.

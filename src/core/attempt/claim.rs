@@ -144,7 +144,7 @@ impl Core {
             Kind::Arrive => (Holder::Host(owner), Wanted::Running, ClaimReason::Migrated),
             Kind::Release { wanted, reason } => (Holder::None, *wanted, *reason),
         };
-        let debts = match (&attempt.kind, before, &attempt.record) {
+        let mut debts = match (&attempt.kind, before, &attempt.record) {
             (Kind::Run { proof, .. }, Some(before), Some(record)) => self.debts_after(before, *proof, record),
             (Kind::Hook { .. }, Some(before), Some(record)) => {
                 let known = self.vm(id).known;
@@ -154,7 +154,9 @@ impl Core {
             (_, Some(before), _) => before.debts.iter().copied().filter(|debt| !self.is_paid(debt)).collect(),
             (_, None, _) => Vec::new(),
         };
-        let fenced = self.vm(id).fenced.clone();
+        if let Kind::Release { .. } = attempt.kind {
+            debts.extend(self.own_debts(id, attempt.home));
+        }
         Claim {
             kind: ObjectKind::Vm,
             tenure: next_tenure(id, before),
@@ -167,7 +169,7 @@ impl Core {
             nonce,
             maker: self.me.host,
             made_unix_ms: 0,
-            debts: debts.into_iter().filter(|debt| !fenced.contains(debt)).take(16).collect(),
+            debts: debts.into_iter().filter(|debt| !attempt.fenced.contains(debt)).take(16).collect(),
         }
     }
 

@@ -9,6 +9,9 @@ impl Core {
         let name = self.vm_name(id);
         let vm = self.vm(id);
         let Some(attempt) = vm.attempt.take() else { return };
+        if let Kind::Run { reason: ClaimReason::Crashed, .. } = attempt.kind {
+            vm.restarts.push(cx.now);
+        }
         vm.waits = None;
         vm.ended = None;
         vm.incoming = None;
@@ -173,6 +176,7 @@ impl Core {
                 self.destroy(cx, id);
                 self.give_up(cx, id, Denial::Unable("its QEMU did not appear in time".into()));
             }
+            Stage::Resuming if attempt.ticket == Ticket(0) => self.resume_again(cx, id, &attempt),
             Stage::Confirming | Stage::Fencing(_) | Stage::Defining | Stage::Starting | Stage::Resuming => {}
             Stage::Claiming if attempt.has_copy() => self.claim_again(cx, id, &attempt),
             Stage::Reading | Stage::Recording | Stage::FetchingRecord | Stage::Expecting | Stage::Claiming => {
@@ -201,6 +205,16 @@ impl Core {
     pub(in crate::core) fn destroy(&mut self, cx: &mut Cx, id: VmId) {
         self.vm(id).own_end = true;
         cx.domain(DomainOrder::Destroy { vm: id }, CALL, Pending::Nothing);
+    }
+
+    /// Its right to run may have ended meanwhile.
+    fn resume_again(&mut self, cx: &mut Cx, id: VmId, attempt: &Attempt) {
+        let row = attempt.claim.as_ref().and_then(|claim| self.guard.rows.get(&claim.tenure));
+        if row.is_some_and(|row| row.state == VmState::Running) {
+            return self.resume(cx, id);
+        }
+        self.destroy(cx, id);
+        self.give_up(cx, id, Denial::Unable("it ended, or its lease lapsed, before it was resumed".into()));
     }
 
     /// Whether the guard still expects what this attempt has claimed.

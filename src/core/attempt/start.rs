@@ -8,96 +8,6 @@
 use super::*;
 
 impl Core {
-    /// Fences what the debts of our new claim say, one after another; then the locks, then the start.
-    pub(in crate::core) fn pay_debts(&mut self, cx: &mut Cx, id: VmId) {
-        let Some(claim) = self.vm(id).claim.clone() else { return };
-        let fenced = self.vm(id).fenced.clone();
-        let mut lock = false;
-        for debt in claim.debts.iter().filter(|debt| !self.is_paid(debt) && !fenced.contains(debt)) {
-            match self.late_write(debt) {
-                LateWrite::Command { .. } if self.runs_vms_on(debt.datastore, debt.host, cx.now) => {
-                    let host = self.name_of(debt.host);
-                    let what = format!("a storage fence against {host}, which would hit the VMs that run there");
-                    return self.wait(cx, id, RETRY * 2, what);
-                }
-                LateWrite::Command { program } => {
-                    let name = self.name_of(debt.host);
-                    let ticket = cx.fence(program, debt.host, name, CALL, Pending::Attempt(id));
-                    return self.stage(id, Stage::Fencing(*debt), ticket);
-                }
-                LateWrite::Lock => lock = true,
-                LateWrite::Accepted => {}
-                LateWrite::Open => {
-                    let host = self.name_of(debt.host);
-                    return self.wait(
-                        cx,
-                        id,
-                        RETRY * 4,
-                        format!("a new boot of {host}, or proof that it is off: nothing else excludes its late writes"),
-                    );
-                }
-            }
-        }
-        if lock { self.probe_locks(cx, id, cx.now) } else { self.define(cx, id) }
-    }
-
-    pub(in crate::core) fn fenced(&mut self, cx: &mut Cx, id: VmId, debt: Debt, result: Result<(), String>) {
-        let host = self.name_of(debt.host);
-        match result {
-            Ok(()) => {
-                self.vm(id).fenced.push(debt);
-                self.pay_debts(cx, id);
-            }
-            Err(why) => {
-                self.wait(
-                    cx,
-                    id,
-                    RETRY * 2,
-                    format!("the storage fence against {host}, which failed and is tried again: {why}"),
-                );
-            }
-        }
-    }
-
-    pub(in crate::core) fn probe_locks(&mut self, cx: &mut Cx, id: VmId, since: Time) {
-        let record = self.vm(id).attempt.as_ref().and_then(|attempt| attempt.record.clone());
-        let paths: BTreeSet<String> = record
-            .iter()
-            .flat_map(|record| record.disks.iter())
-            .filter(|disk| disk.writable && disk.datastore.is_some())
-            .map(|disk| disk.path.clone())
-            .collect();
-        let ticket = cx.probe_locks(paths.into_iter().collect(), CALL, Pending::Attempt(id));
-        self.stage(id, Stage::Locks { since }, ticket);
-    }
-
-    pub(in crate::core) fn locks_probed(
-        &mut self,
-        cx: &mut Cx,
-        id: VmId,
-        since: Time,
-        result: Result<Option<String>, String>,
-    ) {
-        match result {
-            Ok(None) => self.define(cx, id),
-            Ok(Some(holder)) => {
-                let waited = cx.now.since(since);
-                let pause = if waited < Duration::from_secs(120) { RETRY } else { Duration::from_secs(30) };
-                if let Some(attempt) = &mut self.vm(id).attempt {
-                    attempt.stage = Stage::Locks { since };
-                }
-                self.wait_in(cx, id, Stage::Locks { since }, pause, format!("the image lock of its old copy ({holder}), held at the storage server until its client's lease ends"));
-            }
-            Err(why) => self.wait_in(
-                cx,
-                id,
-                Stage::Locks { since },
-                RETRY * 2,
-                format!("its image locks, which cannot be probed: {why}"),
-            ),
-        }
-    }
-
     pub(in crate::core) fn wait(&mut self, cx: &mut Cx, id: VmId, pause: Duration, what: String) {
         self.wait_in(cx, id, Stage::Waiting, pause, what);
     }
@@ -219,6 +129,13 @@ impl Core {
     pub(in crate::core) fn resumed(&mut self, cx: &mut Cx, id: VmId, answer: DomainAnswer) {
         match answer {
             DomainAnswer::Done | DomainAnswer::Listed(_) => self.finish(cx, id),
+            // libvirtd restarts, or is slow: the copy is well and waits.
+            DomainAnswer::Failed(DomainFailure::NoDaemon(_) | DomainFailure::Timeout) => {
+                if let Some(attempt) = &mut self.vm(id).attempt {
+                    attempt.ticket = Ticket(0);
+                }
+                cx.set(Timer::Attempt(id), cx.now + RETRY);
+            }
             DomainAnswer::Failed(why) => {
                 let reclaim =
                     self.vm(id).attempt.as_ref().is_some_and(|attempt| matches!(attempt.kind, Kind::Reclaim { .. }));

@@ -1,0 +1,139 @@
+//! Late writes: what earlier owners may still have under way is excluded before the VM starts, and that is written down.
+//!
+//! ```text
+//!   claim g+1 with debts ─► fence each, or wait for the locks ─► claim g+2 without them ─► start
+//!                             └── its copy ended cleanly there, a new boot: nothing to do
+//! ```
+//!
+//! Why g+2: debts are copied from claim to claim. One that stayed would be fenced again at every later takeover, by
+//! then perhaps against a host that is well and runs VMs.
+
+use super::*;
+use crate::types::Over;
+use crate::types::guard::RowView;
+
+impl Core {
+    /// Fences what the debts of our new claim say, one after another; then the locks, then the start.
+    pub(in crate::core) fn pay_debts(&mut self, cx: &mut Cx, id: VmId) {
+        let Some(claim) = self.vm(id).claim.clone() else { return };
+        let fenced = self.vm(id).attempt.as_ref().map(|attempt| attempt.fenced.clone()).unwrap_or_default();
+        let mut lock = false;
+        for debt in claim.debts.iter().filter(|debt| !self.is_paid(debt) && !fenced.contains(debt)) {
+            let host = self.name_of(debt.host);
+            match self.late_write(debt) {
+                _ if self.ended_cleanly(id, debt, cx.now) => return self.paid(cx, id, &[*debt]),
+                LateWrite::Command { .. } if self.runs_vms_on(debt.datastore, debt.host, cx.now) => {
+                    // The debtor itself owes itself nothing: the master asks it.
+                    let what = format!("a storage fence against {host} would hit the VMs that run there");
+                    return self.give_up(cx, id, Denial::Waiting(what));
+                }
+                LateWrite::Command { program } => {
+                    let ticket = cx.fence(program, debt.host, host, CALL, Pending::Attempt(id));
+                    return self.stage(id, Stage::Fencing(*debt), ticket);
+                }
+                LateWrite::Lock => lock = true,
+                LateWrite::Accepted => {}
+                LateWrite::Open => {
+                    let what =
+                        format!("a new boot of {host}, or proof that it is off: nothing else excludes its late writes");
+                    return self.wait(cx, id, RETRY * 4, what);
+                }
+            }
+        }
+        if lock {
+            self.probe_locks(cx, id, cx.now);
+        } else if claim.debts.iter().any(|debt| fenced.contains(debt)) {
+            self.claim_paid(cx, id);
+        } else {
+            self.define(cx, id);
+        }
+    }
+
+    fn paid(&mut self, cx: &mut Cx, id: VmId, debts: &[Debt]) {
+        if let Some(attempt) = &mut self.vm(id).attempt {
+            attempt.fenced.extend(debts);
+        }
+        self.pay_debts(cx, id);
+    }
+
+    /// The claim without debts. The one before was never started, so the guard says so, and the next generation follows.
+    fn claim_paid(&mut self, cx: &mut Cx, id: VmId) {
+        let Some(attempt) = &mut self.vm(id).attempt else { return };
+        let Some(claim) = attempt.claim.take() else { return };
+        let tenure = claim.tenure;
+        attempt.before = Some(claim);
+        attempt.waits = None;
+        if let Kind::Run { proof, .. } = &mut attempt.kind {
+            *proof = Proof::Said(Over::NeverStarted);
+        }
+        cx.guard(GuardOrder::Abandon { tenure }, Pending::Nothing);
+        self.expect(cx, id);
+    }
+
+    /// Writes of a copy on this host that nobody has seen to be done: it is alive, or ended on a path that did not work.
+    pub(in crate::core) fn own_debts(&self, id: VmId, home: DatastoreId) -> Vec<Debt> {
+        let open = |row: &RowView| {
+            row.pid.is_some() || matches!(row.state, VmState::Over(Over::Exited { clean: false } | Over::Lapsed))
+        };
+        if !self.guard.rows.iter().any(|(tenure, row)| tenure.vm == id && open(row)) {
+            return Vec::new();
+        }
+        let record = self.vms.get(&id).and_then(|vm| vm.record.as_ref()?.as_ref().ok());
+        let written: BTreeSet<DatastoreId> = record.iter().flat_map(|record| record.written()).chain([home]).collect();
+        let debt = |datastore| Debt { host: self.me.host, boot: self.me.boot, datastore };
+        written.into_iter().map(debt).collect()
+    }
+
+    pub(in crate::core) fn fenced(&mut self, cx: &mut Cx, id: VmId, debt: Debt, result: Result<(), String>) {
+        match result {
+            Ok(()) => self.paid(cx, id, &[debt]),
+            Err(why) => {
+                let host = self.name_of(debt.host);
+                let what = format!("the storage fence against {host}, which failed and is tried again: {why}");
+                self.wait(cx, id, RETRY * 2, what);
+            }
+        }
+    }
+
+    pub(in crate::core) fn probe_locks(&mut self, cx: &mut Cx, id: VmId, since: Time) {
+        let record = self.vm(id).attempt.as_ref().and_then(|attempt| attempt.record.clone());
+        let paths: BTreeSet<String> = record
+            .iter()
+            .flat_map(|record| record.disks.iter())
+            .filter(|disk| disk.writable && disk.datastore.is_some())
+            .map(|disk| disk.path.clone())
+            .collect();
+        let ticket = cx.probe_locks(paths.into_iter().collect(), CALL, Pending::Attempt(id));
+        self.stage(id, Stage::Locks { since }, ticket);
+    }
+
+    pub(in crate::core) fn locks_probed(
+        &mut self,
+        cx: &mut Cx,
+        id: VmId,
+        since: Time,
+        result: Result<Option<String>, String>,
+    ) {
+        match result {
+            Ok(None) => {
+                let debts = self.vm(id).claim.as_ref().map(|claim| claim.debts.clone()).unwrap_or_default();
+                let by_lock: Vec<Debt> =
+                    debts.into_iter().filter(|debt| self.late_write(debt) == LateWrite::Lock).collect();
+                // Nothing owed: it was QEMU that found a lock.
+                if by_lock.is_empty() { self.define(cx, id) } else { self.paid(cx, id, &by_lock) }
+            }
+            Ok(Some(holder)) => {
+                let waited = cx.now.since(since);
+                let pause = if waited < Duration::from_secs(120) { RETRY } else { Duration::from_secs(30) };
+                let what = format!(
+                    "the image lock of its old copy ({holder}), held at the storage server until its client's lease ends"
+                );
+                self.wait_in(cx, id, Stage::Locks { since }, pause, what);
+            }
+            Err(why) => {
+                let what = format!("its image locks, which cannot be probed: {why}");
+                self.wait_in(cx, id, Stage::Locks { since }, RETRY * 2, what);
+            }
+        }
+    }
+}
