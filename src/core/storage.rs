@@ -16,8 +16,8 @@ use super::note::Note;
 use crate::types::guard::LeaseView;
 use crate::types::store::{ClaimsOf, CompleteRead, StoreAnswer, StoreFailure, StoreOrder};
 use crate::types::{
-    BeatBlock, BootId, DatastoreId, Debt, Digest, Freshness, HostId, Incarnation, Over, Roster, RosterEntry, Tenure, Time, VmId,
-    VmList, VmState,
+    BeatBlock, BootId, DatastoreId, Debt, Digest, Freshness, HostId, Incarnation, Over, Roster, RosterEntry, Tenure,
+    Time, VmId, VmList, VmState,
 };
 
 /// One datastore as this host reads it.
@@ -296,8 +296,7 @@ impl Core {
     pub(super) fn runs_vms_on(&self, id: DatastoreId, host: HostId, now: Time) -> bool {
         let lists = |list: &VmList| list.entries.iter().any(|entry| !matches!(entry.state, VmState::Over(_)));
         let lives = self.is_heard(host, now) || self.freshness(id, host, now) == Some(Freshness::Fresh);
-        lives
-            && self.stores.get(&id).and_then(|store| store.seen.get(&host)?.list.as_ref()).is_some_and(lists)
+        lives && self.stores.get(&id).and_then(|store| store.seen.get(&host)?.list.as_ref()).is_some_and(lists)
     }
 
     /// Whether a debtor that lives and reaches this datastore says that its copy has ended there, cleanly.
@@ -305,13 +304,16 @@ impl Core {
         if self.freshness(debt.datastore, debt.host, now) != Some(Freshness::Fresh) {
             return false;
         }
-        let Some(seen) = self.stores.get(&debt.datastore).and_then(|store| store.seen.get(&debt.host)) else { return false };
+        let Some(seen) = self.stores.get(&debt.datastore).and_then(|store| store.seen.get(&debt.host)) else {
+            return false;
+        };
         let (Some(beat), Some(list)) = (&seen.beat, &seen.list) else { return false };
         let mut states = list.entries.iter().filter(|entry| entry.tenure.vm == vm).map(|entry| entry.state);
         let done = |state| matches!(state, VmState::Over(Over::Exited { clean: true } | Over::NeverStarted));
-        let ended = list.entries.iter().any(|entry| {
-            entry.tenure.vm == vm && entry.state == VmState::Over(Over::Exited { clean: true })
-        });
+        let ended = list
+            .entries
+            .iter()
+            .any(|entry| entry.tenure.vm == vm && entry.state == VmState::Over(Over::Exited { clean: true }));
         beat.boot == debt.boot && ended && states.all(done)
     }
 

@@ -14,7 +14,7 @@ use mainstay::types::vm::{DomainAnswer, DomainChange, DomainFailure, DomainInfo,
 use mainstay::types::{Ticket, VmId};
 
 use super::host::Path;
-use super::people::Waiter;
+use super::people::{Allowed, Waiter};
 use super::world::{Gate, H, World};
 
 /// The hook's patience with the agent.
@@ -349,7 +349,7 @@ impl World {
     // ---- hook ---------------------------------------------------------------------------------------------------
 
     /// libvirt's hook asks the agent; without one only VMs that are listed as unprotected pass.
-    pub fn hook(&mut self, h: H, vm: VmId, wish: HookWish, then: Box<dyn FnOnce(&mut World, Result<(), String>)>) {
+    pub fn hook(&mut self, h: H, vm: VmId, wish: HookWish, then: Allowed) {
         let gate = self.hosts[h].kernel();
         let Some(agent) = self.hosts[h].agent.as_ref().map(|agent| agent.life) else {
             let free = self.hosts[h].unprotected.contains(&vm);

@@ -21,5 +21,7 @@ pub mod invariants;
 pub mod migration;
 pub mod network;
 pub mod people;
+pub mod renew;
 pub mod scenario;
+pub mod storage_faults;
 pub mod world;

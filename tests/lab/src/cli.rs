@@ -203,7 +203,7 @@ enum VmCommand {
         #[arg(long)]
         no_wait: bool,
     },
-    /// Tell a guest to do something by itself: poweroff, reboot or crash
+    /// Tell a guest to do something by itself: poweroff, reboot, crash, or to be busy until its next boot
     Tell { name: String, word: String },
 }
 

@@ -224,7 +224,7 @@ impl Guest {
         Ok(())
     }
 
-    /// Tells the guest something through its disk: `poweroff`, `reboot` or `crash`.
+    /// Tells the guest something through its disk: `poweroff`, `reboot`, `crash` or `busy` (until its next boot).
     pub fn tell(&self, store: &Path, word: &str) -> Result<()> {
         use std::os::unix::fs::FileExt;
         let mut sector = [0; SECTOR];
@@ -236,9 +236,19 @@ impl Guest {
 
     /// Defines it on a host: persistent, without autostart.
     pub fn define(&self, host: &Host, accelerator: Accelerator) -> Result<()> {
+        self.define_by(host, &self.xml(accelerator))
+    }
+
+    /// Defines it otherwise than the cluster knows it, so that the cluster does not take the definition away.
+    pub fn define_otherwise(&self, host: &Host, accelerator: Accelerator) -> Result<()> {
+        let other = "<description>changed by hand</description>\n  <memory";
+        self.define_by(host, &self.xml(accelerator).replacen("<memory", other, 1))
+    }
+
+    fn define_by(&self, host: &Host, xml: &str) -> Result<()> {
         let file = format!("tmp/{}.xml", self.name);
         let path = host.root_inside()?.join(&file);
-        fs::write(&path, self.xml(accelerator)).with_context(|| format!("writing {}", path.display()))?;
+        fs::write(&path, xml).with_context(|| format!("writing {}", path.display()))?;
         host.run(&["virsh", "-q", "define", &format!("/{file}")]).map(drop)
     }
 

@@ -4,7 +4,7 @@
 //! mount /proc, /sys, /dev ──► load /modules/* in order ──► "up BOOT" on the console ──► write /dev/vda every 100 ms
 //!                                                             │
 //!                                     power button pressed ───┴──► power off
-//!                                     command sector ────────────► power off, reboot or crash
+//!                                     command sector ────────────► power off, reboot, crash, or be busy until then
 //! ```
 //!
 //! Its disk is described in `guest_disk.rs`. It goes on after a failed write (and says so once on the console), as a
@@ -177,6 +177,14 @@ impl Writer {
             b"poweroff" => end_with(RB_POWER_OFF),
             b"reboot" => end_with(RB_AUTOBOOT),
             b"crash" => std::fs::write("/proc/sysrq-trigger", "c"),
+            b"busy" => {
+                std::thread::spawn(|| {
+                    loop {
+                        std::hint::spin_loop();
+                    }
+                });
+                Ok(())
+            }
             other => {
                 say(&format!("unknown command {}", String::from_utf8_lossy(other)));
                 Ok(())

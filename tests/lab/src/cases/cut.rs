@@ -80,6 +80,8 @@ pub fn and_hang(ground: &mut Ground) -> Result<()> {
     }
     let name = victim.name();
     let old: Vec<i32> = guests.iter().map(|guest| ground.pid_of(guest)).collect::<Result<_>>()?;
+    // One that never rests is the harder one to stop.
+    ground.make_busy(&guests[0])?;
     let from = ground.fault(&format!("cut {name} and hang its storage"), &guests)?;
     network::cut_host(&victim)?;
     ground.lab().storage()?.fault(&name, Fault::Hang)?;

@@ -28,6 +28,8 @@ pub fn freeze(ground: &mut Ground) -> Result<()> {
         ground.expect(guest, Wish::Running { starts: 2 })?;
     }
     let old: Vec<i32> = guests.iter().map(|guest| ground.pid_of(guest)).collect::<Result<_>>()?;
+    // One that never rests is the harder one to stop.
+    ground.make_busy(&guests[0])?;
     let frozen = ground.fault(&format!("freeze {}", victim.name()), &guests)?;
     victim.freeze()?;
     ground.demand_started(&guests, frozen, &victim, LIMIT)?;

@@ -289,6 +289,19 @@ impl Ground {
         guests.iter().map(started).collect()
     }
 
+    /// Tells a guest to keep its vCPU busy until its next boot, and waits until it does.
+    pub fn make_busy(&self, guest: &str) -> Result<()> {
+        const WINDOW: Duration = Duration::from_millis(500);
+        let (id, host) = (self.id(guest), self.host_of(guest)?.name());
+        Guest::new(guest)?.tell(&self.lab.store(), "busy")?;
+        wait(Duration::from_secs(20), &format!("{guest} to be busy"), || {
+            let from = Moment::now();
+            std::thread::sleep(WINDOW);
+            let ran = self.judges()?.gained_since(id, &host, from).unwrap_or_default();
+            Ok((WINDOW / 3 < ran).then_some(()))
+        })
+    }
+
     /// Demands that these guests run anew, none of them on `not_on`, the last one within `limit` of `since`.
     pub fn demand_started(&mut self, guests: &[String], since: Moment, not_on: &Host, limit: Duration) -> Result<()> {
         let starts = self.wait_started(guests, since, limit + Duration::from_secs(30))?;

@@ -112,10 +112,9 @@ pub fn local_exclude(ground: &mut Ground) -> Result<()> {
     let name = victim.name();
     let says = format!("new boot of {name}");
     ground.wait_view("all to wait for a new boot, and to say so", Duration::from_secs(20), |view| {
-        guests.iter().all(|guest| {
-            let vm = view.vm(guest);
-            vm.is_some_and(|vm| vm.why.iter().chain(&vm.explain).any(|line| line.contains(&says)))
-        })
+        guests
+            .iter()
+            .all(|guest| view.vm(guest).is_some_and(|vm| vm.why.as_ref().is_some_and(|why| why.contains(&says))))
     })?;
     ground.figure(format!("waits after {}", seconds(Moment::now().since(killed))));
     if guests.iter().any(|guest| ground.host_of(guest).is_ok()) {

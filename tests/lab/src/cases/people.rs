@@ -56,18 +56,15 @@ pub fn virsh_start(ground: &mut Ground) -> Result<()> {
     Ok(())
 }
 
-/// The text with which virsh refuses. The cluster removes such a definition at once, so it is made again if need be.
+/// The text with which virsh refuses.
 fn start_refused(ground: &Ground, guest: &Guest, host: &Host) -> Result<String> {
-    const TRIES: usize = 10;
-    for _ in 0..TRIES {
-        guest.define(host, ground.lab().accelerator())?;
-        match agents::ask(host, ORDER, &["virsh", "start", guest.name()]) {
-            Ok(_) => bail!("it was not refused"),
-            Err(why) if format!("{why:#}").contains("failed to get domain") => {}
-            Err(why) => return Ok(format!("{why:#}")),
-        }
+    guest.define_otherwise(host, ground.lab().accelerator())?;
+    let started = agents::ask(host, ORDER, &["virsh", "start", guest.name()]);
+    agents::ask(host, ORDER, &["virsh", "-q", "undefine", guest.name()])?;
+    match started {
+        Ok(_) => bail!("it was not refused"),
+        Err(why) => Ok(format!("{why:#}")),
     }
-    bail!("the definition was gone before virsh could start it, {TRIES} times")
 }
 
 pub fn stays_down(ground: &mut Ground) -> Result<()> {

@@ -182,6 +182,9 @@ impl Ground {
         for guest in missing {
             if self.guests_without_qemu()?.contains(&guest) {
                 self.start_by_hand(&guest)?;
+            } else if let Ok(host) = self.host_of(&guest) {
+                // Of one that runs this is refused, and nothing else.
+                let _ = agents::ask(&host, agents::ANSWER, &["virsh", "-q", "resume", &guest]);
             }
         }
         wait(GUESTS_RUN, "all guests to run once, protected", || {

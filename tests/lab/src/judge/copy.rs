@@ -41,7 +41,7 @@ pub struct Sample {
     pub at: Moment,
     /// Time on a CPU.
     pub ran: Duration,
-    /// Time ready to run, but without a CPU.
+    /// Time ready to run, but without a CPU; that of QEMU's main thread, too.
     pub waited: Duration,
 }
 

@@ -42,6 +42,7 @@ pub struct Qemu {
 
 struct Thread {
     id: i32,
+    vcpu: bool,
     schedstat: File,
     ran: Duration,
     waited: Duration,
@@ -132,18 +133,20 @@ impl Qemu {
     /// Its vCPU times now; None once all its vCPUs have ended.
     pub fn sample(&mut self, now: Moment) -> Option<Sample> {
         let pause = if now.since(self.began) < YOUNG { VERY_YOUNG } else { LOOK_AGAIN };
-        if self.threads.is_empty() || pause <= now.since(self.looked) {
+        if self.threads.iter().all(|t| !t.vcpu) || pause <= now.since(self.looked) {
             self.looked = now;
             self.find_threads();
         }
         self.threads.iter_mut().for_each(Thread::update);
         let at = Moment::now();
-        let ended = self.threads.iter().all(|t| t.ended);
-        if ended && (!self.threads.is_empty() || !std::fs::exists(format!("/proc/{}", self.pid)).unwrap_or(true)) {
+        let vcpus = || self.threads.iter().filter(|t| t.vcpu);
+        let ended = vcpus().all(|t| t.ended);
+        if ended && (vcpus().count() != 0 || !std::fs::exists(format!("/proc/{}", self.pid)).unwrap_or(true)) {
             return None;
         }
-        let sum = |of: fn(&Thread) -> Duration| self.threads.iter().map(of).sum();
-        Some(Sample { at, ran: sum(|t| t.ran), waited: sum(|t| t.waited) })
+        // A vCPU that waits for its disk waits for the main thread, which may lack a CPU, too.
+        let waited = self.threads.iter().map(|t| t.waited).sum();
+        Some(Sample { at, ran: vcpus().map(|t| t.ran).sum(), waited })
     }
 
     fn find_threads(&mut self) {
@@ -159,16 +162,17 @@ impl Qemu {
 }
 
 impl Thread {
-    /// Opens a thread if it is a vCPU.
+    /// Opens a thread if it is a vCPU or the main one.
     fn open(pid: i32, id: i32) -> io::Result<Option<Self>> {
         let folder = format!("/proc/{pid}/task/{id}");
         let name = std::fs::read_to_string(format!("{folder}/comm"))?;
         let name = name.trim();
-        if !(name.ends_with("/TCG") || name.ends_with("/KVM")) {
+        let vcpu = name.ends_with("/TCG") || name.ends_with("/KVM");
+        if !vcpu && id != pid {
             return Ok(None);
         }
         let schedstat = File::open(format!("{folder}/schedstat"))?;
-        Ok(Some(Thread { id, schedstat, ran: Duration::ZERO, waited: Duration::ZERO, ended: false }))
+        Ok(Some(Thread { id, vcpu, schedstat, ran: Duration::ZERO, waited: Duration::ZERO, ended: false }))
     }
 
     /// Reads its times; those of a thread that has ended stay.

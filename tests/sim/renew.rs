@@ -1,0 +1,342 @@
+//! The guard's thread of one datastore, as `guard::renew` has it: opens, watches, beats, reads claims of what lapsed.
+//!
+//! ```text
+//!   opening ─► (something of another boot is there: watch it for a window) ─► beat: list, (c, t_c), block ─► persisted
+//! ```
+
+use std::time::Duration;
+
+use mainstay::core::timing;
+use mainstay::guard::state::Taken;
+use mainstay::guard::store::Stage;
+use mainstay::types::{
+    Attestation, BeatBlock, Claim, Counter, DatastoreId, Digest, Holder, HostId, Incarnation, ListName, Sequence,
+    Tenure, Time, VmEntry, VmList, Wanted,
+};
+
+use super::world::{Gate, H, World};
+
+/// The thread of one datastore.
+#[derive(Default)]
+pub struct Renew {
+    pub busy: bool,
+    pub began: u64,
+    /// Names the wake-up that counts.
+    pub wake: u64,
+    pub opened: bool,
+    pub watch: Option<((Digest, Vec<Attestation>), Time, Duration)>,
+    pub sequence: Sequence,
+    pub listed: Option<(Incarnation, Vec<VmEntry>, ListName)>,
+}
+
+impl World {
+    fn renew(&mut self, h: H, home: DatastoreId) -> Option<&mut Renew> {
+        self.hosts[h].guard.as_mut()?.renew.get_mut(&home)
+    }
+
+    /// The table changed: beat sooner, if what lies there differs.
+    pub fn hurry(&mut self, h: H) {
+        let Some(guard) = &self.hosts[h].guard else { return };
+        let Some(timing) = guard.state.config.as_ref().map(|(_, config)| config.timing) else { return };
+        let differs = |home: &DatastoreId, renew: &Renew| {
+            let list = guard.state.table.list(*home);
+            !renew.busy && renew.opened && renew.listed.as_ref().is_none_or(|(_, listed, _)| *listed != list)
+        };
+        let homes: Vec<(DatastoreId, u64)> =
+            guard.renew.iter().filter(|(home, renew)| differs(home, renew)).map(|(home, r)| (*home, r.began)).collect();
+        for (home, began) in homes {
+            self.turn_at(h, home, began + timing::hurried_renew(&timing).as_nanos() as u64);
+        }
+    }
+
+    fn turn_at(&mut self, h: H, home: DatastoreId, at: u64) {
+        let wake = self.new_life();
+        let Some(life) = self.hosts[h].guard.as_ref().map(|guard| guard.life) else { return };
+        let Some(renew) = self.renew(h, home) else { return };
+        renew.wake = wake;
+        self.at(Gate::Guard(h, life), at, move |world| {
+            if world.renew(h, home).is_some_and(|renew| renew.wake == wake) {
+                world.turn(h, home);
+            }
+        });
+    }
+
+    /// One turn.
+    pub fn turn(&mut self, h: H, home: DatastoreId) {
+        let now = self.now;
+        let Some(stage) = self.with_guard(h, |state, _| state.stores.get(&home).map(|store| store.stage)).flatten()
+        else {
+            return;
+        };
+        let Some(renew) = self.renew(h, home) else { return };
+        if renew.busy {
+            return;
+        }
+        renew.busy = true;
+        renew.began = now;
+        match (renew.opened, stage) {
+            (false, _) | (true, Stage::Opening) => self.open_beats(h, home),
+            (true, Stage::Watching) => self.look_on(h, home),
+            (true, Stage::Beating) => self.beat_there(h, home),
+        }
+    }
+
+    /// The turn is over: the next comes after `renew`, sooner if the rows have changed meanwhile.
+    fn turned(&mut self, h: H, home: DatastoreId, trouble: Option<String>) {
+        if let Some(text) = trouble {
+            self.with_guard(h, |state, now| {
+                if let Some(store) = state.stores.get_mut(&home) {
+                    store.trouble = Some(text);
+                }
+                state.report_lease(home, now);
+            });
+        }
+        let Some(guard) = &self.hosts[h].guard else { return };
+        let Some(timing) = guard.state.config.as_ref().map(|(_, config)| config.timing) else { return };
+        let Some(renew) = self.renew(h, home) else { return };
+        renew.busy = false;
+        let next = renew.began + timing.renew.as_nanos() as u64;
+        self.turn_at(h, home, next);
+        self.hurry(h);
+    }
+
+    fn again_at_once(&mut self, h: H, home: DatastoreId) {
+        if let Some(renew) = self.renew(h, home) {
+            renew.busy = false;
+        }
+        let now = self.now;
+        self.turn_at(h, home, now);
+    }
+
+    fn guard_gate(&self, h: H) -> Gate {
+        Gate::Guard(h, self.hosts[h].guard.as_ref().map_or(0, |guard| guard.life))
+    }
+
+    fn open_beats(&mut self, h: H, home: DatastoreId) {
+        let (me, index) = (self.hosts[h].id, self.hosts[h].index);
+        let gate = self.guard_gate(h);
+        let read = move |world: &mut World| {
+            let store = &world.stores[&home];
+            (store.own(me), store.attestations_of(index, me))
+        };
+        self.io(h, home, gate, 2000, read, move |world, result| match result {
+            Err(why) => world.turned(h, home, Some(why)),
+            Ok((own, attested)) => world.opened(h, home, own, attested),
+        });
+    }
+
+    fn opened(&mut self, h: H, home: DatastoreId, own: (Digest, Option<BeatBlock>), attested: Vec<Attestation>) {
+        let (bytes, newest) = own;
+        let Some(ours) = self.hosts[h].guard.as_ref().map(|guard| guard.state.last_given()) else { return };
+        let mut shown: Vec<(Incarnation, Counter)> = attested.iter().map(|a| (a.incarnation, a.counter)).collect();
+        shown.extend(newest.as_ref().map(|beat| (beat.incarnation, beat.counter)));
+        if let Some((above, _)) = shown.into_iter().max().filter(|shown| ours < *shown) {
+            self.rise(h, above);
+            return self.again_at_once(h, home);
+        }
+        let old = newest.as_ref().map(|beat| beat.attestations.clone()).unwrap_or_default();
+        let facts = self.with_guard(h, |state, now| {
+            if let Some(store) = state.stores.get_mut(&home) {
+                old.into_iter().for_each(|attestation| store.attest(attestation, now));
+            }
+            let stage = state.stores.get(&home).map(|store| store.stage);
+            let lease = state.config.as_ref().map(|(_, config)| config.timing.lease).unwrap_or_default();
+            (state.boot, lease, stage)
+        });
+        let Some((boot, lease, stage)) = facts else { return };
+        let foreign = newest.as_ref().map_or(!attested.is_empty(), |beat| beat.boot != boot);
+        let now = self.local(h);
+        let sequence = newest.as_ref().map_or(Sequence(0), |beat| beat.list.sequence);
+        let late = newest.as_ref().is_some_and(|beat| beat.flags.unpunctual);
+        let longest = newest.iter().map(|beat| beat.lease).chain(attested.iter().map(|a| a.lease)).max();
+        let Some(renew) = self.renew(h, home) else { return };
+        renew.opened = true;
+        renew.sequence = renew.sequence.max(sequence);
+        renew.listed = None;
+        if stage == Some(Stage::Opening) {
+            let next = if foreign {
+                let window = timing::window(longest.unwrap_or_default().max(lease), late);
+                renew.watch = Some(((bytes, attested), now, window));
+                Stage::Watching
+            } else {
+                Stage::Beating
+            };
+            self.stage(h, home, next);
+        }
+        self.again_at_once(h, home);
+    }
+
+    fn stage(&mut self, h: H, home: DatastoreId, stage: Stage) {
+        self.with_guard(h, |state, _| {
+            if let Some(store) = state.stores.get_mut(&home) {
+                store.stage = stage;
+            }
+        });
+    }
+
+    fn rise(&mut self, h: H, above: Incarnation) {
+        let next = above.next();
+        self.hosts[h].incarnation = next;
+        self.with_guard(h, |state, _| state.restart(next));
+    }
+
+    fn look_on(&mut self, h: H, home: DatastoreId) {
+        let (me, index) = (self.hosts[h].id, self.hosts[h].index);
+        let began = self.local(h);
+        let gate = self.guard_gate(h);
+        let read = move |world: &mut World| {
+            let store = &world.stores[&home];
+            (store.own(me).0, store.attestations_of(index, me))
+        };
+        self.io(h, home, gate, 2000, read, move |world, result| {
+            let seen = match result {
+                Err(why) => return world.turned(h, home, Some(why)),
+                Ok(seen) => seen,
+            };
+            let now = world.local(h);
+            let Some(renew) = world.renew(h, home) else { return };
+            let Some((quiet, since, window)) = &mut renew.watch else {
+                world.stage(h, home, Stage::Opening);
+                return world.again_at_once(h, home);
+            };
+            if seen != *quiet {
+                (*quiet, *since) = (seen, now);
+                return world.turned(h, home, Some("another host beats here under our host id".to_owned()));
+            }
+            if *window <= began.since(*since) {
+                renew.watch = None;
+                world.stage(h, home, Stage::Beating);
+                return world.again_at_once(h, home);
+            }
+            world.turned(h, home, None);
+        });
+    }
+
+    /// Roster and list first, then (c, t_c) and the block, then the roster again.
+    fn beat_there(&mut self, h: H, home: DatastoreId) {
+        let me = self.hosts[h].id;
+        let Some(guard) = &self.hosts[h].guard else { return };
+        let (incarnation, entries) = (guard.state.incarnation, guard.state.table.list(home));
+        let same = guard.renew.get(&home).and_then(|renew| renew.listed.as_ref());
+        let new = same.is_none_or(|(of, listed, _)| *of != incarnation || *listed != entries);
+        let gate = self.guard_gate(h);
+        let list = new.then(|| {
+            let renew = self.renew(h, home).expect("its thread runs");
+            renew.sequence = renew.sequence.next();
+            renew.listed = None;
+            VmList { host: me, incarnation, sequence: renew.sequence, entries }
+        });
+        let written = list.clone();
+        let first = move |world: &mut World| {
+            let store = world.stores.get_mut(&home).expect("a datastore of the world");
+            store.roster.names(me).then(|| {
+                if let Some(list) = list {
+                    store.write_list(me, list);
+                }
+                store.roster.generation
+            })
+        };
+        self.io(h, home, gate, 1000, first, move |world, result| match result {
+            Err(why) => world.turned(h, home, Some(why)),
+            Ok(None) => world.turned(h, home, Some("its roster does not name this host".to_owned())),
+            Ok(Some(roster)) => {
+                if let Some(list) = written {
+                    let name = ListName { sequence: list.sequence, digest: mainstay::wire::record::list_digest(&list) };
+                    if let Some(renew) = world.renew(h, home) {
+                        renew.listed = Some((list.incarnation, list.entries, name));
+                    }
+                    world.with_guard(h, |state, _| state.listed(name));
+                }
+                world.write_beat(h, home, roster);
+            }
+        });
+    }
+
+    fn write_beat(&mut self, h: H, home: DatastoreId, roster: u64) {
+        let listed = self.renew(h, home).and_then(|renew| renew.listed.as_ref().map(|(of, _, name)| (*of, *name)));
+        let taken = self.with_guard(h, |state, now| {
+            let (_, config) = state.config.clone()?;
+            let store = state.stores.get_mut(&home)?;
+            let attestations = store.attestations(config.index, now);
+            let (of, list) = listed.filter(|(of, _)| *of == state.incarnation)?;
+            let flags = state.flags(now);
+            let taken = state.take(now);
+            let block = BeatBlock {
+                cluster: config.cluster,
+                host: config.host,
+                index: config.index,
+                boot: state.boot,
+                incarnation: of,
+                counter: taken.counter,
+                taken: taken.at,
+                lease: taken.lease,
+                flags,
+                list,
+                resting: 0,
+                roster,
+                attestations,
+            };
+            Some((taken, block))
+        });
+        let Some((taken, block)) = taken.flatten() else { return self.turned(h, home, None) };
+        let me = self.hosts[h].id;
+        let with = block.attestations.clone();
+        let gate = self.guard_gate(h);
+        let write = move |world: &mut World| {
+            let store = world.stores.get_mut(&home).expect("a datastore of the world");
+            store.write_beat(me, block);
+            store.roster.names(me)
+        };
+        self.io(h, home, gate, 2000, write, move |world, result| match result {
+            Err(why) => world.turned(h, home, Some(why)),
+            Ok(false) => world.turned(h, home, Some("its roster does not name this host".to_owned())),
+            Ok(true) => world.persisted(h, home, taken, &with),
+        });
+    }
+
+    fn persisted(&mut self, h: H, home: DatastoreId, taken: Taken, with: &[Attestation]) {
+        let lapsed = self.with_guard(h, |state, now| {
+            if state.incarnation != taken.incarnation {
+                return Vec::new();
+            }
+            let Some(store) = state.stores.get_mut(&home) else { return Vec::new() };
+            store.counted(taken, now, with);
+            state.persisted(home, taken.counter, now);
+            state.report_lease(home, now);
+            state.table.lapsed_on(home)
+        });
+        let lapsed = lapsed.unwrap_or_default();
+        if lapsed.is_empty() {
+            return self.turned(h, home, None);
+        }
+        let gate = self.guard_gate(h);
+        let read = move |world: &mut World| {
+            let store = &world.stores[&home];
+            lapsed.into_iter().filter_map(|at| Some((at, store.highest(at.vm)?.ok()?))).collect::<Vec<_>>()
+        };
+        self.io(h, home, gate, 2000, read, move |world, result| {
+            let me = world.hosts[h].id;
+            for (tenure, claim) in result.unwrap_or_default() {
+                let Some(why) = ends(&claim, tenure, me) else { continue };
+                world.with_guard(h, |state, _| state.table.kill(tenure, claim.tenure.generation, &why));
+            }
+            world.turned(h, home, None);
+        });
+    }
+}
+
+/// `guard::renew::ends`.
+fn ends(claim: &Claim, tenure: Tenure, me: HostId) -> Option<String> {
+    let generation = claim.tenure.generation;
+    if generation <= tenure.generation {
+        return None;
+    }
+    if claim.wanted == Wanted::Stopped {
+        return Some(format!("claim {generation} says that it is to be stopped"));
+    }
+    match claim.holder {
+        Holder::Host(owner) if owner.host != me => Some(format!("claim {generation} names another host")),
+        Holder::Deleted => Some(format!("claim {generation} says that it was deleted")),
+        Holder::Host(_) | Holder::Handover { .. } | Holder::None | Holder::MovedTo(_) => None,
+    }
+}
