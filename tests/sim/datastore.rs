@@ -436,10 +436,10 @@ impl World {
         }
         let homes: Vec<DatastoreId> = self.stores.keys().copied().collect();
         for home in homes {
+            self.expire_old(home, h, boot); // A boot ends whatever the kernel before it had under way.
             if self.hosts[h].path(home) != Path::Well {
                 continue;
             }
-            self.expire_old(home, h, boot);
             let host = &self.hosts[h];
             let store = self.stores.get_mut(&home).expect("its own key");
             store.silent.remove(&(h, boot));
