@@ -18,8 +18,8 @@
 //! A failure after the claim is followed by g+2 "none, wanted running", so that no claim names a host that does nothing.
 
 mod claim;
+mod debts;
 mod ends;
-mod late_writes;
 mod start;
 
 use std::collections::BTreeSet;
@@ -217,7 +217,9 @@ impl Core {
             None => self.underway.remove(&id),
         };
         if before != what {
-            cx.act(super::action::Action::Underway(self.underway.iter().map(|(id, what)| (*id, *what)).collect()));
+            cx.act(crate::core::action::Action::Underway(
+                self.underway.iter().map(|(id, what)| (*id, *what)).collect(),
+            ));
         }
     }
 

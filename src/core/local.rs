@@ -29,12 +29,12 @@ use crate::types::{Claim, ClaimReason, Holder, Incarnation, Over, Tenure, VmId, 
 const LIST: Duration = Duration::from_secs(10);
 /// Until an order whose effect shows in rows or domains is given again.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// What was said of a VM that another host has taken is said for so long.
+const WORD_KEPT: Duration = Duration::from_secs(60);
 /// A VM that QEMU paused for an error of its disk is resumed this often, while its datastore takes our own writes.
 const IO_RETRY: Duration = Duration::from_secs(2);
 /// A stale definition that libvirt would not remove is left alone for so long.
 const STALE_RETRY: Duration = Duration::from_secs(60);
-/// What was said of a VM that another host has taken is said for so long.
-const WORD_KEPT: Duration = Duration::from_secs(60);
 
 impl Core {
     // ---- guard --------------------------------------------------------------------------------------------------

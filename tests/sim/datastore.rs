@@ -24,19 +24,15 @@ use mainstay::wire::record;
 use super::host::Path;
 use super::world::{Gate, H, World};
 
-/// What an operation does when it lands (true) or is refused.
-pub type Landing = Box<dyn FnOnce(&mut World, bool)>;
+type Landing = Box<dyn FnOnce(&mut World, bool)>;
 
 /// An operation that hangs.
-pub struct Parked {
-    /// Of this host.
-    pub host: H,
-    /// In that boot.
-    pub boot: u64,
+pub(super) struct Parked {
+    pub(super) host: H,
+    pub(super) boot: u64,
     /// It has reached the server.
-    pub sent: bool,
-    /// What is done when it lands (true) or is refused.
-    pub work: Landing,
+    pub(super) sent: bool,
+    pub(super) work: Landing,
 }
 
 #[derive(Default)]
@@ -58,14 +54,11 @@ pub struct Datastore {
     /// Err = torn.
     claims: BTreeMap<VmId, BTreeMap<Generation, Result<Claim, String>>>,
     records: BTreeMap<(VmId, Digest), VmRecord>,
-    /// What hangs.
-    pub parked: Vec<Parked>,
+    pub(super) parked: Vec<Parked>,
     /// How long the server keeps a silent client's state; none = no locks.
-    pub keeps: Option<Duration>,
-    /// Clients that are not heard, since when.
-    pub silent: BTreeMap<(H, u64), u64>,
-    /// Image locks.
-    pub locks: BTreeMap<VmId, (H, u64)>,
+    keeps: Option<Duration>,
+    silent: BTreeMap<(H, u64), u64>,
+    pub(super) locks: BTreeMap<VmId, (H, u64)>,
     /// Copies whose writes may still land.
     pub writers: BTreeMap<VmId, BTreeSet<(H, u64)>>,
     /// The administrator takes that risk.
@@ -229,8 +222,7 @@ impl Datastore {
         }
     }
 
-    /// Who holds a VM's image lock.
-    pub fn holder(&self, vm: VmId) -> Option<H> {
+    pub(super) fn holder(&self, vm: VmId) -> Option<H> {
         self.locks.get(&vm).filter(|_| self.keeps.is_some()).map(|(host, _)| *host)
     }
 }
@@ -371,6 +363,94 @@ impl World {
             }
             StoreOrder::Prepare(_) => StoreAnswer::Done,
             StoreOrder::Probe { .. } => StoreAnswer::Probed { failed: Vec::new(), spent: Duration::ZERO },
+        }
+    }
+
+    // ---- faults -------------------------------------------------------------------------------------------------
+
+    /// A host's path to every datastore changes. What hung there goes on, or fails.
+    pub fn set_path(&mut self, h: H, path: Path) {
+        let homes: Vec<DatastoreId> = self.stores.keys().copied().collect();
+        for home in &homes {
+            self.hosts[h].paths.insert(*home, path);
+        }
+        if path == Path::Well {
+            self.reconnect_storage(h);
+            homes.into_iter().for_each(|home| self.unpark(home));
+        } else {
+            self.silence_storage(h);
+        }
+    }
+
+    /// Storage hangs for everybody, or answers again.
+    pub fn set_hung(&mut self, hung: bool) {
+        let homes: Vec<DatastoreId> = self.stores.keys().copied().collect();
+        for home in homes {
+            self.stores.get_mut(&home).expect("its own key").hung = hung;
+            if !hung {
+                self.unpark(home);
+            }
+        }
+    }
+
+    fn unpark(&mut self, home: DatastoreId) {
+        let Some(store) = self.stores.get_mut(&home) else { return };
+        for (n, parked) in (1_u64..).zip(std::mem::take(&mut store.parked)) {
+            let Parked { host, boot, sent, work } = parked;
+            self.after(Gate::World, Duration::from_micros(200 * n), move |world| {
+                let alive = world.hosts[host].life == Some(boot);
+                let hung = alive && world.hosts[host].path(home) == Path::Hung;
+                let Some(store) = world.stores.get_mut(&home) else { return };
+                if store.hung || hung {
+                    store.parked.push(Parked { host, boot, sent, work });
+                } else if alive || sent {
+                    work(world, true);
+                }
+            });
+        }
+    }
+
+    /// The server hears no more of this client; after a while it drops its state.
+    pub fn silence_storage(&mut self, h: H) {
+        let Some(boot) = self.hosts[h].life else { return };
+        let now = self.now;
+        let homes: Vec<(DatastoreId, Option<Duration>)> = self.stores.iter().map(|(id, s)| (*id, s.keeps)).collect();
+        for (home, keeps) in homes {
+            let store = self.stores.get_mut(&home).expect("its own key");
+            store.silent.entry((h, boot)).or_insert(now);
+            let Some(keeps) = keeps else { continue };
+            self.after(Gate::World, keeps, move |world| {
+                let still = world.stores[&home].silent.get(&(h, boot)) == Some(&now);
+                if still {
+                    world.expire(home, h, Some(boot));
+                }
+            });
+        }
+    }
+
+    /// The client is back. If it has booted, the server knows that its old self is gone.
+    pub fn reconnect_storage(&mut self, h: H) {
+        let Some(boot) = self.hosts[h].life else { return };
+        if self.hosts[h].frozen {
+            return;
+        }
+        let homes: Vec<DatastoreId> = self.stores.keys().copied().collect();
+        for home in homes {
+            self.expire_old(home, h, boot); // A boot ends whatever the kernel before it had under way.
+            if self.hosts[h].path(home) != Path::Well {
+                continue;
+            }
+            let host = &self.hosts[h];
+            let store = self.stores.get_mut(&home).expect("its own key");
+            store.silent.remove(&(h, boot));
+            // What a QEMU that has exited meanwhile had under way has landed now; its locks are closed.
+            let lives = |vm: &VmId| host.domains.get(vm).is_some_and(|domain| domain.qemu.is_some());
+            store.locks.retain(|vm, holder| *holder != (h, boot) || lives(vm));
+            for (vm, writers) in &mut store.writers {
+                if !lives(vm) {
+                    writers.remove(&(h, boot));
+                }
+            }
         }
     }
 }

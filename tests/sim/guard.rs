@@ -7,7 +7,6 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
@@ -16,13 +15,28 @@ use mainstay::guard::state::State;
 use mainstay::guard::table::{Act, Expected, ProcessKey, Table};
 use mainstay::types::guard::{GuardOrder, GuardReport, Refusal};
 use mainstay::types::vm::OffReason;
-use mainstay::types::{DatastoreId, Time, VmId};
+use mainstay::types::{
+    Attestation, Claim, DatastoreId, Digest, Holder, HostId, Incarnation, ListName, Sequence, Tenure, Time, VmEntry,
+    VmId, Wanted,
+};
 
-use super::renew::Renew;
 use super::world::{Gate, H, World};
 
 /// Reports that wait for the agent; drained after every use of the state.
 const REPORTS: usize = 4096;
+
+/// The thread of one datastore.
+#[derive(Default)]
+pub(super) struct Renew {
+    pub(super) busy: bool,
+    pub(super) began: u64,
+    /// Names the wake-up that counts.
+    pub(super) wake: u64,
+    pub(super) opened: bool,
+    pub(super) watch: Option<((Digest, Vec<Attestation>), Time, Duration)>,
+    pub(super) sequence: Sequence,
+    pub(super) listed: Option<(Incarnation, Vec<VmEntry>, ListName)>,
+}
 
 /// A running guard.
 pub struct Guard {
@@ -32,8 +46,7 @@ pub struct Guard {
     pub state: State,
     reports: Option<Receiver<GuardReport>>,
     agent: Option<u64>,
-    /// Its threads, one per datastore.
-    pub renew: BTreeMap<DatastoreId, Renew>,
+    pub(super) renew: BTreeMap<DatastoreId, Renew>,
     enforced: u64,
     wakes: BTreeMap<u64, ()>,
     networked: bool,
@@ -243,8 +256,8 @@ impl World {
         let networked = std::mem::replace(&mut guard.networked, true);
         for home in homes {
             let Some(guard) = &mut self.hosts[h].guard else { return };
-            if let Entry::Vacant(free) = guard.renew.entry(home) {
-                free.insert(Renew::default());
+            if let std::collections::btree_map::Entry::Vacant(thread) = guard.renew.entry(home) {
+                thread.insert(Renew::default());
                 self.after(Gate::Guard(h, life), Duration::ZERO, move |world| world.turn(h, home));
             }
         }
@@ -269,6 +282,8 @@ impl World {
         });
         self.after(Gate::Guard(h, life), period, move |world| world.beat_on_network(h));
     }
+
+    // ---- the thread of a datastore ------------------------------------------------------------------------------
 
     /// The exit of a QEMU is seen by its pidfd.
     pub fn saw_exit(&mut self, h: H, vm: VmId, key: ProcessKey, reason: OffReason) {
@@ -328,5 +343,21 @@ fn obey(state: &mut State, order: GuardOrder, now: Time) -> Result<(), Refusal> 
             }
             Ok(())
         }
+    }
+}
+
+/// `guard::renew::ends`.
+pub(super) fn ends(claim: &Claim, tenure: Tenure, me: HostId) -> Option<String> {
+    let generation = claim.tenure.generation;
+    if generation <= tenure.generation {
+        return None;
+    }
+    if claim.wanted == Wanted::Stopped {
+        return Some(format!("claim {generation} says that it is to be stopped"));
+    }
+    match claim.holder {
+        Holder::Host(owner) if owner.host != me => Some(format!("claim {generation} names another host")),
+        Holder::Deleted => Some(format!("claim {generation} says that it was deleted")),
+        Holder::Host(_) | Holder::Handover { .. } | Holder::None | Holder::MovedTo(_) => None,
     }
 }

@@ -14,7 +14,7 @@ use mainstay::types::vm::{DomainAnswer, DomainChange, DomainFailure, DomainInfo,
 use mainstay::types::{Ticket, VmId};
 
 use super::host::Path;
-use super::people::{Allowed, Waiter};
+use super::people::Waiter;
 use super::world::{Gate, H, World};
 
 /// The hook's patience with the agent.
@@ -51,6 +51,9 @@ pub struct Domain {
     /// Why it stopped last.
     pub off: OffReason,
 }
+
+/// Takes the hook's answer.
+pub type Told = Box<dyn FnOnce(&mut World, Result<(), String>)>;
 
 impl Domain {
     fn new() -> Self {
@@ -349,7 +352,7 @@ impl World {
     // ---- hook ---------------------------------------------------------------------------------------------------
 
     /// libvirt's hook asks the agent; without one only VMs that are listed as unprotected pass.
-    pub fn hook(&mut self, h: H, vm: VmId, wish: HookWish, then: Allowed) {
+    pub fn hook(&mut self, h: H, vm: VmId, wish: HookWish, then: Told) {
         let gate = self.hosts[h].kernel();
         let Some(agent) = self.hosts[h].agent.as_ref().map(|agent| agent.life) else {
             let free = self.hosts[h].unprotected.contains(&vm);

@@ -14,14 +14,14 @@
 #![allow(dead_code)] // Each of the two test programs uses a part of it.
 
 pub mod datastore;
+pub mod fences;
 pub mod guard;
+pub mod guard_beats;
 pub mod host;
 pub mod hypervisor;
 pub mod invariants;
 pub mod migration;
 pub mod network;
 pub mod people;
-pub mod renew;
 pub mod scenario;
-pub mod storage_faults;
 pub mod world;

@@ -7,9 +7,6 @@ use mainstay::types::{Ticket, VmId};
 
 use super::world::{Gate, H, World};
 
-/// What goes on when the hook was answered.
-pub type Allowed = Box<dyn FnOnce(&mut World, Result<(), String>)>;
-
 /// Who waits.
 pub enum Waiter {
     /// Another agent.
@@ -17,7 +14,7 @@ pub enum Waiter {
     /// A person at this host.
     Person { at: H, what: String },
     /// libvirt's hook.
-    Hook { at: H, then: Allowed },
+    Hook { at: H, then: super::hypervisor::Told },
 }
 
 impl World {

@@ -189,14 +189,6 @@ impl Core {
         }
     }
 
-    /// Whether the guard still expects what this attempt has claimed.
-    pub(in crate::core) fn stands(&self, attempt: &Attempt) -> bool {
-        let Some(claim) = &attempt.claim else { return true };
-        let newest = self.vms.get(&claim.tenure.vm).and_then(crate::core::vms::Vm::tenure);
-        let state = self.guard.rows.get(&claim.tenure).map(|row| row.state);
-        newest == Some(claim.tenure) && state == Some(VmState::Expected)
-    }
-
     /// The same claim, with the same nonce, as long as its row stands.
     pub(in crate::core) fn claim_again(&mut self, cx: &mut Cx, id: VmId, attempt: &Attempt) {
         let Some(claim) = &attempt.claim else { return };
@@ -223,5 +215,13 @@ impl Core {
         }
         self.destroy(cx, id);
         self.give_up(cx, id, Denial::Unable("it ended, or its lease lapsed, before it was resumed".into()));
+    }
+
+    /// Whether the guard still expects what this attempt has claimed.
+    fn stands(&self, attempt: &Attempt) -> bool {
+        let Some(claim) = &attempt.claim else { return true };
+        let newest = self.vms.get(&claim.tenure.vm).and_then(crate::core::vms::Vm::tenure);
+        let state = self.guard.rows.get(&claim.tenure).map(|row| row.state);
+        newest == Some(claim.tenure) && state == Some(VmState::Expected)
     }
 }

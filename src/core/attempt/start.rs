@@ -1,12 +1,37 @@
-//! From the confirmed claim to the VM that runs: libvirt starts it paused, the guard sees it, its vCPUs go.
+//! From the confirmed claim to the VM that runs: late writes are excluded, then libvirt starts it paused, the guard sees
+//! it, its vCPUs go.
 //!
 //! ```text
-//!   Defining ─► Starting ─► Adopting ─► Resuming
+//!   Fencing ─► Locks ─► Defining ─► Starting ─► Adopting ─► Resuming
 //! ```
 
 use super::*;
 
 impl Core {
+    pub(in crate::core) fn wait(&mut self, cx: &mut Cx, id: VmId, pause: Duration, what: String) {
+        self.wait_in(cx, id, Stage::Waiting, pause, what);
+    }
+
+    /// Keeps claim and row while something outside is waited for.
+    pub(in crate::core) fn wait_in(&mut self, cx: &mut Cx, id: VmId, stage: Stage, pause: Duration, what: String) {
+        let name = self.vm_name(id);
+        let Some(attempt) = &mut self.vm(id).attempt else { return };
+        let new = attempt.waits.as_ref() != Some(&what);
+        attempt.waits = Some(what.clone());
+        attempt.stage = stage;
+        attempt.ticket = Ticket(0);
+        let (claim, epoch) = (attempt.claim.clone(), attempt.epoch);
+        if let Some(claim) = claim {
+            let order = GuardOrder::Claimed { tenure: claim.tenure, epoch, deadline: cx.now + ROW_DEADLINE };
+            cx.guard(order, Pending::Nothing);
+        }
+        if new {
+            cx.note(Note::warning("vm-waits", format!("{name} waits for {what}")).of(&name));
+            self.tell = true;
+        }
+        cx.set(Timer::Attempt(id), cx.now + pause);
+    }
+
     pub(in crate::core) fn define(&mut self, cx: &mut Cx, id: VmId) {
         let Some(record) = self.vm(id).attempt.as_ref().and_then(|attempt| attempt.record.clone()) else {
             return self.give_up(cx, id, Denial::Unable("its record is not known".into()));

@@ -118,7 +118,11 @@ impl BeatFile {
         let scratch = raw.as_slice().get(SLOTS * BLOCK..).and_then(|block| record::decode_beat(block).ok());
         let scratch = scratch.filter(|beat| beat.cluster == cluster && beat.host == me);
         let now = clock::now();
-        let book = Book::opened(&slots, scratch.as_ref(), now);
+        let boot = clock::boot_id().map_err(|error| StoreFailure::Io {
+            path: "/proc/sys/kernel/random/boot_id".into(),
+            why: error.to_string(),
+        })?;
+        let book = Book::opened(&slots, scratch.as_ref(), boot, now);
         let (listed, list_doubt_until) = (None, now + REST);
         Ok(Self { root_path, cluster, me, beats, beats_path, members, list, list_path, book, listed, list_doubt_until })
     }

@@ -24,6 +24,9 @@ use crate::wire::record::{self, BLOCK};
 pub const SLOTS: usize = 8;
 /// How long a slot rests.
 pub const REST: Duration = Duration::from_secs(600);
+/// How long a slot rests whose writer's kernel is gone: nothing can send that write again, it can only be on its way
+/// through the network or in the server.
+pub const REST_REBOOTED: Duration = Duration::from_secs(60);
 /// Slots after the newest that rest when a process starts: the one that its predecessor may have been writing when it
 /// died, and one more for an error before that whose scratch block was itself hidden by a late write.
 const REST_AT_START: usize = 2;
@@ -118,8 +121,14 @@ pub struct Book {
 impl Book {
     /// At the start of a process, from the slots and the scratch block as they lie there.
     #[must_use]
-    pub fn opened(slots: &Slots, scratch: Option<&BeatBlock>, now: Time) -> Self {
+    pub fn opened(slots: &Slots, scratch: Option<&BeatBlock>, boot: BootId, now: Time) -> Self {
         let newest = slots.newest();
+        let same_boot = |beat: &BeatBlock| beat.boot == boot;
+        let rest = match (newest, scratch) {
+            (Some((_, beat)), _) if same_boot(beat) => REST,
+            (_, Some(beat)) if same_boot(beat) => REST,
+            _ => REST_REBOOTED,
+        };
         let last = newest.map_or(SLOTS - 1, |(slot, _)| *slot);
         let mut book = Self {
             held: slots.digests,
@@ -131,11 +140,11 @@ impl Book {
         };
         let named = newest.map_or(0, |(_, beat)| beat.resting) | scratch.map_or(0, |beat| beat.resting);
         for slot in (0..SLOTS).filter(|slot| named >> slot & 1 == 1) {
-            book.rests[slot] = now + REST;
+            book.rests[slot] = now + rest;
         }
         for _ in 0..REST_AT_START {
             if let Some(slot) = book.next(now).filter(|slot| *slot != last) {
-                book.rests[slot] = now + REST;
+                book.rests[slot] = now + rest;
             }
         }
         book

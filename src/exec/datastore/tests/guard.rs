@@ -72,12 +72,16 @@ fn a_successor_rests_what_only_the_scratch_block_names() {
     let slots = Slots::parse(&raw, CLUSTER, host(10));
     let now = clock::now();
     let scratch = BeatBlock { resting: 0b1_1000, ..beat(0, 1, 3) };
-    let book = Book::opened(&slots, Some(&scratch), now);
+    let book = Book::opened(&slots, Some(&scratch), scratch.boot, now);
     assert_eq!((book.resting(now), book.next(now)), (0b0111_1000, Some(7)));
     // The scratch block itself went back by a late write: the two after what it names still rest.
-    let book = Book::opened(&slots, Some(&BeatBlock { resting: 0b1000, ..scratch }), now);
+    let book = Book::opened(&slots, Some(&BeatBlock { resting: 0b1000, ..scratch.clone() }), scratch.boot, now);
     assert_eq!(book.resting(now), 0b0011_1000);
     assert_eq!((book.resting(now + REST), book.next(now + REST)), (0, Some(3)));
+    // After a reboot nobody can send those writes again: they rest for a short time only.
+    let book = Book::opened(&slots, Some(&scratch), BootId(uuid::Uuid::from_u128(99)), now);
+    assert_eq!(book.resting(now), 0b0111_1000);
+    assert_eq!(book.resting(now + slots::REST_REBOOTED), 0);
 }
 
 #[test]

@@ -28,6 +28,8 @@ pub const GUESTS: [&str; 6] = ["web", "db", "mail", "wiki", "shop", "chat"];
 const PAUSE: Duration = Duration::from_millis(150);
 /// How long the judges wait for the end state after a case.
 const SETTLE: Duration = Duration::from_secs(30);
+/// Writes in a row after which a guest is surely up: the first that is seen may be of its last boot.
+const WRITES: usize = 3;
 /// A move of a lab guest takes about a second.
 const MOVE: Duration = Duration::from_secs(30);
 
@@ -242,11 +244,17 @@ impl Ground {
             judges.watch(Vm { name: guest.name().to_owned(), id: guest.uuid(), disk });
         }
         self.wishes = guests.iter().map(|guest| (guest.name().to_owned(), Wish::Running { starts: 1 })).collect();
-        let judges = self.judges()?;
+        let (judges, since) = (self.judges()?, Moment::now());
         for guest in &guests {
             judges.expect(guest.uuid(), Wish::Running { starts: 1 });
         }
-        self.wait_as_wished().context("before the fault")
+        self.wait_as_wished().context("before the fault")?;
+        for guest in &guests {
+            wait(SETTLE, &format!("{} to write before the fault", guest.name()), || {
+                Ok(judges.writes_since(guest.uuid(), since).get(WRITES).map(drop))
+            })?;
+        }
+        Ok(())
     }
 
     /// The judges of this case.

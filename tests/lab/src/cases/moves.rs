@@ -30,7 +30,7 @@ pub fn back_and_forth(ground: &mut Ground) -> Result<()> {
     let count = if ground.full { MOVES_FULL } else { MOVES };
     ground.watch()?;
     ground.expect(&guest, Wish::Running { starts: 1 + count })?;
-    ground.fault(&format!("{count} moves of {guest}"), std::slice::from_ref(&guest))?;
+    let since = ground.fault(&format!("{count} moves of {guest}"), std::slice::from_ref(&guest))?;
     let (id, mut longest) = (ground.id(&guest), Duration::ZERO);
     for _ in 0..count {
         let from = ground.host_of(&guest)?;
@@ -47,7 +47,7 @@ pub fn back_and_forth(ground: &mut Ground) -> Result<()> {
         longest = longest.max(ground.judges()?.longest_gap(id, begun, Moment::now()));
         ground.figure(format!("move {}", seconds(done.since(begun))));
     }
-    if ground.judges()?.boots(id) != 1 {
+    if ground.judges()?.boots(id, since) != 1 {
         bail!("{guest} was booted anew instead of moved");
     }
     ground.within("longest gap", longest, GAP)

@@ -225,9 +225,9 @@ impl Judges {
         writes[..writes.partition_point(|w| w.at < moment)].last().map(|w| w.at)
     }
 
-    /// How many boots of the guest have written since the judges started.
-    pub fn boots(&self, vm: Uuid) -> usize {
-        writer::boots(&self.disks.writes(vm))
+    /// How many boots of the guest have written at or after `since`.
+    pub fn boots(&self, vm: Uuid, since: Moment) -> usize {
+        writer::boots(&self.writes_since(vm, since))
     }
 
     /// How long the guest did not write, at the longest, from `from` to `to`.

@@ -1,10 +1,16 @@
-//! Between the confirmed claim and the start: writes of former owners that may still be under way are excluded.
+//! Late writes: what earlier owners may still have under way is excluded before the VM starts, and that is written down.
 //!
 //! ```text
-//!   debts of the claim ─► Fencing ─► Locks ─► a claim without the debts that are paid ─► the start
+//!   claim g+1 with debts ─► fence each, or wait for the locks ─► claim g+2 without them ─► start
+//!                             └── its copy ended cleanly there, a new boot: nothing to do
 //! ```
+//!
+//! Why g+2: debts are copied from claim to claim. One that stayed would be fenced again at every later takeover, by
+//! then perhaps against a host that is well and runs VMs.
 
 use super::*;
+use crate::types::Over;
+use crate::types::guard::RowView;
 
 impl Core {
     /// Fences what the debts of our new claim say, one after another; then the locks, then the start.
@@ -13,29 +19,24 @@ impl Core {
         let fenced = self.vm(id).attempt.as_ref().map(|attempt| attempt.fenced.clone()).unwrap_or_default();
         let mut lock = false;
         for debt in claim.debts.iter().filter(|debt| !self.is_paid(debt) && !fenced.contains(debt)) {
+            let host = self.name_of(debt.host);
             match self.late_write(debt) {
                 _ if self.ended_cleanly(id, debt, cx.now) => return self.paid(cx, id, &[*debt]),
                 LateWrite::Command { .. } if self.runs_vms_on(debt.datastore, debt.host, cx.now) => {
-                    let host = self.name_of(debt.host);
                     // The debtor itself owes itself nothing: the master asks it.
                     let what = format!("a storage fence against {host} would hit the VMs that run there");
                     return self.give_up(cx, id, Denial::Waiting(what));
                 }
                 LateWrite::Command { program } => {
-                    let name = self.name_of(debt.host);
-                    let ticket = cx.fence(program, debt.host, name, CALL, Pending::Attempt(id));
+                    let ticket = cx.fence(program, debt.host, host, CALL, Pending::Attempt(id));
                     return self.stage(id, Stage::Fencing(*debt), ticket);
                 }
                 LateWrite::Lock => lock = true,
                 LateWrite::Accepted => {}
                 LateWrite::Open => {
-                    let host = self.name_of(debt.host);
-                    return self.wait(
-                        cx,
-                        id,
-                        RETRY * 4,
-                        format!("a new boot of {host}, or proof that it is off: nothing else excludes its late writes"),
-                    );
+                    let what =
+                        format!("a new boot of {host}, or proof that it is off: nothing else excludes its late writes");
+                    return self.wait(cx, id, RETRY * 4, what);
                 }
             }
         }
@@ -48,23 +49,22 @@ impl Core {
         }
     }
 
-    pub(in crate::core) fn paid(&mut self, cx: &mut Cx, id: VmId, debts: &[Debt]) {
+    fn paid(&mut self, cx: &mut Cx, id: VmId, debts: &[Debt]) {
         if let Some(attempt) = &mut self.vm(id).attempt {
             attempt.fenced.extend(debts);
         }
         self.pay_debts(cx, id);
     }
 
-    /// A claim without the debts that are paid: whoever takes the VM next need not fence again, which by then could hit
-    /// a host that is well. Ours was never started, so the guard says so, and the next generation follows.
-    pub(in crate::core) fn claim_paid(&mut self, cx: &mut Cx, id: VmId) {
+    /// The claim without debts. The one before was never started, so the guard says so, and the next generation follows.
+    fn claim_paid(&mut self, cx: &mut Cx, id: VmId) {
         let Some(attempt) = &mut self.vm(id).attempt else { return };
         let Some(claim) = attempt.claim.take() else { return };
         let tenure = claim.tenure;
         attempt.before = Some(claim);
         attempt.waits = None;
         if let Kind::Run { proof, .. } = &mut attempt.kind {
-            *proof = Proof::Said(crate::types::Over::NeverStarted);
+            *proof = Proof::Said(Over::NeverStarted);
         }
         cx.guard(GuardOrder::Abandon { tenure }, Pending::Nothing);
         self.expect(cx, id);
@@ -72,8 +72,7 @@ impl Core {
 
     /// Writes of a copy on this host that nobody has seen to be done: it is alive, or ended on a path that did not work.
     pub(in crate::core) fn own_debts(&self, id: VmId, home: DatastoreId) -> Vec<Debt> {
-        use crate::types::Over;
-        let open = |row: &crate::types::guard::RowView| {
+        let open = |row: &RowView| {
             row.pid.is_some() || matches!(row.state, VmState::Over(Over::Exited { clean: false } | Over::Lapsed))
         };
         if !self.guard.rows.iter().any(|(tenure, row)| tenure.vm == id && open(row)) {
@@ -86,16 +85,12 @@ impl Core {
     }
 
     pub(in crate::core) fn fenced(&mut self, cx: &mut Cx, id: VmId, debt: Debt, result: Result<(), String>) {
-        let host = self.name_of(debt.host);
         match result {
             Ok(()) => self.paid(cx, id, &[debt]),
             Err(why) => {
-                self.wait(
-                    cx,
-                    id,
-                    RETRY * 2,
-                    format!("the storage fence against {host}, which failed and is tried again: {why}"),
-                );
+                let host = self.name_of(debt.host);
+                let what = format!("the storage fence against {host}, which failed and is tried again: {why}");
+                self.wait(cx, id, RETRY * 2, what);
             }
         }
     }
@@ -130,42 +125,15 @@ impl Core {
             Ok(Some(holder)) => {
                 let waited = cx.now.since(since);
                 let pause = if waited < Duration::from_secs(120) { RETRY } else { Duration::from_secs(30) };
-                if let Some(attempt) = &mut self.vm(id).attempt {
-                    attempt.stage = Stage::Locks { since };
-                }
-                self.wait_in(cx, id, Stage::Locks { since }, pause, format!("the image lock of its old copy ({holder}), held at the storage server until its client's lease ends"));
+                let what = format!(
+                    "the image lock of its old copy ({holder}), held at the storage server until its client's lease ends"
+                );
+                self.wait_in(cx, id, Stage::Locks { since }, pause, what);
             }
-            Err(why) => self.wait_in(
-                cx,
-                id,
-                Stage::Locks { since },
-                RETRY * 2,
-                format!("its image locks, which cannot be probed: {why}"),
-            ),
+            Err(why) => {
+                let what = format!("its image locks, which cannot be probed: {why}");
+                self.wait_in(cx, id, Stage::Locks { since }, RETRY * 2, what);
+            }
         }
-    }
-
-    pub(in crate::core) fn wait(&mut self, cx: &mut Cx, id: VmId, pause: Duration, what: String) {
-        self.wait_in(cx, id, Stage::Waiting, pause, what);
-    }
-
-    /// Keeps claim and row while something outside is waited for.
-    pub(in crate::core) fn wait_in(&mut self, cx: &mut Cx, id: VmId, stage: Stage, pause: Duration, what: String) {
-        let name = self.vm_name(id);
-        let Some(attempt) = &mut self.vm(id).attempt else { return };
-        let new = attempt.waits.as_ref() != Some(&what);
-        attempt.waits = Some(what.clone());
-        attempt.stage = stage;
-        attempt.ticket = Ticket(0);
-        let (claim, epoch) = (attempt.claim.clone(), attempt.epoch);
-        if let Some(claim) = claim {
-            let order = GuardOrder::Claimed { tenure: claim.tenure, epoch, deadline: cx.now + ROW_DEADLINE };
-            cx.guard(order, Pending::Nothing);
-        }
-        if new {
-            cx.note(Note::warning("vm-waits", format!("{name} waits for {what}")).of(&name));
-            self.tell = true;
-        }
-        cx.set(Timer::Attempt(id), cx.now + pause);
     }
 }

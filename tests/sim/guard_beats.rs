@@ -1,41 +1,19 @@
-//! The guard's thread of one datastore, as `guard::renew` has it: opens, watches, beats, reads claims of what lapsed.
-//!
-//! ```text
-//!   opening ─► (something of another boot is there: watch it for a window) ─► beat: list, (c, t_c), block ─► persisted
-//! ```
+//! The guard's threads of the datastores: open, look on, beat, count what was persisted.
 
-use std::time::Duration;
-
+use super::guard::{Renew, ends};
+use super::world::{Gate, H, World};
 use mainstay::core::timing;
 use mainstay::guard::state::Taken;
 use mainstay::guard::store::Stage;
-use mainstay::types::{
-    Attestation, BeatBlock, Claim, Counter, DatastoreId, Digest, Holder, HostId, Incarnation, ListName, Sequence,
-    Tenure, Time, VmEntry, VmList, Wanted,
-};
-
-use super::world::{Gate, H, World};
-
-/// The thread of one datastore.
-#[derive(Default)]
-pub struct Renew {
-    pub busy: bool,
-    pub began: u64,
-    /// Names the wake-up that counts.
-    pub wake: u64,
-    pub opened: bool,
-    pub watch: Option<((Digest, Vec<Attestation>), Time, Duration)>,
-    pub sequence: Sequence,
-    pub listed: Option<(Incarnation, Vec<VmEntry>, ListName)>,
-}
+use mainstay::types::*;
 
 impl World {
-    fn renew(&mut self, h: H, home: DatastoreId) -> Option<&mut Renew> {
+    pub(super) fn renew(&mut self, h: H, home: DatastoreId) -> Option<&mut Renew> {
         self.hosts[h].guard.as_mut()?.renew.get_mut(&home)
     }
 
     /// The table changed: beat sooner, if what lies there differs.
-    pub fn hurry(&mut self, h: H) {
+    pub(super) fn hurry(&mut self, h: H) {
         let Some(guard) = &self.hosts[h].guard else { return };
         let Some(timing) = guard.state.config.as_ref().map(|(_, config)| config.timing) else { return };
         let differs = |home: &DatastoreId, renew: &Renew| {
@@ -49,7 +27,7 @@ impl World {
         }
     }
 
-    fn turn_at(&mut self, h: H, home: DatastoreId, at: u64) {
+    pub(super) fn turn_at(&mut self, h: H, home: DatastoreId, at: u64) {
         let wake = self.new_life();
         let Some(life) = self.hosts[h].guard.as_ref().map(|guard| guard.life) else { return };
         let Some(renew) = self.renew(h, home) else { return };
@@ -61,8 +39,7 @@ impl World {
         });
     }
 
-    /// One turn.
-    pub fn turn(&mut self, h: H, home: DatastoreId) {
+    pub(super) fn turn(&mut self, h: H, home: DatastoreId) {
         let now = self.now;
         let Some(stage) = self.with_guard(h, |state, _| state.stores.get(&home).map(|store| store.stage)).flatten()
         else {
@@ -82,7 +59,7 @@ impl World {
     }
 
     /// The turn is over: the next comes after `renew`, sooner if the rows have changed meanwhile.
-    fn turned(&mut self, h: H, home: DatastoreId, trouble: Option<String>) {
+    pub(super) fn turned(&mut self, h: H, home: DatastoreId, trouble: Option<String>) {
         if let Some(text) = trouble {
             self.with_guard(h, |state, now| {
                 if let Some(store) = state.stores.get_mut(&home) {
@@ -100,7 +77,7 @@ impl World {
         self.hurry(h);
     }
 
-    fn again_at_once(&mut self, h: H, home: DatastoreId) {
+    pub(super) fn again_at_once(&mut self, h: H, home: DatastoreId) {
         if let Some(renew) = self.renew(h, home) {
             renew.busy = false;
         }
@@ -108,11 +85,11 @@ impl World {
         self.turn_at(h, home, now);
     }
 
-    fn guard_gate(&self, h: H) -> Gate {
+    pub(super) fn guard_gate(&self, h: H) -> Gate {
         Gate::Guard(h, self.hosts[h].guard.as_ref().map_or(0, |guard| guard.life))
     }
 
-    fn open_beats(&mut self, h: H, home: DatastoreId) {
+    pub(super) fn open_beats(&mut self, h: H, home: DatastoreId) {
         let (me, index) = (self.hosts[h].id, self.hosts[h].index);
         let gate = self.guard_gate(h);
         let read = move |world: &mut World| {
@@ -125,7 +102,13 @@ impl World {
         });
     }
 
-    fn opened(&mut self, h: H, home: DatastoreId, own: (Digest, Option<BeatBlock>), attested: Vec<Attestation>) {
+    pub(super) fn opened(
+        &mut self,
+        h: H,
+        home: DatastoreId,
+        own: (Digest, Option<BeatBlock>),
+        attested: Vec<Attestation>,
+    ) {
         let (bytes, newest) = own;
         let Some(ours) = self.hosts[h].guard.as_ref().map(|guard| guard.state.last_given()) else { return };
         let mut shown: Vec<(Incarnation, Counter)> = attested.iter().map(|a| (a.incarnation, a.counter)).collect();
@@ -166,7 +149,7 @@ impl World {
         self.again_at_once(h, home);
     }
 
-    fn stage(&mut self, h: H, home: DatastoreId, stage: Stage) {
+    pub(super) fn stage(&mut self, h: H, home: DatastoreId, stage: Stage) {
         self.with_guard(h, |state, _| {
             if let Some(store) = state.stores.get_mut(&home) {
                 store.stage = stage;
@@ -174,13 +157,13 @@ impl World {
         });
     }
 
-    fn rise(&mut self, h: H, above: Incarnation) {
+    pub(super) fn rise(&mut self, h: H, above: Incarnation) {
         let next = above.next();
         self.hosts[h].incarnation = next;
         self.with_guard(h, |state, _| state.restart(next));
     }
 
-    fn look_on(&mut self, h: H, home: DatastoreId) {
+    pub(super) fn look_on(&mut self, h: H, home: DatastoreId) {
         let (me, index) = (self.hosts[h].id, self.hosts[h].index);
         let began = self.local(h);
         let gate = self.guard_gate(h);
@@ -213,7 +196,7 @@ impl World {
     }
 
     /// Roster and list first, then (c, t_c) and the block, then the roster again.
-    fn beat_there(&mut self, h: H, home: DatastoreId) {
+    pub(super) fn beat_there(&mut self, h: H, home: DatastoreId) {
         let me = self.hosts[h].id;
         let Some(guard) = &self.hosts[h].guard else { return };
         let (incarnation, entries) = (guard.state.incarnation, guard.state.table.list(home));
@@ -252,7 +235,7 @@ impl World {
         });
     }
 
-    fn write_beat(&mut self, h: H, home: DatastoreId, roster: u64) {
+    pub(super) fn write_beat(&mut self, h: H, home: DatastoreId, roster: u64) {
         let listed = self.renew(h, home).and_then(|renew| renew.listed.as_ref().map(|(of, _, name)| (*of, *name)));
         let taken = self.with_guard(h, |state, now| {
             let (_, config) = state.config.clone()?;
@@ -294,7 +277,7 @@ impl World {
         });
     }
 
-    fn persisted(&mut self, h: H, home: DatastoreId, taken: Taken, with: &[Attestation]) {
+    pub(super) fn persisted(&mut self, h: H, home: DatastoreId, taken: Taken, with: &[Attestation]) {
         let lapsed = self.with_guard(h, |state, now| {
             if state.incarnation != taken.incarnation {
                 return Vec::new();
@@ -322,21 +305,5 @@ impl World {
             }
             world.turned(h, home, None);
         });
-    }
-}
-
-/// `guard::renew::ends`.
-fn ends(claim: &Claim, tenure: Tenure, me: HostId) -> Option<String> {
-    let generation = claim.tenure.generation;
-    if generation <= tenure.generation {
-        return None;
-    }
-    if claim.wanted == Wanted::Stopped {
-        return Some(format!("claim {generation} says that it is to be stopped"));
-    }
-    match claim.holder {
-        Holder::Host(owner) if owner.host != me => Some(format!("claim {generation} names another host")),
-        Holder::Deleted => Some(format!("claim {generation} says that it was deleted")),
-        Holder::Host(_) | Holder::Handover { .. } | Holder::None | Holder::MovedTo(_) => None,
     }
 }
