@@ -198,6 +198,7 @@ pub fn idle(as_json: bool) -> Result<()> {
     let lab = Lab::up(Wish { hosts: HOSTS, product: Some(product::Wish::default()) })?;
     lab.upgrade()?;
     let mut ground = Ground::new(lab, true);
+    ground.prepare(Setting::SERVER)?;
     for name in MORE {
         ground.also(name)?;
     }

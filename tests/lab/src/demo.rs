@@ -52,12 +52,17 @@ pub fn run() -> Result<()> {
     }
     let other = ground.others(&[master])[0].name();
     say("The lab stays up. Look around:");
-    say("  cargo lab status                          what is on, and where guests run");
-    say(&format!("  cargo lab sh {other} mainstay status           the cluster as {other} sees it"));
-    say(&format!("  cargo lab sh {other} mainstay events           what happened, with reasons"));
-    say(&format!("  cargo lab sh {other} mainstay vm explain {:9}  why it is where it is", guests[0]));
-    say(&format!("  cargo lab start {}                        power is back: it joins again", master.name()));
-    say("  cargo lab down                            take everything away");
+    let hints = [
+        ("status".into(), "what is on, and where guests run".into()),
+        (format!("sh {other} mainstay status"), format!("the cluster as {other} sees it")),
+        (format!("sh {other} mainstay events"), "what happened, with reasons".into()),
+        (format!("sh {other} mainstay vm explain {}", guests[0]), "why it is where it is".into()),
+        (format!("start {}", master.name()), "power is back: it joins again".into()),
+        ("down".to_owned(), "take everything away".to_owned()),
+    ];
+    for (command, what) in hints {
+        say(&format!("  cargo lab {command:35} {what}"));
+    }
     verdict.demand()
 }
 

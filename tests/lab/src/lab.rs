@@ -117,7 +117,7 @@ impl Lab {
         let old = self.state.hosts;
         let initrd = guest::initrd(&self.state.root)?;
         let wish = self.state.product.clone();
-        let product = wish.is_some().then(product::build).transpose()?;
+        let product = (wish.is_some() && old < hosts).then(product::build).transpose()?;
         self.state.hosts = hosts;
         self.state.complete = false;
         self.save()?;
