@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use crate::core::timing;
 use crate::types::store::CompleteRead;
-use crate::types::{Attestation, Digest, HostId, Time};
+use crate::types::{Attestation, Counter, Digest, HostId, Incarnation, Time};
 
 /// What one complete read shows of one member.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,7 +56,7 @@ impl Seen {
                 .attestations
                 .iter()
                 .filter(|attestation| attestation.index == entry.index)
-                .max_by_key(|attestation| (attestation.incarnation, attestation.counter))
+                .max_by_key(|attestation| order(attestation))
                 .copied(),
         })
     }
@@ -186,17 +186,27 @@ impl Seen {
     }
 }
 
+/// Which of two attestations of one host is newer.
+fn order(attestation: &Attestation) -> (Incarnation, Counter) {
+    (attestation.incarnation, attestation.counter)
+}
+
 impl Window {
-    /// Whether a further read shows that nothing changed.
+    /// Whether a further read shows that nothing changed. That an attestation is gone, or that only an older one is
+    /// left, is no sign of life: members drop it 10 L after it was made, and all that it said was seen. Were it a
+    /// change, a failover whose window spans that moment would begin anew.
     fn continues(&self, seen: &Seen) -> bool {
-        seen.bytes == self.seen.bytes && seen.attested == self.seen.attested && seen.roster == self.seen.roster
+        let known = self.seen.attested;
+        let nothing_new =
+            seen.attested.is_none_or(|one| known == Some(one) || Some(order(&one)) < known.as_ref().map(order));
+        seen.bytes == self.seen.bytes && nothing_new && seen.roster == self.seen.roster
     }
 
     fn extend(&mut self, seen: Seen) {
         self.to = Some(seen.began);
         self.lease = self.lease.max(seen.longest_lease());
         self.unpunctual |= seen.unpunctual;
-        self.seen = seen;
+        self.seen = Seen { attested: self.seen.attested, ..seen }; // The newest ever seen in it, even when it is gone.
     }
 
     fn needs(&self) -> Option<Duration> {

@@ -146,8 +146,15 @@ fn an_attestation_that_changes_is_life() {
     };
     check("the same one", steps(5), 10_000, true);
     check("a newer one", steps(6), 10_000, false);
+    check("an older one, of a member that heard less", steps(4), 10_000, true);
     let gone = vec![Beats(5000, 10_000), Read(with(10_000, 5)), Beats(11_000, 15_000), Read(seen(10_010 + WINDOW))];
-    check("one that goes away is a change", gone, 10_000, false);
+    check("one that is gone has aged out", gone, 10_000, true);
+    let back = |counter| {
+        let begin = vec![Beats(5000, 10_000), Read(with(10_000, 5)), Beats(11_000, 13_000), Read(seen(13_500))];
+        begin.into_iter().chain([Beats(14_000, 15_000), Read(with(10_010 + WINDOW, counter))]).collect()
+    };
+    check("gone, then the same one again", back(5), 10_000, true);
+    check("gone, then a newer one", back(6), 10_000, false);
 }
 
 #[test]

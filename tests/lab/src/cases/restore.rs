@@ -176,27 +176,31 @@ impl Ground {
     /// Waits until every guest runs once and is protected; starts those that nobody starts.
     fn guests_run(&mut self) -> Result<()> {
         self.make_guests()?;
-        if wait(PATIENCE, "guests", || {
-            std::thread::sleep(PAUSE);
-            self.healthy().map(Some)
-        })
-        .is_ok()
-        {
+        let view = self.view()?;
+        let stopped = |name: &str| view.vm(name).is_some_and(|vm| vm.wanted.as_deref() == Some("stopped"));
+        let guests: Vec<String> = self.lab.guests().iter().map(|guest| guest.name().to_owned()).collect();
+        let without = self.guests_without_qemu()?;
+        for guest in guests.iter().filter(|guest| stopped(guest) && without.contains(guest)) {
+            self.start_by_hand(guest)?;
+        }
+        let healthy = |patience| {
+            wait(patience, "all guests to run once, protected", || {
+                std::thread::sleep(PAUSE);
+                self.healthy().map(Some)
+            })
+        };
+        if healthy(PATIENCE).is_ok() {
             return Ok(());
         }
-        let missing: Vec<String> = self.lab.guests().iter().map(|guest| guest.name().to_owned()).collect();
-        for guest in missing {
-            if self.guests_without_qemu()?.contains(&guest) {
-                self.start_by_hand(&guest)?;
-            } else if let Ok(host) = self.host_of(&guest) {
+        for guest in &guests {
+            if self.guests_without_qemu()?.contains(guest) {
+                self.start_by_hand(guest)?;
+            } else if let Ok(host) = self.host_of(guest) {
                 // Of one that runs this is refused, and nothing else.
-                let _ = agents::ask(&host, agents::ANSWER, &["virsh", "-q", "resume", &guest]);
+                let _ = agents::ask(&host, agents::ANSWER, &["virsh", "-q", "resume", guest]);
             }
         }
-        wait(GUESTS_RUN, "all guests to run once, protected", || {
-            std::thread::sleep(PAUSE);
-            self.healthy().map(Some)
-        })
+        healthy(GUESTS_RUN)
     }
 
     fn make_guests(&mut self) -> Result<()> {
