@@ -74,6 +74,11 @@ impl Store {
     pub fn lapsed(&self, host: HostId, known: Time) -> Option<Duration> {
         self.silence.get(&host).and_then(|silence| silence.over_since(known))
     }
+    /// How long the silence of `host` must last here to prove a lapse, by the L that it announced lately.
+    #[must_use]
+    pub fn window_of(&self, host: HostId) -> Option<Duration> {
+        self.silence.get(&host).and_then(Silence::needs)
+    }
     /// When the running window of `host` can end at the earliest.
     #[must_use]
     pub fn window_ends(&self, host: HostId) -> Option<Time> {

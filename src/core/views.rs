@@ -67,9 +67,13 @@ impl Core {
             beat_age_ms: peer
                 .and_then(|peer| peer.heard)
                 .map(|at| u64::try_from(now.since(at).as_millis()).unwrap_or(u64::MAX)),
-            lease_ms: peer
-                .and_then(|peer| peer.beat.as_ref())
-                .map(|beat| u64::try_from(beat.lease.as_millis()).unwrap_or(u64::MAX)),
+            window_ms: self
+                .stores
+                .values()
+                .filter_map(|store| store.window_of(host))
+                .max()
+                .filter(|_| !me)
+                .map(|window| u64::try_from(window.as_millis()).unwrap_or(u64::MAX)),
             libvirt: if me { Some(self.libvirt.up) } else { report.map(|report| report.libvirt) },
             vms: u32::try_from(
                 vms.iter().filter(|vm| vm.host.as_ref() == Some(&name) && vm.state == "running").count(),

@@ -45,8 +45,9 @@ pub struct HostView {
     pub evidence: String,
     /// Milliseconds since its last network beat.
     pub beat_age_ms: Option<u64>,
-    /// Its L in milliseconds, as its beats announce it; none for the host that says this.
-    pub lease_ms: Option<u64>,
+    /// How long its silence on a datastore must last to prove a lapse, in milliseconds, as the host that says this would
+    /// judge now; none for that host itself.
+    pub window_ms: Option<u64>,
     /// libvirtd answers there.
     pub libvirt: Option<bool>,
     /// VMs that run there.

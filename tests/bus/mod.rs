@@ -204,7 +204,7 @@ pub fn example() -> ClusterView {
         verdict: verdict.into(),
         evidence: format!("network beats {age:?} ms old, datastore nfs1 written by it in the last two seconds or so"),
         beat_age_ms: age,
-        lease_ms: None,
+        window_ms: None,
         libvirt: age.map(|_| true),
         vms: 2,
         free_mib: age.map(|_| 48_200),

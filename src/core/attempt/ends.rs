@@ -197,6 +197,15 @@ impl Core {
             self.list_claims(cx);
             return self.fail(cx, id, Denial::Unable("its lease lapsed before its claim could be created".into()));
         }
+        if let Some(newest) = self.vms.get(&id).and_then(|vm| vm.claim.clone())
+            && claim.tenure.generation <= newest.tenure.generation
+            && claim.nonce != newest.nonce
+        {
+            self.abandon(cx, claim.tenure, &attempt.kind);
+            return self.lost_to(cx, id, &newest);
+        }
+        // A host that was fenced may still read what it cannot write: whose the VM is by now.
+        self.list_claims(cx);
         let after = attempt.before.as_ref().map(|before| (before.tenure.generation, before.nonce));
         self.ask_store(cx, id, Stage::Claiming, StoreOrder::CreateClaim { claim: Box::new(claim.clone()), after });
     }

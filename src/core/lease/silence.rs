@@ -156,6 +156,12 @@ impl Silence {
         Some(window.from + window.needs()?)
     }
 
+    /// How long a silence must be now to prove anything; none while no window is open.
+    #[must_use]
+    pub fn needs(&self) -> Option<Duration> {
+        self.window.as_ref().and_then(Window::needs)
+    }
+
     fn open(&mut self, seen: Seen) {
         // Before the end of the last gap nothing counts: the owner may have been stalled with us.
         self.window = self.witness.filter(|witness| witness.since <= seen.ended).map(|_| Window {

@@ -47,6 +47,9 @@ pub struct HostView {
     pub evidence: String,
     /// libvirt answers there.
     pub libvirt: Option<bool>,
+    /// How long its silence must last to prove a lapse, in milliseconds.
+    #[serde(default)]
+    pub window_ms: Option<u64>,
 }
 
 /// One VM in a view.

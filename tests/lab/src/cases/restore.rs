@@ -25,8 +25,9 @@ const GUESTS_RUN: Duration = Duration::from_secs(90);
 /// How long a guest may be without a QEMU before it is started by hand: the cluster may be about to do it.
 const PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(200);
-/// After a change of the profile the old lease still counts for its whole length, and the window of R3 once more.
-const OLD_LEASE: Duration = Duration::from_secs(11);
+/// After a change to a shorter lease the old one counts as long as anything on the datastore tells of it: an attestation
+/// that a host asked for at its boot stays for ten leases.
+const OLD_LEASE: Duration = Duration::from_secs(75);
 
 impl Ground {
     /// Makes the lab healthy, and sets it so.
@@ -161,7 +162,12 @@ impl Ground {
             Ok(self.views()?.iter().all(|(_, view)| view.settings_version == version).then_some(()))
         })?;
         if !same_profile && self.setting.is_some() {
-            std::thread::sleep(OLD_LEASE);
+            let most = if setting.profile == "fast" { 2000 } else { 6000 };
+            wait(OLD_LEASE, "the lease of the profile to count", || {
+                std::thread::sleep(PAUSE);
+                let view = agents::view(&host)?;
+                Ok(view.hosts.iter().all(|host| host.window_ms.is_none_or(|window| window <= most)).then_some(()))
+            })?;
         }
         self.setting = Some(setting);
         Ok(())
