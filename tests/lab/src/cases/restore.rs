@@ -161,7 +161,7 @@ impl Ground {
             std::thread::sleep(PAUSE);
             Ok(self.views()?.iter().all(|(_, view)| view.settings_version == version).then_some(()))
         })?;
-        if !same_profile && self.setting.is_some() {
+        if !same_profile {
             let most = if setting.profile == "fast" { 2000 } else { 6000 };
             wait(OLD_LEASE, "the lease of the profile to count", || {
                 std::thread::sleep(PAUSE);
