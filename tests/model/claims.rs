@@ -234,7 +234,8 @@ impl Claims {
             let other = (h + 1) % self.hosts;
             go("has a proof: creates the next claim for its neighbour", &|s| self.create(s, other, s.count + 1, false));
         }
-        let named = usize::from(s.newest().owner) == h && known == s.count;
+        // The first claim was a's own.
+        let named = 1 < known && usize::from(s.newest().owner) == h && known == s.count;
         if !self.keeps(Rule::OwnClaim) && idle && host.copy == Copy::None && named && host.at < s.count {
             go("reads that the newest claim names it: goes on", &|s| {
                 let host = &mut s.hosts[h];
