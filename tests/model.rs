@@ -82,8 +82,10 @@ fn claims(rules: Rules, generations: u8, hosts: usize, writes: bool) -> Report {
 fn explored(rules: Rules, run: Run, large: bool) -> Report {
     match run {
         Run::Own | Run::Attested => lease(rules, run, if large { 5 } else { 4 }),
-        Run::OwnTrouble | Run::OwnerLeaves => lease(rules, run, if large { 4 } else { 3 }),
-        Run::AttestedTrouble | Run::BothWays | Run::AttestorLeaves => lease(rules, run, if large { 3 } else { 2 }),
+        Run::OwnTrouble => lease(rules, run, if large { 4 } else { 3 }),
+        Run::AttestedTrouble | Run::BothWays | Run::OwnerLeaves | Run::AttestorLeaves => {
+            lease(rules, run, if large { 3 } else { 2 })
+        }
         Run::Stall => explore(&stall::Stall { rules, lease: if large { 8 } else { 4 } }),
         Run::Claims => claims(rules, if large { 3 } else { 2 }, 3, false),
         Run::LateWrites => claims(rules, if large { 4 } else { 3 }, 2, true),

@@ -9,7 +9,7 @@
 //!
 //! A state is known by a 64-bit fingerprint, so with n states the chance that one was taken for another is about
 //! n² / 2⁶⁵ (one in 370,000 for ten million). Own code because the one well-kept checker for Rust (stateright 0.31)
-//! brings a web server and a dozen crates that no feature turns off, and the models need 150 lines of it.
+//! brings a web server and a dozen crates that no feature turns off, and the models need 200 lines of it.
 //!
 //! Deliberately not here: reduction by symmetry, threads (the test harness runs several models at once), liveness beyond
 //! "can still become well".

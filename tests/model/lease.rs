@@ -7,12 +7,18 @@
 //!       └► claim g+1 and start            a again: claim g+1 and the copy goes on, if the epoch is unbroken
 //! ```
 //!
-//! Time is relative: a beat *is* its age on a's clock, and ages from L on are equal, so runs are unbounded. Any operation
-//! may take for ever; a write whose outcome is unknown may land at any later time, and more than once. a's clock may stand
-//! still for `Bounds::slow` ticks. b takes in one step, because only the moment in which g+1 appears matters.
+//! Time is relative: a beat *is* its age on a's clock, and ages from L on are equal, so runs are unbounded. What lies on the
+//! disk is only "differs from what b saw last". Any operation may take for ever. With an unknown outcome, claims (and c's
+//! beats, where that matters) may land at any later time; a's own beats then vanish, since a late one only disturbs b.
+//! a's clock may stand still for `Bounds::slow` ticks. b takes in one step: only the moment in which g+1 appears matters.
 //!
 //! Deliberately not here: b's own lease (it is a's, mirrored: see `claims`), R4 (`stall`), said, rebooted and power off
 //! (they are facts; `claims` uses them), the milliseconds in which a thawed host's guard and vCPUs wake together.
+
+#[path = "lease_owner.rs"]
+mod owner;
+#[path = "lease_taker.rs"]
+mod taker;
 
 use crate::explore::{Model, Step, TICK};
 use crate::rules::{Rule, Rules};
@@ -221,37 +227,6 @@ impl Lease {
         a.lease.is_some_and(|age| self.bounds.lease <= age)
     }
 
-    /// a's guard learns that the beat is persisted.
-    fn count(&self, s: &mut State, age: Age) {
-        match s.a.lease {
-            Some(newest) => s.a.lease = Some(newest.min(age)),
-            None if age < self.bounds.lease => {
-                s.a.lease = Some(age);
-                if !self.keeps(Rule::ClaimAgain) && s.a.copy == Copy::Stands {
-                    s.a.copy = Copy::Runs;
-                }
-            }
-            None => {}
-        }
-    }
-
-    fn lapse(&self, a: &mut Owner, stopped: Copy) {
-        a.lease = None;
-        match &mut a.attempt {
-            Try::Given { fresh } | Try::Created { fresh } => *fresh = false,
-            Try::None => {}
-        }
-        match &mut a.early {
-            Early::Flying { fresh } | Early::Landed { fresh } => *fresh = false,
-            Early::None => {}
-        }
-        match a.copy {
-            Copy::Runs if self.keeps(Rule::StopInTime) => a.copy = stopped,
-            Copy::Held => a.copy = Copy::Stands,
-            Copy::Runs | Copy::Stopping | Copy::Stands | Copy::Gone => {}
-        }
-    }
-
     fn clock(&self, s: &mut State) {
         let limit = self.bounds.lease;
         let older = |age: &mut Age| *age = (*age + 1).min(limit);
@@ -284,138 +259,6 @@ impl Lease {
         self.clock(&mut next);
         to.push((TICK, next));
     }
-
-    // ---- a ------------------------------------------------------------------------------------------------------
-
-    fn owner(&self, s: &State, to: &mut Steps) {
-        let mut go = |what, change: &dyn Fn(&mut State)| {
-            let mut next = *s;
-            change(&mut next);
-            to.push((("a", what), next));
-        };
-        if s.a.frozen {
-            return go("host thaws; its guard looks at the time first", &|s| {
-                s.a.frozen = false;
-                if s.a.copy == Copy::Stopping {
-                    s.a.copy = Copy::Stands;
-                }
-                if s.a.guard && self.ended(&s.a) {
-                    self.lapse(&mut s.a, Copy::Stands);
-                }
-            });
-        }
-        if self.bounds.trouble {
-            go("host freezes", &|s| s.a.frozen = true);
-        }
-        if !s.a.guard {
-            return self.guard_starts(s, to);
-        }
-        if self.bounds.way != Way::Attested && s.a.write == Write::None && s.names_a {
-            go("reads t_c and gives a beat to the disk", &|s| s.a.write = Write::Given(0));
-        }
-        if let Write::Landed(age) = s.a.write {
-            let age = if self.keeps(Rule::TimeFirst) { age } else { 0 };
-            go("knows that its beat is persisted", &|s| {
-                s.a.write = Write::None;
-                if s.names_a {
-                    self.count(s, age);
-                }
-            });
-        }
-        if self.bounds.way != Way::Own {
-            go("reads t_c and beats on the network, c hears it", &|s| {
-                s.c.under_way = Some(0);
-                if !self.keeps(Rule::AttestAfterWrite) {
-                    s.a.told = Some(0);
-                }
-            });
-        }
-        if let Some(age) = s.a.told {
-            go("hears that its beat is attested", &|s| {
-                s.a.told = None;
-                self.count(s, age);
-            });
-        }
-        self.owner_claims(s, to);
-        if self.bounds.trouble {
-            self.owner_troubles(s, to);
-        }
-    }
-
-    fn owner_claims(&self, s: &State, to: &mut Steps) {
-        let mut go = |what, change: &dyn Fn(&mut Owner)| {
-            let mut next = *s;
-            change(&mut next.a);
-            to.push((("a", what), next));
-        };
-        let free = s.a.copy == Copy::Stands && s.a.attempt == Try::None;
-        if free && s.a.lease.is_some() && s.a.known < self.bounds.generations {
-            go("begins to create the next claim for itself", &|a| a.attempt = Try::Given { fresh: true });
-        }
-        match s.a.attempt {
-            Try::None | Try::Given { .. } => {}
-            Try::Created { fresh } => {
-                let counts = (fresh || !self.keeps(Rule::SameEpoch)) && s.a.lease.is_some();
-                let what = if counts { "has its claim: the copy goes on" } else { "has its claim, but it is over" };
-                go(what, &|a| {
-                    a.known += 1;
-                    (a.attempt, a.early) = (Try::None, Early::None);
-                    if counts && matches!(a.copy, Copy::Stands) {
-                        a.copy = Copy::Runs;
-                    }
-                });
-            }
-        }
-    }
-
-    fn owner_troubles(&self, s: &State, to: &mut Steps) {
-        let mut go = |what, change: &dyn Fn(&mut State)| {
-            let mut next = *s;
-            change(&mut next);
-            to.push((("a", what), next));
-        };
-        if let Write::Given(age) | Write::Landed(age) = s.a.write {
-            // Where it lands later it only disturbs b, who may as well have begun later.
-            go("its beat has an unknown outcome", &|s| {
-                s.a.write = Write::None;
-                if !self.keeps(Rule::KnownPersisted) {
-                    self.count(s, age);
-                }
-            });
-        }
-        if let Try::Given { fresh } = s.a.attempt
-            && s.a.early == Early::None
-        {
-            go("its claim has an unknown outcome", &|s| {
-                (s.a.attempt, s.a.early) = (Try::None, Early::Flying { fresh });
-            });
-        }
-        go("guard dies, its copy is stopped", &|s| {
-            (s.a.guard, s.a.write) = (false, Write::None);
-            match s.a.copy {
-                Copy::Runs => s.a.copy = Copy::Held,
-                Copy::Stopping => s.a.copy = Copy::Stands,
-                Copy::Held | Copy::Stands | Copy::Gone => {}
-            }
-        });
-    }
-
-    fn guard_starts(&self, s: &State, to: &mut Steps) {
-        let mut next = *s;
-        next.a.guard = true;
-        if !self.ended(&s.a) || !self.keeps(Rule::CarryOnInTime) {
-            if next.a.copy == Copy::Held {
-                next.a.copy = Copy::Runs;
-            }
-            to.push((("a", "guard carries on, the copy goes on"), next));
-        }
-        next = *s;
-        next.a.guard = true;
-        self.lapse(&mut next.a, Copy::Stands);
-        to.push((("a", "guard begins anew: everything is over"), next));
-    }
-
-    // ---- storage ------------------------------------------------------------------------------------------------
 
     fn storage(&self, s: &State, to: &mut Steps) {
         let mut go = |what, change: &dyn Fn(&mut State)| {
@@ -506,8 +349,6 @@ impl Lease {
         }
     }
 
-    // ---- c ------------------------------------------------------------------------------------------------------
-
     fn attestor(&self, s: &State, to: &mut Steps) {
         let mut go = |what, change: &dyn Fn(&mut State)| {
             let mut next = *s;
@@ -529,99 +370,6 @@ impl Lease {
                 s.c.repeat = Some(Repeat { lies: true, seen: !s.b.attested_moved });
             });
         }
-    }
-
-    // ---- b ------------------------------------------------------------------------------------------------------
-
-    fn taker(&self, s: &State, to: &mut Steps) {
-        let mut go = |what, change: &dyn Fn(&mut State)| {
-            let mut next = *s;
-            change(&mut next);
-            to.push((("b", what), next));
-        };
-        if s.b.runs != 0 {
-            return;
-        }
-        if s.b.known != s.claims {
-            go("reads the newest claim", &|s| s.b.known = s.claims);
-        }
-        if s.b.proof != 0 && s.b.proof == s.b.known && (s.claims == s.b.known || !self.keeps(Rule::Exclusive)) {
-            go("TAKES: creates the next claim and starts the VM", &|s| {
-                s.b.runs = s.b.known + 1;
-                s.claims = s.claims.max(s.b.runs);
-                s.b.read = IDLE;
-                (s.b.window, s.b.proof) = (None, 0);
-                (s.b.roster_moved, s.b.own_moved, s.b.attested_moved) = (false, false, false);
-            });
-        }
-        match s.b.read.at {
-            At::Idle => go("begins a read: roster", &|s| {
-                let (span, known) = (s.b.window.unwrap_or(0), s.b.known);
-                let (names_a, names_c, anew) = (s.names_a, s.names_c, s.b.roster_moved);
-                s.b.read = Read { at: At::Begun, span, known, names_a, names_c, anew, ..IDLE };
-                s.b.roster_moved = false;
-            }),
-            At::Begun if self.bounds.way != Way::Attested => {
-                let c = self.bounds.way != Way::Own;
-                go("reads a's slots", &|s| {
-                    let own = s.b.own_moved && s.b.read.names_a;
-                    s.b.read = Read { at: if c { At::Own } else { At::All }, own, ..s.b.read };
-                    s.b.own_moved &= !s.b.read.names_a;
-                });
-                if !self.keeps(Rule::ErrorIsNotSilence) {
-                    go("cannot read a's slots, takes it for silence", &|s| {
-                        s.b.read.at = if c { At::Own } else { At::All };
-                    });
-                }
-            }
-            At::Begun | At::Own => {
-                go("reads c's slots", &|s| {
-                    let shown = s.b.attested_moved && s.b.read.names_c && self.keeps(Rule::Attestations);
-                    s.b.read = Read { at: At::All, attested: shown, ..s.b.read };
-                    s.b.attested_moved &= !s.b.read.names_c;
-                    if let Some(repeat) = &mut s.c.repeat {
-                        repeat.seen = repeat.lies;
-                    }
-                });
-                if !self.keeps(Rule::Complete) {
-                    go("leaves out c's slots", &|s| s.b.read.at = At::All);
-                }
-            }
-            At::All => {}
-        }
-        if s.b.read.at != At::Idle && self.bounds.trouble {
-            go("its read fails", &|s| {
-                s.b.roster_moved |= s.b.read.anew;
-                s.b.own_moved |= s.b.read.own;
-                s.b.attested_moved |= s.b.read.attested;
-                s.b.read = IDLE;
-            });
-        }
-        if s.b.read.at == At::All {
-            self.read_ends(s, to);
-        }
-    }
-
-    fn read_ends(&self, s: &State, to: &mut Steps) {
-        let mut next = *s;
-        let (b, read) = (&mut next.b, s.b.read);
-        b.read = IDLE;
-        let missing = !read.names_a && self.keeps(Rule::OwnerNamed);
-        let changed = read.own || read.attested || read.anew && self.keeps(Rule::RosterAnew);
-        let span = if self.keeps(Rule::ToBegin) { read.span } else { b.window.unwrap_or(0) };
-        let what = if missing {
-            b.window = None;
-            "ends the read: a is not in the roster"
-        } else if b.window.is_none() || changed {
-            b.window = Some(if self.keeps(Rule::FromEnd) { 0 } else { read.age });
-            "ends the read: a window begins"
-        } else if span < self.window() {
-            "ends the read: nothing changed"
-        } else {
-            b.proof = if self.keeps(Rule::ClaimFirst) { read.known } else { b.known };
-            "ends the read: silent for long enough"
-        };
-        to.push((("b", what), next));
     }
 }
 
