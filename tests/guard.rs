@@ -2,6 +2,10 @@
 
 #[path = "guard/host.rs"]
 mod host;
+#[path = "guard/life.rs"]
+mod life;
+#[path = "guard/systemd.rs"]
+mod systemd;
 
 use std::fs;
 use std::io::Write;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Parser;
-use mainstay::guard::{Paths, run, stop_all};
+use mainstay::guard::{Paths, reload, run, stop_all};
 
 /// Stops this host's VMs in time when their lease ends. Needs no options.
 #[derive(Parser)]
@@ -12,6 +12,9 @@ struct Arguments {
     /// Stop every VM of the last guard, then end. systemd does this after the guard's death.
     #[arg(long)]
     stop_all: bool,
+    /// Have the running guard go over to this program; no VM is stopped.
+    #[arg(long, conflicts_with = "stop_all")]
+    reload: bool,
     /// For tests: socket for the agent.
     #[arg(long, hide = true)]
     socket: Option<PathBuf>,
@@ -37,6 +40,9 @@ fn main() -> anyhow::Result<()> {
     };
     // The journal stamps lines itself.
     tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().with_ansi(false).with_target(false).init();
+    if arguments.reload {
+        return reload(&paths);
+    }
     if !arguments.stop_all {
         return run(paths);
     }

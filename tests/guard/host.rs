@@ -7,6 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+
 use mainstay::exec::guard_client::{GuardClient, GuardEvent};
 use mainstay::exec::{clock, datastore};
 use mainstay::types::guard::{
@@ -19,6 +21,8 @@ use mainstay::types::{
 };
 use uuid::Uuid;
 
+use crate::systemd::Systemd;
+
 /// Longest wait for anything.
 pub const SOON: Duration = Duration::from_secs(20);
 pub const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(0xc1));
@@ -29,6 +33,7 @@ pub const OTHER: HostId = HostId(Uuid::from_u128(0xa2));
 pub struct Host {
     dir: tempfile::TempDir,
     guard: Child,
+    pub systemd: Option<Systemd>,
     client: GuardClient,
     events: Receiver<GuardEvent>,
     tickets: u64,
@@ -46,30 +51,35 @@ impl Host {
     /// A host with one prepared datastore, its guard started and configured, its lease valid.
     pub fn new() -> Self {
         let mut host = Self::unconfigured();
-        host.order(GuardOrder::Configure(Box::new(host.config(Timing::FAST)))).unwrap();
-        host.until("a lease", |host| host.lease.as_ref().is_some_and(|lease| lease.until.is_some()));
+        host.configure(Timing::FAST);
         host
     }
 
-    pub fn unconfigured() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        for folder in ["store", "libvirt", "kept"] {
-            fs::create_dir(dir.path().join(folder)).unwrap();
-        }
-        let members =
-            vec![RosterEntry { index: HostIndex(0), host: ME }, RosterEntry { index: HostIndex(1), host: OTHER }];
-        let roster = Roster { cluster: CLUSTER, datastore: DATASTORE, generation: 1, members };
-        datastore::prepare(&dir.path().join("store"), &roster, ME).unwrap();
-        Self::start(dir)
+    /// The same, under something that plays systemd: it keeps the guard's memory.
+    pub fn supervised(timing: Timing) -> Self {
+        let mut host = Self::start(prepared(), true);
+        host.configure(timing);
+        host
     }
 
-    fn start(dir: tempfile::TempDir) -> Self {
-        let guard = spawn_guard(dir.path());
+    pub fn configure(&mut self, timing: Timing) {
+        self.order(GuardOrder::Configure(Box::new(self.config(timing)))).unwrap();
+        self.until("a lease", |host| host.lease.as_ref().is_some_and(|lease| lease.until.is_some()));
+    }
+
+    pub fn unconfigured() -> Self {
+        Self::start(prepared(), false)
+    }
+
+    fn start(dir: tempfile::TempDir, supervised: bool) -> Self {
+        let mut systemd = supervised.then(|| Systemd::new(dir.path()));
+        let guard = spawn_guard(dir.path(), systemd.as_mut());
         let (to, events) = channel();
         let client = GuardClient::spawn(dir.path().join("guard.sock"), move |event| drop(to.send(event)));
         let mut host = Self {
             dir,
             guard,
+            systemd,
             client,
             events,
             tickets: 0,
@@ -222,10 +232,55 @@ impl Host {
     }
 
     pub fn restart_guard(&mut self) {
-        self.guard = spawn_guard(self.dir.path());
+        self.guard = spawn_guard(self.dir.path(), self.systemd.as_mut());
         self.rows.clear();
         self.lease = None;
         self.connected();
+    }
+
+    /// The guard's child.
+    pub fn child(&self) -> u32 {
+        let text = fs::read_to_string(self.dir.path().join("kept/processes.json")).unwrap();
+        let pair: serde_json::Value = serde_json::from_str(&text).unwrap();
+        pair["child"]["pid"].as_u64().unwrap() as u32
+    }
+
+    pub fn parent(&self) -> u32 {
+        self.guard.id()
+    }
+
+    /// Waits until the parent has ended by itself; whether it says that it went well.
+    pub fn guard_ended(&mut self) -> bool {
+        let deadline = Instant::now() + SOON;
+        loop {
+            if let Some(status) = self.guard.try_wait().unwrap() {
+                return status.success();
+            }
+            assert!(Instant::now() < deadline, "the guard goes on");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// A second guard beside the first, which is only reaped.
+    pub fn start_another(&mut self) {
+        let mut first = std::mem::replace(&mut self.guard, spawn_guard(self.dir.path(), self.systemd.as_mut()));
+        drop(first.wait());
+        self.rows.clear();
+        self.lease = None;
+        self.connected();
+    }
+
+    /// What `systemctl restart` does.
+    pub fn restart_planned(&mut self) {
+        signal(self.parent(), Signal::SIGTERM);
+        assert!(self.guard_ended());
+        self.stop_all();
+        self.restart_guard();
+    }
+
+    /// What `systemctl reload` does.
+    pub fn reload(&mut self) {
+        assert!(command(self.dir.path()).arg("--reload").status().unwrap().success());
     }
 
     pub fn guard_is_alive(&mut self) -> bool {
@@ -241,6 +296,10 @@ impl Host {
     }
 }
 
+pub fn signal(pid: u32, signal: Signal) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), signal).unwrap();
+}
+
 impl Drop for Host {
     fn drop(&mut self) {
         drop(self.guard.kill());
@@ -249,6 +308,19 @@ impl Drop for Host {
             eprintln!("{}", self.log());
         }
     }
+}
+
+/// A folder with one prepared datastore.
+fn prepared() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for folder in ["store", "libvirt", "kept"] {
+        fs::create_dir(dir.path().join(folder)).unwrap();
+    }
+    let members =
+        vec![RosterEntry { index: HostIndex(0), host: ME }, RosterEntry { index: HostIndex(1), host: OTHER }];
+    let roster = Roster { cluster: CLUSTER, datastore: DATASTORE, generation: 1, members };
+    datastore::prepare(&dir.path().join("store"), &roster, ME).unwrap();
+    dir
 }
 
 fn command(dir: &Path) -> Command {
@@ -261,9 +333,13 @@ fn command(dir: &Path) -> Command {
     command
 }
 
-fn spawn_guard(dir: &Path) -> Child {
+fn spawn_guard(dir: &Path, systemd: Option<&mut Systemd>) -> Child {
     let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).unwrap();
-    command(dir).stderr(log).spawn().unwrap()
+    let mut start = match systemd {
+        Some(systemd) => systemd.command(&command(dir)),
+        None => command(dir),
+    };
+    start.stderr(log).spawn().unwrap()
 }
 
 /// Names the file of stamps to a process that plays QEMU.
@@ -273,8 +349,13 @@ const STAMPS: &str = "MAINSTAY_TEST_STAMPS";
 pub fn vcpu() {
     let Some(path) = std::env::var_os(STAMPS) else { return };
     let file = fs::File::create(path).unwrap();
+    let (mut last, mut longest) = (clock::now(), Duration::ZERO);
     loop {
-        file.write_all_at(&clock::now().0.to_ne_bytes(), 0).unwrap();
+        let now = clock::now();
+        longest = longest.max(now.since(last));
+        last = now;
+        let words = [now.0.to_ne_bytes(), (longest.as_nanos() as u64).to_ne_bytes()];
+        file.write_all_at(words.as_flattened(), 0).unwrap();
     }
 }
 
@@ -316,8 +397,17 @@ impl Qemu {
 
     /// When it last executed something.
     pub fn last_turn(&self) -> Time {
+        Time(self.stamps()[0])
+    }
+
+    /// The longest time in which it executed nothing, ever.
+    pub fn longest_pause(&self) -> Duration {
+        Duration::from_nanos(self.stamps()[1])
+    }
+
+    fn stamps(&self) -> [u64; 2] {
         let bytes = fs::read(self.pid_file.with_extension("stamps")).unwrap();
-        Time(u64::from_ne_bytes(bytes.try_into().unwrap()))
+        [0, 8].map(|at| u64::from_ne_bytes(bytes[at..at + 8].try_into().unwrap()))
     }
 
     pub fn pid(&self) -> u32 {
@@ -358,6 +448,11 @@ impl Qemu {
             assert!(Instant::now() < deadline, "{} never {what}: threads {}", self.name, self.threads());
             std::thread::sleep(Duration::from_micros(200));
         }
+    }
+
+    /// Nothing is left of it.
+    pub fn reap(&mut self) {
+        self.child.take().unwrap().wait().unwrap();
     }
 
     pub fn kill(&mut self) {

@@ -1,0 +1,334 @@
+//! The parent: waits for its child, and stops everything registered when that dies or misses what it promised.
+//!
+//! ```text
+//!          fork             SIGTERM: finish? ──► ended ──► stop all ──► exit 0 ─┐
+//!  start ──────► watching ──SIGHUP:  finish? ──► ended ──► execute the new      │   systemd: ExecStopPost, and again
+//!                   │                            program in place ──► start     │
+//!                   └── child dead, or late for its promise ──► stop all ──► exit 1
+//! ```
+//!
+//! It holds a pidfd of every QEMU in the memory, real-time priority above the child's, locked memory. The child promises
+//! on the board until when it will have stopped what must be stopped next; so a child that hangs, or was stopped by a
+//! signal, is noticed just when that matters, and not by guessing how long a busy host may be slow.
+//!
+//! A reload ends the child in order, with its last writes done, and executes the program anew in the same process: no VM
+//! is stopped, systemd sees nothing, and the leases go on by the memory. While no child is there nothing is lifted or
+//! started, and the last promise still holds.
+//!
+//! One thread, no lock, nothing decided about single VMs: what it cannot judge it stops.
+
+use std::ffi::CString;
+use std::io::{PipeWriter, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::time::TimeSpec;
+use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{ForkResult, Pid, fork};
+
+use super::enforce::{FINISH, PRIORITY, real_time};
+use super::kept::{self, Pair};
+use super::memory::Memory;
+use super::process::{Process, started};
+use super::shared::Paths;
+use super::state::Carried;
+use super::table::ProcessKey;
+use super::{child, notify, privileges};
+use crate::exec::clock;
+use crate::types::Time;
+
+/// Names the memory's descriptor to the program that is executed in place.
+const HANDED: &str = "MAINSTAY_GUARD_MEMORY";
+/// How long a child may take to end in order; longer than it waits for its last writes. Then it is killed: nothing is
+/// lost by that but the use of a slot for a while.
+const ENDING: Duration = Duration::from_millis(600);
+/// Looks at the promise at least this often.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Why the parent stops watching.
+#[derive(Debug)]
+enum End {
+    /// The child is gone.
+    Died(String),
+    /// It is late for what it promised.
+    Late(Duration),
+    /// A planned stop.
+    Stop,
+    /// An upgrade.
+    Reload,
+}
+
+struct Child {
+    process: Process,
+    to: PipeWriter,
+}
+
+struct Parent {
+    paths: Paths,
+    /// As it was started: after an upgrade the new file lies there.
+    program: PathBuf,
+    memory: Memory,
+    news: EventFd,
+    signals: SignalFd,
+    timer: TimerFd,
+    held: Vec<Process>,
+}
+
+/// Runs the guard. Returns only when it is over with it: all that was registered stands then.
+///
+/// # Errors
+/// When it cannot begin, or when the child died.
+pub fn run(paths: Paths) -> anyhow::Result<()> {
+    let program = std::env::current_exe().context("the path of this program")?;
+    let mut mask = SigSet::empty();
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().for_each(|signal| mask.add(signal));
+    mask.thread_block().context("blocking signals")?;
+    let (memory, origin) = memory();
+    std::fs::create_dir_all(&paths.kept).with_context(|| paths.kept.display().to_string())?;
+    kept::end_last(&paths.kept, true);
+    let mut refused = privileges::claim();
+    if let Err(error) = real_time(PRIORITY + 1) {
+        refused.push(format!("mainstay-guard: its parent has no real-time priority ({error}); allow it (LimitRTPRIO)"));
+    }
+    if origin == Origin::New && let Err(error) = notify::store(memory.fd()) {
+        refused.push(format!(
+            "mainstay-guard: systemd does not keep its memory ({error}); a restart ends every lease of this host"
+        ));
+    }
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    let timer = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+    let mut parent = Parent {
+        program,
+        memory,
+        news: EventFd::from_flags(flags)?,
+        signals: SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?,
+        timer: TimerFd::new(ClockId::CLOCK_BOOTTIME, timer)?,
+        held: Vec::new(),
+        paths,
+    };
+    if origin != Origin::Executed {
+        // Whatever stopped the last guard may have left something running, and nobody has promised anything.
+        parent.hold();
+        parent.stop_everything();
+        parent.memory.board().promise(Time::NEVER);
+    }
+    loop {
+        parent.hold();
+        let child = parent.start(&refused)?;
+        let end = parent.watch(&child);
+        match end {
+            End::Died(how) => {
+                parent.stop_everything();
+                anyhow::bail!("the guard's child {how}; everything registered was stopped");
+            }
+            End::Late(by) => {
+                parent.halt();
+                parent.end(&child, ENDING / 10); // What hangs, or was stopped, must not lift anything later.
+                parent.stop_everything();
+                anyhow::bail!("the guard's child is {by:?} late for its promise; everything registered was stopped");
+            }
+            End::Stop => {
+                parent.finish(child);
+                parent.stop_everything();
+                return Ok(());
+            }
+            End::Reload => {
+                parent.finish(child);
+                let error = parent.execute();
+                tracing::error!("{}: {error}; goes on as it was", parent.program.display());
+            }
+        }
+    }
+}
+
+/// Where the memory comes from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Origin {
+    /// From the program that ran in this process before: no VM was stopped.
+    Executed,
+    /// From an earlier guard, by systemd's store.
+    Stored,
+    /// Nobody handed one over that can be used.
+    New,
+}
+
+/// The memory that was handed over, or a new one. What cannot be read, or is of another layout, is left behind for good:
+/// an older program must not find it later.
+fn memory() -> (Memory, Origin) {
+    let usable = |fd| {
+        let memory = Memory::adopt(fd).ok()?;
+        Carried::decode(&memory.read()?).ok()?;
+        Some(memory)
+    };
+    let (found, origin) = match std::env::var(HANDED).map(|text| text.parse()) {
+        // What systemd handed to the program before has its own owner by now.
+        Ok(fd) => (fd.ok().and_then(notify::take).and_then(usable), Origin::Executed),
+        Err(_) => {
+            let stored = notify::stored().into_iter().filter_map(usable);
+            (stored.max_by_key(Memory::sequence), Origin::Stored)
+        }
+    };
+    match found {
+        Some(memory) => (memory, origin),
+        None => (Memory::new().expect("a kernel with pidfds has memfds, and memory is left at the start"), Origin::New),
+    }
+}
+
+impl Parent {
+    /// Takes a descriptor of every QEMU in the memory.
+    fn hold(&mut self) {
+        let Some(bytes) = self.memory.read() else { return };
+        let Ok(carried) = Carried::decode(&bytes) else { return };
+        let wanted: Vec<ProcessKey> = carried.processes().collect();
+        self.held.retain(|process| wanted.contains(&process.key()));
+        for key in wanted {
+            if !self.held.iter().any(|process| process.key() == key) {
+                // Gone, or no descriptor left: the list in /run is the second way to it.
+                self.held.extend(Process::open(key).ok().flatten());
+            }
+        }
+    }
+
+    fn start(&mut self, refused: &[String]) -> anyhow::Result<Child> {
+        let (from, to) = std::io::pipe().context("a pipe to the child")?;
+        // SAFETY: this process has one thread, so that nothing is locked or half done in the child.
+        match unsafe { fork() }.context("the child could not be made")? {
+            ForkResult::Child => {
+                drop(to);
+                self.held.clear();
+                let failed = SigSet::all().thread_unblock().map_err(anyhow::Error::from);
+                let memory = Memory::adopt(self.memory.fd().try_clone_to_owned()?)?;
+                let news = self.news.as_fd().try_clone_to_owned()?;
+                let result = failed.and_then(|()| child::run(self.paths.clone(), memory, news, from, refused));
+                tracing::error!("{:#}", result.expect_err("a child that works never returns"));
+                std::process::exit(1)
+            }
+            ForkResult::Parent { child } => {
+                drop(from);
+                let pid = u32::try_from(child.as_raw()).expect("a pid is positive");
+                let key = |pid: u32| started(pid).map(|started| ProcessKey { pid, started });
+                let (me, child) = (key(std::process::id()), key(pid));
+                let pair = me.zip(child).map(|(parent, child)| Pair { parent, child });
+                let pair = pair.context("/proc does not show this process")?;
+                kept::write_pair(&self.paths.kept, &pair)
+                    .with_context(|| self.paths.kept.display().to_string())?;
+                let process = Process::open(pair.child)?.context("the child is gone at once")?;
+                Ok(Child { process, to })
+            }
+        }
+    }
+
+    fn watch(&mut self, child: &Child) -> End {
+        loop {
+            let now = clock::now();
+            let due = self.memory.board().due();
+            if due < now {
+                return End::Late(now.since(due));
+            }
+            self.sleep(due.min(now + TICK), child);
+            if let Some(end) = died(child) {
+                return end;
+            }
+            if self.news.read().is_ok() {
+                self.hold();
+            }
+            match self.signals.read_signal().ok().flatten().map(|signal| signal.ssi_signo.cast_signed()) {
+                Some(libc::SIGHUP) => return End::Reload,
+                Some(_) => return End::Stop,
+                None => {}
+            }
+        }
+    }
+
+    fn sleep(&self, until: Time, child: &Child) {
+        let at = TimeSpec::from_duration(Duration::from_nanos(until.0.max(1) + 1));
+        let armed = self.timer.set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME);
+        let timeout = if armed.is_ok() { PollTimeout::NONE } else { PollTimeout::from(10u8) };
+        let fds = [self.timer.as_fd(), self.news.as_fd(), self.signals.as_fd(), child.process.pidfd()];
+        let mut fds = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let _ = poll(&mut fds, timeout); // Interrupted = look again, which is always right.
+    }
+
+    /// Ends the child in order: no further beats, and the last writes done. Its promise holds all the time.
+    fn finish(&mut self, mut child: Child) {
+        let until = clock::now() + ENDING;
+        drop(child.to.write_all(&[FINISH])); // It may be gone already.
+        while !child.process.has_exited() && clock::now() < until {
+            if self.memory.board().due() < clock::now() {
+                self.stop_everything();
+            }
+            self.sleep(until.min(self.memory.board().due()).min(clock::now() + TICK / 100), &child);
+        }
+        self.end(&child, ENDING / 4);
+        self.hold();
+    }
+
+    /// Kills the child, and waits for its end for a moment: a thread that hangs in dead storage ends later, but executes
+    /// nothing more.
+    fn end(&self, child: &Child, patience: Duration) {
+        drop(child.process.kill()); // Refused = it has ended.
+        let until = clock::now() + patience;
+        while !child.process.has_exited() && clock::now() < until {
+            self.sleep(clock::now() + TICK / 500, child);
+        }
+        let _ = died(child); // Reaped.
+    }
+
+    fn halt(&self) {
+        self.held.iter().for_each(|process| drop(process.halt())); // Refused = it has exited.
+        self.held.iter().for_each(|process| drop(process.freeze())); // Refused = the signal stands.
+    }
+
+    /// SIGSTOP to all, then their freezers; then whatever came up in between and is on the list in /run.
+    fn stop_everything(&self) {
+        self.halt();
+        match kept::stop_all(&self.paths.kept, &self.paths.libvirt) {
+            Ok((_, failed)) => failed.iter().for_each(|line| tracing::error!("{line}")),
+            Err(error) => tracing::error!("{}: {error}", self.paths.kept.display()),
+        }
+    }
+
+    /// Executes the program that lies there now, in this process. Returns only if that failed.
+    fn execute(&self) -> anyhow::Error {
+        let pass = || -> anyhow::Result<()> {
+            fcntl(self.memory.fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
+            let text = |text: std::ffi::OsString| CString::new(text.into_vec());
+            let program = text(self.program.clone().into_os_string())?;
+            let arguments: Vec<CString> = std::env::args_os().map(text).collect::<Result<_, _>>()?;
+            let kept = std::env::vars_os().filter(|(name, _)| name != HANDED);
+            let mut variables: Vec<CString> = kept
+                .map(|(mut name, value)| {
+                    name.push("=");
+                    name.push(value);
+                    text(name)
+                })
+                .collect::<Result<_, _>>()?;
+            variables.push(CString::new(format!("{HANDED}={}", self.memory.fd().as_raw_fd()))?);
+            nix::unistd::execve(&program, &arguments, &variables)?;
+            Ok(())
+        };
+        let error = pass().expect_err("an exec that succeeds does not return");
+        let _ = fcntl(self.memory.fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)); // It was set so before.
+        error
+    }
+}
+
+/// How the child ended, if it did.
+fn died(child: &Child) -> Option<End> {
+    let pid = Pid::from_raw(child.process.key().pid.cast_signed());
+    match waitpid(pid, Some(WaitPidFlag::WNOHANG)) {
+        Ok(WaitStatus::Exited(_, code)) => Some(End::Died(format!("ended with code {code}"))),
+        Ok(WaitStatus::Signaled(_, signal, _)) => Some(End::Died(format!("was killed by {signal}"))),
+        Err(error) => Some(End::Died(format!("cannot be waited for ({error})"))),
+        Ok(_) => None,
+    }
+}
