@@ -28,13 +28,7 @@ use crate::types::{BootId, Incarnation};
 ///
 /// # Errors
 /// When it cannot begin: state file, kept rows, socket, threads.
-pub fn run(
-    paths: Paths,
-    memory: Memory,
-    news: OwnedFd,
-    parent: PipeReader,
-    warnings: &[String],
-) -> anyhow::Result<()> {
+pub fn run(paths: Paths, memory: Memory, news: OwnedFd, parent: PipeReader, warnings: &[String]) -> anyhow::Result<()> {
     abort_on_panic();
     let mut refused = privileges::claim();
     refused.extend(warnings.iter().filter(|text| !refused.contains(text)).cloned().collect::<Vec<_>>());
@@ -66,7 +60,8 @@ fn begin(paths: &Paths, memory: &Memory, boot: BootId) -> anyhow::Result<(State,
     let (mut file, known) = open_identity(&paths.state)?;
     let carried = memory.read().and_then(|bytes| Carried::decode(&bytes).ok());
     // Another guard may have run since without this memory: then it has used a higher incarnation.
-    let same = |carried: &Carried| carried.boot == boot && Some(carried.incarnation) == known.map(|known| known.incarnation);
+    let same =
+        |carried: &Carried| carried.boot == boot && Some(carried.incarnation) == known.map(|known| known.incarnation);
     if let (Some(carried), Some(known)) = (carried.filter(same), known) {
         return Ok((go_on(carried)?, (file, known)));
     }

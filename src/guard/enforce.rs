@@ -181,7 +181,8 @@ impl Enforcer<'_> {
         }
         if SLOW <= took && !stopping.told {
             stopping.told = true;
-            self.shared.enforce(|state, _| state.alarm(format!("VM {vm}: still moves {took:?} after SIGSTOP; goes on")));
+            self.shared
+                .enforce(|state, _| state.alarm(format!("VM {vm}: still moves {took:?} after SIGSTOP; goes on")));
         }
         if SLOW <= took {
             drop(process.halt()); // A stray SIGCONT may have come between.

@@ -99,7 +99,9 @@ pub fn run(paths: Paths) -> anyhow::Result<()> {
     if let Err(error) = real_time(PRIORITY + 1) {
         refused.push(format!("mainstay-guard: its parent has no real-time priority ({error}); allow it (LimitRTPRIO)"));
     }
-    if origin == Origin::New && let Err(error) = notify::store(memory.fd()) {
+    if origin == Origin::New
+        && let Err(error) = notify::store(memory.fd())
+    {
         refused.push(format!(
             "mainstay-guard: systemd does not keep its memory ({error}); a restart ends every lease of this host"
         ));
@@ -219,8 +221,7 @@ impl Parent {
                 let (me, child) = (key(std::process::id()), key(pid));
                 let pair = me.zip(child).map(|(parent, child)| Pair { parent, child });
                 let pair = pair.context("/proc does not show this process")?;
-                kept::write_pair(&self.paths.kept, &pair)
-                    .with_context(|| self.paths.kept.display().to_string())?;
+                kept::write_pair(&self.paths.kept, &pair).with_context(|| self.paths.kept.display().to_string())?;
                 let process = Process::open(pair.child)?.context("the child is gone at once")?;
                 Ok(Child { process, to })
             }

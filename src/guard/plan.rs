@@ -47,9 +47,10 @@ impl Plan {
     /// Follows the state. `rows`: the rows changed, too. Called while the state is locked, so that plans follow each other
     /// as the states did.
     pub fn follow(&self, state: &State, rows: bool) {
-        let mut dues: Vec<Due> = state.leases().map(|(home, stop_at, lease)| {
-            Due { home, stop_at, grace: timing::reserve(lease) / 2 }
-        }).collect();
+        let mut dues: Vec<Due> = state
+            .leases()
+            .map(|(home, stop_at, lease)| Due { home, stop_at, grace: timing::reserve(lease) / 2 })
+            .collect();
         let mut runs: Option<Vec<Run>> = rows.then(|| {
             let held = |(home, key)| Some((home, Arc::clone(state.processes.get(&key)?)));
             state.table.runs().filter_map(held).collect()

@@ -281,6 +281,9 @@ impl Host {
     /// What `systemctl reload` does.
     pub fn reload(&mut self) {
         assert!(command(self.dir.path()).arg("--reload").status().unwrap().success());
+        self.rows.clear();
+        self.lease = None;
+        self.connected();
     }
 
     pub fn guard_is_alive(&mut self) -> bool {
@@ -316,8 +319,7 @@ fn prepared() -> tempfile::TempDir {
     for folder in ["store", "libvirt", "kept"] {
         fs::create_dir(dir.path().join(folder)).unwrap();
     }
-    let members =
-        vec![RosterEntry { index: HostIndex(0), host: ME }, RosterEntry { index: HostIndex(1), host: OTHER }];
+    let members = vec![RosterEntry { index: HostIndex(0), host: ME }, RosterEntry { index: HostIndex(1), host: OTHER }];
     let roster = Roster { cluster: CLUSTER, datastore: DATASTORE, generation: 1, members };
     datastore::prepare(&dir.path().join("store"), &roster, ME).unwrap();
     dir

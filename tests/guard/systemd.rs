@@ -32,7 +32,9 @@ impl Systemd {
             let (text, fds) = {
                 let mut parts = [IoSliceMut::new(&mut bytes)];
                 let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-                let Ok(got) = recvmsg::<()>(self.socket.as_raw_fd(), &mut parts, Some(&mut space), flags) else { return };
+                let Ok(got) = recvmsg::<()>(self.socket.as_raw_fd(), &mut parts, Some(&mut space), flags) else {
+                    return;
+                };
                 let fds: Vec<RawFd> = got
                     .cmsgs()
                     .unwrap()

@@ -20,8 +20,8 @@ use nix::fcntl::OFlag;
 
 use super::claims;
 use super::files::{
-    CLAIMS, Folder, HOSTS, Identity, MEMBERS, TMP, bad, beats_name, failure, identity, list_name, read_at, root_path, sweep,
-    write_at,
+    CLAIMS, Folder, HOSTS, Identity, MEMBERS, TMP, bad, beats_name, failure, identity, list_name, read_at, root_path,
+    sweep, write_at,
 };
 use super::members;
 use super::slots::{Book, Doubt, REST, SLOTS, Slots, SlotsKept, Stamp};
