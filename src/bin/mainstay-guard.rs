@@ -27,6 +27,9 @@ struct Arguments {
     /// For tests: libvirt's folder of pid files.
     #[arg(long, hide = true)]
     libvirt: Option<PathBuf>,
+    /// For tests: the host's configuration.
+    #[arg(long, hide = true)]
+    config: Option<PathBuf>,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -37,6 +40,7 @@ fn main() -> anyhow::Result<()> {
         state: arguments.state.unwrap_or(default.state),
         kept: arguments.kept.unwrap_or(default.kept),
         libvirt: arguments.libvirt.unwrap_or(default.libvirt),
+        config: arguments.config.unwrap_or(default.config),
     };
     // The journal stamps lines itself.
     tracing_subscriber::fmt().with_writer(std::io::stderr).without_time().with_ansi(false).with_target(false).init();

@@ -1,7 +1,7 @@
 //! What is kept in `/run`: the rows, so that `--stop-all` finds every QEMU after the guard's death, and the next guard its
 //! rows if the memory is lost; and which processes the guard is, so that none of an earlier one lives on.
 //!
-//! Two JSON files, written beside and renamed. `/run` is emptied by a boot, so what is found is of this boot.
+//! JSON files, written beside and renamed. `/run` is emptied by a boot, so what is found is of this boot.
 //!
 //! ```text
 //! guard dies ──► ExecStopPost: --stop-all ──► SIGSTOP + freeze each ──► Restart: the memory decides which go on; without
@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::process::{Process, pid_of};
 use super::table::{KeptRow, ProcessKey, Table};
+use super::watchdog::Standing;
 use crate::exec::clock;
 
 /// How long `--stop-all` looks whether all stand. A thread that waits for a CPU shows it late, but runs nothing more.
@@ -43,6 +44,14 @@ pub struct Pair {
     pub parent: ProcessKey,
     /// Does the work.
     pub child: ProcessKey,
+}
+
+/// Keeps how the hardware watchdog stands, for `mainstay doctor`.
+///
+/// # Errors
+/// Of the file system.
+pub fn write_standing(folder: &Path, standing: &Standing) -> io::Result<()> {
+    put(folder, &folder.join("watchdog.json"), standing)
 }
 
 /// Keeps which processes this guard is.

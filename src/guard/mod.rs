@@ -33,6 +33,7 @@ pub mod state; // These three are pure: the simulator runs them, too.
 pub mod store;
 pub mod table;
 mod watch;
+mod watchdog;
 
 use std::path::PathBuf;
 
@@ -40,6 +41,7 @@ pub use kept::stop_all;
 pub use parent::run;
 pub use reload::reload;
 pub use shared::Paths;
+pub use watchdog::Standing;
 
 /// Stack of each thread: they are few and shallow, and locked in memory.
 const STACK: usize = 512 * 1024;
@@ -51,6 +53,7 @@ impl Default for Paths {
             state: PathBuf::from("/var/lib/mainstay/host.state"),
             kept: PathBuf::from("/run/mainstay/guard"),
             libvirt: PathBuf::from("/run/libvirt/qemu"),
+            config: PathBuf::from(crate::config::PATH),
         }
     }
 }

@@ -17,7 +17,6 @@ use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use sd_notify::NotifyState;
 
 use crate::types::Time;
 
@@ -25,6 +24,8 @@ use crate::types::Time;
 pub const MEMORY: &str = "mainstay-guard";
 /// The first descriptor that systemd hands over.
 const FIRST: RawFd = 3;
+/// How long a systemd that does not read may hold up a start.
+const PATIENCE: Duration = Duration::from_secs(2);
 /// More descriptors than this are not ours.
 const HANDED_MAX: RawFd = 4096;
 
@@ -40,7 +41,7 @@ impl Notify {
     #[must_use]
     pub fn from_environment() -> Self {
         let every = std::env::var("WATCHDOG_USEC").ok().and_then(|text| text.parse().ok()).map(Duration::from_micros);
-        let socket = every.and_then(|_| connect());
+        let socket = every.and_then(|_| connect()).filter(|socket| socket.set_nonblocking(true).is_ok());
         Self { socket, every: every.unwrap_or_default() / 4, last: Time::ZERO }
     }
 
@@ -56,7 +57,9 @@ impl Notify {
 
 /// Ready to be used. Started by hand: nobody listens.
 pub fn ready() {
-    drop(sd_notify::notify(&[NotifyState::Ready]));
+    if let Some(socket) = connect_patiently() {
+        drop(socket.send(b"READY=1"));
+    }
 }
 
 /// Puts the memory into the store, instead of any that lies there.
@@ -67,7 +70,7 @@ pub fn store(memory: BorrowedFd<'_>) -> io::Result<()> {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return Err(io::Error::other("not started by systemd"));
     }
-    let socket = connect().ok_or_else(|| io::Error::other("NOTIFY_SOCKET leads nowhere"))?;
+    let socket = connect_patiently().ok_or_else(|| io::Error::other("NOTIFY_SOCKET leads nowhere"))?;
     socket.send(format!("FDSTOREREMOVE=1\nFDNAME={MEMORY}\n").as_bytes())?;
     // Polled descriptors are dropped by systemd when something happens to them.
     let text = format!("FDSTORE=1\nFDNAME={MEMORY}\nFDPOLL=0\n");
@@ -110,6 +113,9 @@ fn connect() -> Option<UnixDatagram> {
     };
     let socket = UnixDatagram::unbound().ok()?;
     socket.connect_addr(&address.ok()?).ok()?;
-    socket.set_nonblocking(true).ok()?;
     Some(socket)
+}
+
+fn connect_patiently() -> Option<UnixDatagram> {
+    connect().filter(|socket| socket.set_write_timeout(Some(PATIENCE)).is_ok())
 }

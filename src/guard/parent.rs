@@ -15,6 +15,8 @@
 //! is stopped, systemd sees nothing, and the leases go on by the memory. While no child is there nothing is lifted or
 //! started, and the last promise still holds.
 //!
+//! It pets the hardware watchdog, if there is one, while the promise holds and nothing moves that was told to stand.
+//!
 //! One thread, no lock, nothing decided about single VMs: what it cannot judge it stops.
 
 use std::ffi::CString;
@@ -42,12 +44,20 @@ use super::process::{Process, started};
 use super::shared::Paths;
 use super::state::Carried;
 use super::table::ProcessKey;
+use super::watchdog::{Standing, Watchdog, ask_device};
 use super::{child, notify, privileges};
+use crate::config;
 use crate::exec::clock;
 use crate::types::Time;
+use crate::types::settings::Timing;
 
 /// Names the memory's descriptor to the program that is executed in place.
 const HANDED: &str = "MAINSTAY_GUARD_MEMORY";
+/// Names the watchdog's.
+const HANDED_WATCHDOG: &str = "MAINSTAY_GUARD_WATCHDOG";
+/// A VM that moves for so long after it was told to stand is not to be stopped in any other way than with the host. Far
+/// beyond what a thread waits for a CPU, which looks the same.
+const MOVES: Duration = Duration::from_secs(5);
 /// How long a child may take to end in order; longer than it waits for its last writes. Then it is killed: nothing is
 /// lost by that but the use of a slot for a while.
 const ENDING: Duration = Duration::from_millis(600);
@@ -81,6 +91,8 @@ struct Parent {
     signals: SignalFd,
     timer: TimerFd,
     held: Vec<Process>,
+    watchdog: Option<Watchdog>,
+    timing: Timing,
 }
 
 /// Runs the guard. Returns only when it is over with it: all that was registered stands then.
@@ -115,8 +127,11 @@ pub fn run(paths: Paths) -> anyhow::Result<()> {
         signals: SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?,
         timer: TimerFd::new(ClockId::CLOCK_BOOTTIME, timer)?,
         held: Vec::new(),
+        watchdog: None,
+        timing: Timing::DEFAULT,
         paths,
     };
+    refused.extend(parent.begin_watchdog());
     if origin != Origin::Executed {
         // Whatever stopped the last guard may have left something running, and nobody has promised anything.
         parent.hold();
@@ -140,7 +155,11 @@ pub fn run(paths: Paths) -> anyhow::Result<()> {
             }
             End::Stop => {
                 parent.finish(child);
-                parent.stop_everything();
+                if parent.stop_everything()
+                    && let Some(watchdog) = parent.watchdog.take()
+                {
+                    watchdog.close();
+                }
                 return Ok(());
             }
             End::Reload => {
@@ -190,12 +209,67 @@ impl Parent {
     fn hold(&mut self) {
         let Some(bytes) = self.memory.read() else { return };
         let Ok(carried) = Carried::decode(&bytes) else { return };
+        self.follow(carried.config().map_or(Timing::DEFAULT, |config| config.timing));
         let wanted: Vec<ProcessKey> = carried.processes().collect();
         self.held.retain(|process| wanted.contains(&process.key()));
         for key in wanted {
             if !self.held.iter().any(|process| process.key() == key) {
                 // Gone, or no descriptor left: the list in /run is the second way to it.
                 self.held.extend(Process::open(key).ok().flatten());
+            }
+        }
+    }
+
+    /// Opens the watchdog, if one is configured. What stands in its way is no reason not to guard.
+    fn begin_watchdog(&mut self) -> Option<String> {
+        let config = config::load(&self.paths.config).map(|config| config.guard.watchdog);
+        let handed = std::env::var(HANDED_WATCHDOG).ok().and_then(|text| text.parse().ok()).and_then(notify::take);
+        let opened = match (config, handed) {
+            (Ok(Some(path)), Some(fd)) => Ok(Some(Watchdog::handed(fd, &path, ask_device))),
+            (Ok(Some(path)), None) => Watchdog::open(&path, ask_device)
+                .map(Some)
+                .map_err(|error| format!("{}: {error}; does systemd (RuntimeWatchdogSec) use it?", path.display())),
+            (Ok(None), _) => Ok(None),
+            (Err(error), _) => Err(error.to_string()),
+        };
+        let standing = match opened {
+            Ok(Some(mut watchdog)) => {
+                let standing = watchdog.set(&self.timing);
+                self.watchdog = Some(watchdog);
+                standing
+            }
+            Ok(None) => Standing::None,
+            Err(why) => Standing::Failed(format!("hardware watchdog: {why}")),
+        };
+        self.tell(&standing)
+    }
+
+    /// Another lease needs another time-out.
+    fn follow(&mut self, timing: Timing) {
+        if std::mem::replace(&mut self.timing, timing) == timing {
+            return;
+        }
+        if let Some(watchdog) = &mut self.watchdog {
+            let standing = watchdog.set(&timing);
+            self.tell(&standing);
+        }
+    }
+
+    /// Log and doctor; what every agent must know.
+    fn tell(&self, standing: &Standing) -> Option<String> {
+        drop(kept::write_standing(&self.paths.kept, standing)); // Only doctor would miss it.
+        match standing {
+            Standing::None => {
+                tracing::info!("no hardware watchdog: should systemd itself hang on this host, nothing resets it");
+                None
+            }
+            Standing::Safe(text) => {
+                tracing::info!("{text}");
+                None
+            }
+            Standing::Late(text) | Standing::Failed(text) => {
+                tracing::warn!("{text}");
+                Some(format!("mainstay-guard: {text}"))
             }
         }
     }
@@ -250,7 +324,17 @@ impl Parent {
         }
     }
 
-    fn sleep(&self, until: Time, child: &Child) {
+    fn sleep(&mut self, until: Time, child: &Child) {
+        let now = clock::now();
+        let board = self.memory.board();
+        let stands = board.moving().is_none_or(|since| now.since(since) < MOVES);
+        let until = match &mut self.watchdog {
+            Some(watchdog) if stands && now <= board.due() => {
+                watchdog.pet(now);
+                until.min(watchdog.next())
+            }
+            Some(_) | None => until,
+        };
         let at = TimeSpec::from_duration(Duration::from_nanos(until.0.max(1) + 1));
         let armed = self.timer.set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME);
         let timeout = if armed.is_ok() { PollTimeout::NONE } else { PollTimeout::from(10u8) };
@@ -275,7 +359,7 @@ impl Parent {
 
     /// Kills the child, and waits for its end for a moment: a thread that hangs in dead storage ends later, but executes
     /// nothing more.
-    fn end(&self, child: &Child, patience: Duration) {
+    fn end(&mut self, child: &Child, patience: Duration) {
         drop(child.process.kill()); // Refused = it has ended.
         let until = clock::now() + patience;
         while !child.process.has_exited() && clock::now() < until {
@@ -290,11 +374,18 @@ impl Parent {
     }
 
     /// SIGSTOP to all, then their freezers; then whatever came up in between and is on the list in /run.
-    fn stop_everything(&self) {
+    /// True if all stand.
+    fn stop_everything(&self) -> bool {
         self.halt();
         match kept::stop_all(&self.paths.kept, &self.paths.libvirt) {
-            Ok((_, failed)) => failed.iter().for_each(|line| tracing::error!("{line}")),
-            Err(error) => tracing::error!("{}: {error}", self.paths.kept.display()),
+            Ok((_, failed)) => {
+                failed.iter().for_each(|line| tracing::error!("{line}"));
+                failed.is_empty() && self.held.iter().all(Process::stands)
+            }
+            Err(error) => {
+                tracing::error!("{}: {error}", self.paths.kept.display());
+                false
+            }
         }
     }
 
@@ -302,10 +393,13 @@ impl Parent {
     fn execute(&self) -> anyhow::Error {
         let pass = || -> anyhow::Result<()> {
             fcntl(self.memory.fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
+            if let Some(watchdog) = &self.watchdog {
+                fcntl(watchdog.fd(), FcntlArg::F_SETFD(FdFlag::empty()))?;
+            }
             let text = |text: std::ffi::OsString| CString::new(text.into_vec());
             let program = text(self.program.clone().into_os_string())?;
             let arguments: Vec<CString> = std::env::args_os().map(text).collect::<Result<_, _>>()?;
-            let kept = std::env::vars_os().filter(|(name, _)| name != HANDED);
+            let kept = std::env::vars_os().filter(|(name, _)| name != HANDED && name != HANDED_WATCHDOG);
             let mut variables: Vec<CString> = kept
                 .map(|(mut name, value)| {
                     name.push("=");
@@ -314,11 +408,17 @@ impl Parent {
                 })
                 .collect::<Result<_, _>>()?;
             variables.push(CString::new(format!("{HANDED}={}", self.memory.fd().as_raw_fd()))?);
+            if let Some(watchdog) = &self.watchdog {
+                variables.push(CString::new(format!("{HANDED_WATCHDOG}={}", watchdog.fd().as_raw_fd()))?);
+            }
             nix::unistd::execve(&program, &arguments, &variables)?;
             Ok(())
         };
         let error = pass().expect_err("an exec that succeeds does not return");
-        let _ = fcntl(self.memory.fd(), FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)); // It was set so before.
+        let handed = [Some(self.memory.fd()), self.watchdog.as_ref().map(Watchdog::fd)];
+        for fd in handed.into_iter().flatten() {
+            let _ = fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)); // It was set so before.
+        }
         error
     }
 }

@@ -33,6 +33,8 @@ pub struct Paths {
     pub kept: PathBuf,
     /// libvirt's folder of pid files.
     pub libvirt: PathBuf,
+    /// The host's configuration.
+    pub config: PathBuf,
 }
 
 /// The state file and what it says.

@@ -280,6 +280,7 @@ impl Host {
 
     /// What `systemctl reload` does.
     pub fn reload(&mut self) {
+        self.systemd.iter_mut().for_each(Systemd::take);
         assert!(command(self.dir.path()).arg("--reload").status().unwrap().success());
         self.rows.clear();
         self.lease = None;
