@@ -47,6 +47,7 @@ fn until(what: &str, so: impl Fn() -> bool) {
 /// Not a test: the other processes here are this program, too.
 #[test]
 fn vcpu() {
+    host::stranger();
     host::vcpu();
 }
 

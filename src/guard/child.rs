@@ -30,11 +30,11 @@ use crate::types::{BootId, Incarnation};
 /// When it cannot begin: state file, kept rows, socket, threads.
 pub fn run(paths: Paths, memory: Memory, news: OwnedFd, parent: PipeReader, warnings: &[String]) -> anyhow::Result<()> {
     abort_on_panic();
-    let mut refused = privileges::claim();
-    refused.extend(warnings.iter().filter(|text| !refused.contains(text)).cloned().collect::<Vec<_>>());
+    let refused = privileges::claim();
     let boot = clock::boot_id().context("boot id")?;
     let (mut state, identity) = begin(&paths, &memory, boot)?;
-    refused.into_iter().for_each(|text| state.warn(text));
+    refused.into_iter().for_each(|text| state.say(text));
+    warnings.iter().for_each(|text| state.warn(text.clone()));
     let incarnation = state.incarnation;
     let shared = Arc::new(Shared::new(paths, state, memory, news, identity)?);
     shared.with(|_, _| ()); // The memory holds what will be told from now on.

@@ -29,8 +29,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
+use super::memory::Board;
 use super::notify::Notify;
-use super::plan::STRUCK_MAX;
+use super::plan::{Plan, STRUCK_MAX};
 use super::process::Process;
 use super::shared::Shared;
 use super::table::{Act, ProcessKey};
@@ -82,12 +83,12 @@ pub fn run(shared: &Shared, mut parent: PipeReader) {
         let now = clock::now();
         shared.enforcer_woken();
         match woken {
-            Woken::ByTime => {
+            Woken::Time => {
                 enforcer.strike(now);
                 shared.enforce(|state, _| state.woke_late(now.since(wake_at), now));
             }
-            Woken::ByEvent => enforcer.strike(now),
-            Woken::ByParent => enforcer.parent(&mut parent, now),
+            Woken::Event => enforcer.strike(now),
+            Woken::Parent => enforcer.parent(&mut parent, now),
         }
     }
 }
@@ -95,16 +96,7 @@ pub fn run(shared: &Shared, mut parent: PipeReader) {
 impl Enforcer<'_> {
     /// Stops what runs on a lease that ends, before anything is asked that could wait.
     fn strike(&mut self, now: Time) {
-        self.shared.plan.strike(now, &mut self.struck);
-        self.struck.iter().for_each(|process| drop(process.halt())); // Refused = it has exited.
-        self.struck.iter().for_each(|process| drop(process.freeze())); // Refused = the signal stands.
-        self.promise(now);
-    }
-
-    /// Until when the next strike will have been done.
-    fn promise(&self, now: Time) {
-        let due = self.shared.plan.next(now).map_or(Time::NEVER, |(_, due)| due);
-        self.shared.board.promise(due);
+        strike(&self.shared.plan, &self.shared.board, now, &mut self.struck);
     }
 
     /// Something came from the parent: an order to end, or its death.
@@ -135,6 +127,8 @@ impl Enforcer<'_> {
             let tick = now + ENFORCER_TICK;
             (acts, state.next_stop().map_or(tick, |stop| stop.min(tick)), state.is_quiet())
         });
+        // Before anything is lifted: from then on the parent holds this thread to it.
+        promise(&self.shared.plan, &self.shared.board, clock::now());
         self.stop_all(&acts);
         for (act, process) in acts {
             match act {
@@ -145,7 +139,7 @@ impl Enforcer<'_> {
             }
         }
         let now = clock::now();
-        self.promise(now);
+        promise(&self.shared.plan, &self.shared.board, now);
         self.shared.board.tell_moving(self.stopping.values().map(|stopping| stopping.since).min());
         let next = self.next_check().map_or(next, |check| check.min(next));
         match self.finishing {
@@ -217,10 +211,24 @@ impl Enforcer<'_> {
     }
 }
 
+/// The stop itself: allocates nothing, and waits for nothing but the plan's lock.
+fn strike(plan: &Plan, board: &Board, now: Time, struck: &mut Vec<Arc<Process>>) {
+    plan.strike(now, struck);
+    struck.iter().for_each(|process| drop(process.halt())); // Refused = it has exited.
+    struck.iter().for_each(|process| drop(process.freeze())); // Refused = the signal stands.
+    promise(plan, board, now);
+}
+
+/// Until when the next strike will have been done.
+fn promise(plan: &Plan, board: &Board, now: Time) {
+    board.promise(plan.next(now).map_or(Time::NEVER, |(_, due)| due));
+}
+
+/// What woke it.
 enum Woken {
-    ByTime,
-    ByEvent,
-    ByParent,
+    Time,
+    Event,
+    Parent,
 }
 
 /// Ends this process and nothing else: no thread of it is waited for.
@@ -238,9 +246,9 @@ fn sleep(shared: &Shared, timer: &TimerFd, parent: &PipeReader, until: Time) -> 
     let _ = poll(&mut fds, timeout); // Interrupted = look again, which is always right.
     let ready = |at: usize| fds[at].revents().is_some_and(|events| !events.is_empty());
     match (ready(2), ready(1), ready(0)) {
-        (true, _, _) => Woken::ByParent,
-        (false, false, true) => Woken::ByTime,
-        (false, true, _) | (false, false, false) => Woken::ByEvent,
+        (true, _, _) => Woken::Parent,
+        (false, false, true) => Woken::Time,
+        (false, true, _) | (false, false, false) => Woken::Event,
     }
 }
 
@@ -255,3 +263,6 @@ pub fn real_time(priority: i32) -> std::io::Result<()> {
     let result = unsafe { libc::sched_setscheduler(0, policy, &raw const parameter) };
     if result == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,8 +19,8 @@ use serde::{Deserialize, Serialize};
 
 use super::process::{Process, pid_of};
 use super::table::{KeptRow, ProcessKey, Table};
-use super::watchdog::Standing;
 use crate::exec::clock;
+use crate::types::guard::Standing;
 
 /// How long `--stop-all` looks whether all stand. A thread that waits for a CPU shows it late, but runs nothing more.
 const STAND: Duration = Duration::from_secs(1);

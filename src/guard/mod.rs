@@ -41,7 +41,6 @@ pub use kept::stop_all;
 pub use parent::run;
 pub use reload::reload;
 pub use shared::Paths;
-pub use watchdog::Standing;
 
 /// Stack of each thread: they are few and shallow, and locked in memory.
 const STACK: usize = 512 * 1024;

@@ -44,11 +44,12 @@ use super::process::{Process, started};
 use super::shared::Paths;
 use super::state::Carried;
 use super::table::ProcessKey;
-use super::watchdog::{Standing, Watchdog, ask_device};
+use super::watchdog::{Watchdog, ask_device};
 use super::{child, notify, privileges};
 use crate::config;
 use crate::exec::clock;
 use crate::types::Time;
+use crate::types::guard::Standing;
 use crate::types::settings::Timing;
 
 /// Names the memory's descriptor to the program that is executed in place.
@@ -107,14 +108,16 @@ pub fn run(paths: Paths) -> anyhow::Result<()> {
     let (memory, origin) = memory();
     std::fs::create_dir_all(&paths.kept).with_context(|| paths.kept.display().to_string())?;
     kept::end_last(&paths.kept, true);
-    let mut refused = privileges::claim();
+    drop(privileges::claim()); // The child tells what is refused to both.
+    let mut warnings = Vec::new();
     if let Err(error) = real_time(PRIORITY + 1) {
-        refused.push(format!("mainstay-guard: its parent has no real-time priority ({error}); allow it (LimitRTPRIO)"));
+        warnings
+            .push(format!("mainstay-guard: its parent has no real-time priority ({error}); allow it (LimitRTPRIO)"));
     }
     if origin == Origin::New
         && let Err(error) = notify::store(memory.fd())
     {
-        refused.push(format!(
+        warnings.push(format!(
             "mainstay-guard: systemd does not keep its memory ({error}); a restart ends every lease of this host"
         ));
     }
@@ -131,7 +134,7 @@ pub fn run(paths: Paths) -> anyhow::Result<()> {
         timing: Timing::DEFAULT,
         paths,
     };
-    refused.extend(parent.begin_watchdog());
+    warnings.extend(parent.begin_watchdog());
     if origin != Origin::Executed {
         // Whatever stopped the last guard may have left something running, and nobody has promised anything.
         parent.hold();
@@ -140,7 +143,7 @@ pub fn run(paths: Paths) -> anyhow::Result<()> {
     }
     loop {
         parent.hold();
-        let child = parent.start(&refused)?;
+        let child = parent.start(&warnings)?;
         let end = parent.watch(&child);
         match end {
             End::Died(how) => {
@@ -274,17 +277,18 @@ impl Parent {
         }
     }
 
-    fn start(&mut self, refused: &[String]) -> anyhow::Result<Child> {
+    fn start(&mut self, warnings: &[String]) -> anyhow::Result<Child> {
         let (from, to) = std::io::pipe().context("a pipe to the child")?;
         // SAFETY: this process has one thread, so that nothing is locked or half done in the child.
         match unsafe { fork() }.context("the child could not be made")? {
             ForkResult::Child => {
                 drop(to);
                 self.held.clear();
+                self.watchdog = None; // Else a child that hangs would keep it from the next parent.
                 let failed = SigSet::all().thread_unblock().map_err(anyhow::Error::from);
                 let memory = Memory::adopt(self.memory.fd().try_clone_to_owned()?)?;
                 let news = self.news.as_fd().try_clone_to_owned()?;
-                let result = failed.and_then(|()| child::run(self.paths.clone(), memory, news, from, refused));
+                let result = failed.and_then(|()| child::run(self.paths.clone(), memory, news, from, warnings));
                 tracing::error!("{:#}", result.expect_err("a child that works never returns"));
                 std::process::exit(1)
             }
@@ -324,7 +328,24 @@ impl Parent {
         }
     }
 
+    /// Until then, or until something comes that `watch` takes.
     fn sleep(&mut self, until: Time, child: &Child) {
+        let timeout = self.arm(until);
+        let fds = [self.timer.as_fd(), self.news.as_fd(), self.signals.as_fd(), child.process.pidfd()];
+        let mut fds = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let _ = poll(&mut fds, timeout); // Interrupted = look again, which is always right.
+    }
+
+    /// Until then, or until the child has ended. What else comes must wait, and must not keep this thread from waiting:
+    /// nothing with less priority would run beside it.
+    fn doze(&mut self, until: Time, child: &Child) {
+        let timeout = self.arm(until);
+        let mut fds = [self.timer.as_fd(), child.process.pidfd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        let _ = poll(&mut fds, timeout); // As above.
+    }
+
+    /// Sets the timer; pets the watchdog, if all is well.
+    fn arm(&mut self, until: Time) -> PollTimeout {
         let now = clock::now();
         let board = self.memory.board();
         let stands = board.moving().is_none_or(|since| now.since(since) < MOVES);
@@ -337,21 +358,21 @@ impl Parent {
         };
         let at = TimeSpec::from_duration(Duration::from_nanos(until.0.max(1) + 1));
         let armed = self.timer.set(Expiration::OneShot(at), TimerSetTimeFlags::TFD_TIMER_ABSTIME);
-        let timeout = if armed.is_ok() { PollTimeout::NONE } else { PollTimeout::from(10u8) };
-        let fds = [self.timer.as_fd(), self.news.as_fd(), self.signals.as_fd(), child.process.pidfd()];
-        let mut fds = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        let _ = poll(&mut fds, timeout); // Interrupted = look again, which is always right.
+        if armed.is_ok() { PollTimeout::NONE } else { PollTimeout::from(10u8) }
     }
 
     /// Ends the child in order: no further beats, and the last writes done. Its promise holds all the time.
     fn finish(&mut self, mut child: Child) {
         let until = clock::now() + ENDING;
         drop(child.to.write_all(&[FINISH])); // It may be gone already.
+        let mut stopped = false;
         while !child.process.has_exited() && clock::now() < until {
-            if self.memory.board().due() < clock::now() {
+            let due = if stopped { Time::NEVER } else { self.memory.board().due() };
+            if due < clock::now() {
                 self.stop_everything();
+                stopped = true;
             }
-            self.sleep(until.min(self.memory.board().due()).min(clock::now() + TICK / 100), &child);
+            self.doze(until.min(due), &child);
         }
         self.end(&child, ENDING / 4);
         self.hold();
@@ -363,7 +384,7 @@ impl Parent {
         drop(child.process.kill()); // Refused = it has ended.
         let until = clock::now() + patience;
         while !child.process.has_exited() && clock::now() < until {
-            self.sleep(clock::now() + TICK / 500, child);
+            self.doze(until, child);
         }
         let _ = died(child); // Reaped.
     }

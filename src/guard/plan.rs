@@ -28,6 +28,12 @@ struct Due {
     grace: Duration,
 }
 
+impl Due {
+    fn of((home, stop_at, lease): &(DatastoreId, Time, Duration)) -> Self {
+        Self { home: *home, stop_at: *stop_at, grace: timing::reserve(*lease) / 2 }
+    }
+}
+
 /// A VM with its home there, and its process.
 type Run = (DatastoreId, Arc<Process>);
 
@@ -47,10 +53,7 @@ impl Plan {
     /// Follows the state. `rows`: the rows changed, too. Called while the state is locked, so that plans follow each other
     /// as the states did.
     pub fn follow(&self, state: &State, rows: bool) {
-        let mut dues: Vec<Due> = state
-            .leases()
-            .map(|(home, stop_at, lease)| Due { home, stop_at, grace: timing::reserve(lease) / 2 })
-            .collect();
+        let mut dues: Vec<Due> = state.leases().map(|lease| Due::of(&lease)).collect();
         let mut runs: Option<Vec<Run>> = rows.then(|| {
             let held = |(home, key)| Some((home, Arc::clone(state.processes.get(&key)?)));
             state.table.runs().filter_map(held).collect()
@@ -87,6 +90,13 @@ impl Plan {
         let lists = self.lock();
         let all = lists.runs.iter().take(STRUCK_MAX - struck.len());
         all.for_each(|(_, process)| struck.push(Arc::clone(process)));
+    }
+
+    /// With these leases and these processes.
+    #[cfg(test)]
+    pub fn of(leases: &[(DatastoreId, Time, Duration)], runs: Vec<Run>) -> Self {
+        let dues = leases.iter().map(Due::of).collect();
+        Self { lists: Mutex::new(Lists { dues, runs }) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Lists> {

@@ -224,6 +224,7 @@ impl Renew {
                 if let Some(store) = state.stores.get_mut(&self.id).filter(|store| store.life == self.life) {
                     (store.doubt, store.trouble) = (None, None);
                 }
+                state.touch();
             });
             self.stage(Stage::Beating);
         }
@@ -377,6 +378,7 @@ impl Renew {
                 if new {
                     state.alarm(text);
                 }
+                state.touch(); // The next guard must not trust it, either.
                 state.report_lease(self.id, now);
             }),
         }

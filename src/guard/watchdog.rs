@@ -19,23 +19,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::types::Time;
+use crate::types::guard::Standing;
 use crate::types::settings::Timing;
 
 /// Sets a time-out in seconds and gives what the device made of it; zero only asks.
 pub type Ask = fn(&File, u32) -> io::Result<u32>;
-
-/// How the watchdog stands, for people: `mainstay doctor` reads it, too.
-#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
-pub enum Standing {
-    /// None is configured.
-    None,
-    /// It resets this host before its leases end.
-    Safe(String),
-    /// It resets this host, but too late to rely on, or nobody knows when.
-    Late(String),
-    /// It cannot be used.
-    Failed(String),
-}
 
 /// See the module.
 pub struct Watchdog {

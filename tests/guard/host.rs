@@ -1,7 +1,9 @@
 //! A host for the guard's tests: the real binary, a real folder as datastore, processes that look like QEMU.
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::io::Read;
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -12,7 +14,8 @@ use nix::sys::signal::Signal;
 use mainstay::exec::guard_client::{GuardClient, GuardEvent};
 use mainstay::exec::{clock, datastore};
 use mainstay::types::guard::{
-    BeatKey, GuardConfig, GuardDatastore, GuardOrder, GuardReport, LeaseView, Purpose, Refusal, RowView,
+    BeatKey, GUARD_PROTOCOL, GuardConfig, GuardDatastore, GuardMessage, GuardOrder, GuardReport, LeaseView, Purpose,
+    Refusal, RowView,
 };
 use mainstay::types::settings::Timing;
 use mainstay::types::{
@@ -25,6 +28,8 @@ use crate::systemd::Systemd;
 
 /// Longest wait for anything.
 pub const SOON: Duration = Duration::from_secs(20);
+/// A lease that outlasts a restart on a machine that is busy with other things.
+pub const LONG: Timing = Timing { lease: Duration::from_secs(10), ..Timing::FAST };
 pub const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(0xc1));
 pub const DATASTORE: DatastoreId = DatastoreId(Uuid::from_u128(0xd1));
 pub const ME: HostId = HostId(Uuid::from_u128(0xa1));
@@ -59,6 +64,15 @@ impl Host {
     pub fn supervised(timing: Timing) -> Self {
         let mut host = Self::start(prepared(), true);
         host.configure(timing);
+        host
+    }
+
+    /// With this as the host's configuration.
+    pub fn with_config(text: &str) -> Self {
+        let dir = prepared();
+        fs::write(dir.path().join("mainstay.toml"), text).unwrap();
+        let mut host = Self::start(dir, true);
+        host.configure(LONG);
         host
     }
 
@@ -328,9 +342,13 @@ fn prepared() -> tempfile::TempDir {
 
 fn command(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay-guard"));
-    for (option, name) in
-        [("--socket", "guard.sock"), ("--state", "state/host.state"), ("--kept", "kept"), ("--libvirt", "libvirt")]
-    {
+    for (option, name) in [
+        ("--socket", "guard.sock"),
+        ("--state", "state/host.state"),
+        ("--kept", "kept"),
+        ("--libvirt", "libvirt"),
+        ("--config", "mainstay.toml"),
+    ] {
         command.arg(option).arg(dir.join(name));
     }
     command
@@ -343,6 +361,33 @@ fn spawn_guard(dir: &Path, systemd: Option<&mut Systemd>) -> Child {
         None => command(dir),
     };
     start.stderr(log).spawn().unwrap()
+}
+
+/// Names the guard's socket to a process that is not root.
+const STRANGER: &str = "MAINSTAY_TEST_STRANGER";
+
+/// Greets the guard as nobody, and gives how many bytes came back.
+pub fn greet_as_nobody(host: &Host) -> i32 {
+    let open = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    // What the file system forbids is not what is tested.
+    open(host.dir.path(), 0o755);
+    open(&host.socket(), 0o666);
+    let program = host.dir.path().join("stranger");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let mut command = Command::new(program);
+    command.args(["--exact", "vcpu"]).env(STRANGER, host.socket()).uid(65534).gid(65534).stdout(Stdio::null());
+    command.status().unwrap().code().unwrap()
+}
+
+/// Is that process, if the environment says so.
+pub fn stranger() {
+    let Some(path) = std::env::var_os(STRANGER) else { return };
+    let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+    let hello = GuardMessage { ticket: Ticket(1), order: GuardOrder::Hello { protocol: GUARD_PROTOCOL } };
+    drop(mainstay::wire::frame::write(&mut stream, &hello)); // It may be refused before that.
+    let mut answer = Vec::new();
+    drop(stream.read_to_end(&mut answer));
+    std::process::exit(answer.len().min(99) as i32);
 }
 
 /// Names the file of stamps to a process that plays QEMU.

@@ -1,7 +1,8 @@
 //! The guard's own life: deaths of parent and child, restarts, reloads, and what goes on over them.
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::io::Read;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::time::Duration;
 
 use mainstay::core::timing;
@@ -12,11 +13,8 @@ use mainstay::types::settings::Timing;
 use mainstay::types::{BeatBlock, Epoch, Incarnation, Over, VmState};
 use nix::sys::signal::Signal;
 
-use crate::host::{CLUSTER, Host, ME, Qemu, SOON, signal, tenure};
+use crate::host::{CLUSTER, Host, LONG, ME, Qemu, SOON, greet_as_nobody, signal, tenure};
 use crate::{over, until};
-
-/// A lease that outlasts a restart on a machine that is busy with other things.
-const LONG: Timing = Timing { lease: Duration::from_secs(10), ..Timing::FAST };
 
 fn newest(host: &Host) -> BeatBlock {
     BeatFile::open(&host.store(), CLUSTER, ME).unwrap().own().unwrap().newest.unwrap()
@@ -253,4 +251,54 @@ fn a_second_guard_ends_the_first() {
     assert_ne!(host.parent(), first);
     host.until("over", |host| host.state(&vm, 1) == over(Over::Lapsed));
     assert!(vm.stands());
+}
+
+#[test]
+fn the_watchdog_is_petted_and_stopped_by_a_planned_stop_only() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("watchdog");
+    nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let device = fs::File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(&path).unwrap();
+    let heard = || {
+        let mut bytes = [0; 4096];
+        let read = (&device).read(&mut bytes).unwrap_or(0);
+        bytes[..read].to_vec()
+    };
+    let mut host = Host::with_config(&format!("[guard]\nwatchdog = \"{}\"\n", path.display()));
+    let vm = host.running("web");
+    // A pipe knows no time-out: it is petted all the same, and the operator hears that nothing relies on it.
+    host.until("a warning", |host| host.alarms.iter().any(|text| text.contains("does not tell its time-out")));
+    until("a pet", || heard().contains(&0));
+    host.reload();
+    heard();
+    until("a pet", || heard().contains(&0));
+    signal(host.child(), Signal::SIGKILL);
+    assert!(!host.guard_ended());
+    assert!(!heard().contains(&b'V'), "the next guard takes it over in time, or the host is reset");
+    host.stop_all();
+    host.restart_guard();
+    vm.until_runs();
+    until("a pet", || heard().contains(&0));
+    signal(host.parent(), Signal::SIGTERM);
+    assert!(host.guard_ended());
+    vm.until_stands();
+    assert!(heard().contains(&b'V'), "all stands, and it was a person's wish");
+}
+
+#[test]
+fn a_watchdog_that_cannot_be_opened_is_told_and_nothing_else() {
+    let mut host = Host::with_config("[guard]\nwatchdog = \"/nonexistent/watchdog\"\n");
+    host.until("a warning", |host| host.alarms.iter().any(|text| text.contains("/nonexistent/watchdog")));
+    host.running("web");
+    let mut host = Host::with_config("[guard]\nwatchdgo = 1\n");
+    host.until("a warning", |host| host.alarms.iter().any(|text| text.contains("guard.watchdgo")));
+}
+
+#[test]
+fn only_root_may_order() {
+    let mut host = Host::new();
+    let vm = host.running("web");
+    assert_eq!(greet_as_nobody(&host), 0, "no answer at all");
+    assert!(host.order(GuardOrder::Found { tenure: tenure(vm.vm, 1), pid: vm.pid() }).is_ok(), "the agent stays");
+    vm.until_runs();
 }

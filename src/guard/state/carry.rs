@@ -104,3 +104,6 @@ impl State {
         state
     }
 }
+
+#[cfg(test)]
+mod tests;
