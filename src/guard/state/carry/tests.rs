@@ -72,7 +72,7 @@ fn the_next_guard_knows_what_the_last_one_promised() {
     let before = state();
     let bytes = before.carry().encode();
     let carried = Carried::decode(&bytes).unwrap();
-    assert_eq!(carried, before.carry());
+    assert_eq!(carried.encode(), bytes);
     assert_eq!(carried.processes().collect::<Vec<_>>(), [QEMU]);
     let mut next = State::carry_on(carried);
     assert_eq!(next.last_given(), before.last_given());
@@ -106,7 +106,7 @@ fn another_encoding_is_another_layout() {
     let digest = record::digest(&state().carry().encode()).to_string();
     assert_eq!(
         (LAYOUT, &digest[..16]),
-        (1, "0000000000000000"),
+        (1, "3c41d375f2f19fb1"),
         "what is carried has changed: raise memory::LAYOUT, so that a program of before or after does not misread it"
     );
     for junk in [&[][..], &[0xff; 100], &state().carry().encode()[1..]] {
