@@ -88,6 +88,7 @@ fn all_is_well() {
         "machine",
         "mount-options",
         "shared",
+        "watchdog",
     ];
     assert_eq!(all, expected, "every check says something");
 }
