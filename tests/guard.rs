@@ -4,6 +4,8 @@
 mod host;
 #[path = "guard/life.rs"]
 mod life;
+#[path = "guard/qemu.rs"]
+mod qemu;
 #[path = "guard/systemd.rs"]
 mod systemd;
 
@@ -48,7 +50,7 @@ fn until(what: &str, so: impl Fn() -> bool) {
 #[test]
 fn vcpu() {
     host::stranger();
-    host::vcpu();
+    qemu::vcpu();
 }
 
 fn over(why: Over) -> Option<VmState> {

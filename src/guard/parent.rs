@@ -101,46 +101,7 @@ struct Parent {
 /// # Errors
 /// When it cannot begin, or when the child died.
 pub fn run(paths: Paths) -> anyhow::Result<()> {
-    let program = std::env::current_exe().context("the path of this program")?;
-    let mut mask = SigSet::empty();
-    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().for_each(|signal| mask.add(signal));
-    mask.thread_block().context("blocking signals")?;
-    let (memory, origin) = memory();
-    std::fs::create_dir_all(&paths.kept).with_context(|| paths.kept.display().to_string())?;
-    kept::end_last(&paths.kept, true);
-    drop(privileges::claim()); // The child tells what is refused to both.
-    let mut warnings = Vec::new();
-    if let Err(error) = real_time(PRIORITY + 1) {
-        warnings
-            .push(format!("mainstay-guard: its parent has no real-time priority ({error}); allow it (LimitRTPRIO)"));
-    }
-    if origin == Origin::New
-        && let Err(error) = notify::store(memory.fd())
-    {
-        warnings.push(format!(
-            "mainstay-guard: systemd does not keep its memory ({error}); a restart ends every lease of this host"
-        ));
-    }
-    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
-    let timer = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
-    let mut parent = Parent {
-        program,
-        memory,
-        news: EventFd::from_flags(flags)?,
-        signals: SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?,
-        timer: TimerFd::new(ClockId::CLOCK_BOOTTIME, timer)?,
-        held: Vec::new(),
-        watchdog: None,
-        timing: Timing::DEFAULT,
-        paths,
-    };
-    warnings.extend(parent.begin_watchdog());
-    if origin != Origin::Executed {
-        // Whatever stopped the last guard may have left something running, and nobody has promised anything.
-        parent.hold();
-        parent.stop_everything();
-        parent.memory.board().promise(Time::NEVER);
-    }
+    let (mut parent, warnings) = Parent::begin(paths)?;
     loop {
         parent.hold();
         let child = parent.start(&warnings)?;
@@ -208,6 +169,52 @@ fn memory() -> (Memory, Origin) {
 }
 
 impl Parent {
+    /// Opens what it needs, and stops what an earlier guard may have left running. Also what every agent must be told.
+    fn begin(paths: Paths) -> anyhow::Result<(Self, Vec<String>)> {
+        let program = std::env::current_exe().context("the path of this program")?;
+        let mut mask = SigSet::empty();
+        [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP].into_iter().for_each(|signal| mask.add(signal));
+        mask.thread_block().context("blocking signals")?;
+        let (memory, origin) = memory();
+        std::fs::create_dir_all(&paths.kept).with_context(|| paths.kept.display().to_string())?;
+        kept::end_last(&paths.kept, true);
+        drop(privileges::claim()); // The child tells what is refused to both.
+        let mut warnings = Vec::new();
+        if let Err(error) = real_time(PRIORITY + 1) {
+            warnings.push(format!(
+                "mainstay-guard: its parent has no real-time priority ({error}); allow it (LimitRTPRIO)"
+            ));
+        }
+        if origin == Origin::New
+            && let Err(error) = notify::store(memory.fd())
+        {
+            warnings.push(format!(
+                "mainstay-guard: systemd does not keep its memory ({error}); a restart ends every lease of this host"
+            ));
+        }
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let timer = TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK;
+        let mut parent = Self {
+            program,
+            memory,
+            news: EventFd::from_flags(flags)?,
+            signals: SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)?,
+            timer: TimerFd::new(ClockId::CLOCK_BOOTTIME, timer)?,
+            held: Vec::new(),
+            watchdog: None,
+            timing: Timing::DEFAULT,
+            paths,
+        };
+        warnings.extend(parent.begin_watchdog());
+        if origin != Origin::Executed {
+            // Whatever stopped the last guard may have left something running, and nobody has promised anything.
+            parent.hold();
+            parent.stop_everything();
+            parent.memory.board().promise(Time::NEVER);
+        }
+        Ok((parent, warnings))
+    }
+
     /// Takes a descriptor of every QEMU in the memory.
     fn hold(&mut self) {
         let Some(bytes) = self.memory.read() else { return };

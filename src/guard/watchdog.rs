@@ -69,9 +69,7 @@ impl Watchdog {
         let got = (self.ask)(&self.file, wanted).or_else(|_| (self.ask)(&self.file, 0));
         self.every = Duration::from_secs(u64::from(*got.as_ref().unwrap_or(&wanted).min(&wanted)).max(1)) / 4;
         match got {
-            Ok(seconds) if seconds == 0 => {
-                Standing::Late(format!("{path}: says that its time-out is zero; not relied on"))
-            }
+            Ok(0) => Standing::Late(format!("{path}: says that its time-out is zero; not relied on")),
             Ok(seconds) if wanted < seconds => Standing::Late(format!(
                 "{path}: takes no time-out under {seconds} s, and {wanted} s is what the lease needs; it resets this host, \
                  but perhaps after others took its VMs; use a longer lease (profile patient) or another device"
@@ -127,10 +125,12 @@ mod tests {
 
     use super::*;
 
+    type Right = fn(&Standing) -> bool;
+
     #[test]
     fn a_time_out_is_asked_for_read_back_and_judged() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let table: [(Timing, Ask, fn(&Standing) -> bool); 7] = [
+        let table: [(Timing, Ask, Right); 7] = [
             (Timing::DEFAULT, |_, seconds| Ok(seconds), |s| matches!(s, Standing::Safe(text) if text.contains("4 s"))),
             (Timing::FAST, |_, seconds| Ok(seconds), |s| matches!(s, Standing::Safe(text) if text.contains("1 s"))),
             (Timing::PATIENT, |_, _| Ok(10), |s| matches!(s, Standing::Safe(text) if text.contains("10 s"))),

@@ -13,7 +13,8 @@ use mainstay::types::settings::Timing;
 use mainstay::types::{BeatBlock, Epoch, Incarnation, Over, VmState};
 use nix::sys::signal::Signal;
 
-use crate::host::{CLUSTER, Host, LONG, ME, Qemu, SOON, greet_as_nobody, signal, tenure};
+use crate::host::{CLUSTER, Host, LONG, ME, SOON, greet_as_nobody, signal, tenure};
+use crate::qemu::Qemu;
 use crate::{over, until};
 
 fn newest(host: &Host) -> BeatBlock {
@@ -301,4 +302,36 @@ fn only_root_may_order() {
     assert_eq!(greet_as_nobody(&host), 0, "no answer at all");
     assert!(host.order(GuardOrder::Found { tenure: tenure(vm.vm, 1), pid: vm.pid() }).is_ok(), "the agent stays");
     vm.until_runs();
+}
+
+/// Proportional set size in KiB, and the time on a CPU, of a process.
+fn cost(pid: u32) -> (u64, Duration) {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let pss = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let time = |thread: fs::DirEntry| {
+        let text = fs::read_to_string(thread.path().join("schedstat")).unwrap();
+        Duration::from_nanos(text.split(' ').next().unwrap().parse().unwrap())
+    };
+    (pss.trim().trim_end_matches(" kB").parse().unwrap(), threads.map(time).sum())
+}
+
+#[test]
+fn at_rest_it_costs_little() {
+    let mut host = Host::supervised(Timing::DEFAULT);
+    let vms: Vec<Qemu> = (0..3).map(|n| host.running(&format!("vm{n}"))).collect();
+    // Else the processes that play QEMU are all that runs here.
+    vms.iter().for_each(|vm| signal(vm.pid(), Signal::SIGSTOP));
+    let span = Duration::from_secs(5);
+    let costs = |host: &Host| [host.parent(), host.child()].map(cost);
+    let before = costs(&host);
+    std::thread::sleep(span);
+    let after = costs(&host);
+    for (name, before, after) in [("parent", before[0], after[0]), ("child", before[1], after[1])] {
+        let share = (after.1 - before.1).as_secs_f64() / span.as_secs_f64();
+        println!("{name}: {} KiB PSS, {:.3} % of a core", after.0, 100.0 * share);
+        // An unoptimised build beside other tests; what is measured in earnest is `bench idle` in the lab.
+        assert!(after.0 < 15 * 1024 && share < 0.02, "{name}: {} KiB, {share}", after.0);
+    }
+    vms.iter().for_each(|vm| signal(vm.pid(), Signal::SIGCONT));
 }
