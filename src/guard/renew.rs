@@ -142,11 +142,14 @@ impl Renew {
         }
     }
 
-    /// Takes other descriptors of the same files, if they can be had.
+    /// Takes other descriptors of the same files, if they can be had. What shows less than the old ones were acknowledged
+    /// is not taken: the next beat finds out what that is.
     fn open_anew(&mut self, facts: &Facts) {
         let Some(old) = &self.file else { return };
         let (config, kept) = (&facts.config, old.kept());
-        if let Ok(new) = BeatFile::open_again(&self.path, config.cluster, config.host, Some(&kept)) {
+        if let Ok(new) = BeatFile::open_again(&self.path, config.cluster, config.host, Some(&kept))
+            && old.newest() <= new.newest()
+        {
             self.file = Some(new);
             self.listed = None;
         }

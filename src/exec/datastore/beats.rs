@@ -178,6 +178,12 @@ impl BeatFile {
         Ok(Slots::parse(raw.as_slice(), self.cluster, self.me))
     }
 
+    /// Newest beat acknowledged, or seen when it was opened.
+    #[must_use]
+    pub fn newest(&self) -> Option<Stamp> {
+        self.book.newest()
+    }
+
     /// What the next process must know of the slots.
     #[must_use]
     pub fn kept(&self) -> SlotsKept {
