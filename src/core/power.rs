@@ -33,7 +33,7 @@ use super::note::Note;
 use crate::types::control::{Denial, Reply, Request};
 use crate::types::power::{PowerAnswer, PowerOrder};
 use crate::types::settings::SettingsChange;
-use crate::types::{BootId, HostId, Owner, Ticket, Time, VmId};
+use crate::types::{BootId, Claim, HostId, Owner, Ticket, Time, VmId};
 use when::May;
 
 /// A device's time to switch a host off, which some do in many steps.
@@ -127,7 +127,8 @@ impl Core {
             State::Off(off) if TELL_AGAIN <= cx.now.since(off.told) => {
                 off.told = cx.now;
                 let boot = off.boot;
-                if self.needs_power_off(host, cx.now) {
+                let owes = |claim: &Claim| claim.debts.iter().any(|debt| debt.host == host && debt.boot == boot);
+                if self.vms.values().filter_map(|vm| vm.claim.as_ref()).any(owes) {
                     self.tell_off(cx, host, boot);
                 }
             }
