@@ -61,9 +61,11 @@ impl Core {
     pub(super) fn over_for_master(&self, now: Time) -> Vec<(Claim, Proof)> {
         let master = self.master().filter(|master| *master != self.me.host);
         let Some(beat) = master.and_then(|master| self.peers.get(&master)?.beat.as_ref()) else { return Vec::new() };
-        let reached = self.datastores_in(beat.reaches);
+        // Attestation keeps a lease of a master that cannot read: what it has lost counts as not reached.
+        let (reached, lost) = (self.datastores_in(beat.reaches), self.datastores_in(beat.agent.storage_lost));
+        let blind = |id: &DatastoreId| !reached.contains(id) || lost.contains(id);
         let homes: Vec<DatastoreId> =
-            self.stores.keys().copied().filter(|id| !reached.contains(id) && self.reads_well(*id, now)).collect();
+            self.stores.keys().copied().filter(|id| blind(id) && self.reads_well(*id, now)).collect();
         if homes.is_empty() {
             return Vec::new();
         }
