@@ -11,7 +11,7 @@ use crate::types::control::{Denial, HostReport, Reply, Request, VmCommand, VmRep
 use crate::types::settings::{ClusterSettings, SettingsChange};
 use crate::types::store::{ClaimsOf, StoreAnswer, StoreOrder};
 use crate::types::vm::{DomainAnswer, DomainOrder};
-use crate::types::{ClaimReason, HostId, MAX_DATASTORES, MAX_HOSTS, Proof, Roster, RosterEntry, VmId, Wanted};
+use crate::types::{ClaimReason, HostId, MAX_DATASTORES, MAX_HOSTS, Proof, Roster, RosterEntry, Time, VmId, Wanted};
 
 /// An answer that was passed on.
 const FORWARD: Duration = Duration::from_secs(60);
@@ -41,6 +41,7 @@ impl Core {
             (Request::Incoming(order), Some(from)) => self.incoming(cx, ask, from, *order),
             (Request::Handed { tenure }, Some(from)) => self.handed(cx, ask, from, tenure),
             (Request::Dropped { tenure }, Some(from)) => self.dropped(cx, ask, from, tenure),
+            (Request::PoweredOff { host, boot }, Some(_)) => self.told_off(cx, ask, host, boot),
             (Request::View, from) => self.view_asked(cx, ask, from),
             (Request::Notes { .. } | Request::Join(_), _) => {
                 cx.answer(ask, Reply::Denied(Denial::NotAllowed("not for the core".into())));
@@ -51,7 +52,8 @@ impl Core {
                 | Request::Run(_)
                 | Request::Incoming(_)
                 | Request::Handed { .. }
-                | Request::Dropped { .. },
+                | Request::Dropped { .. }
+                | Request::PoweredOff { .. },
                 None,
             ) => cx.answer(ask, Reply::Denied(Denial::NotAllowed("only agents ask this of each other".into()))),
         }
@@ -108,7 +110,11 @@ impl Core {
                 }
                 SettingsChange::AddMember(_)
                 | SettingsChange::ChangeDatastore { .. }
-                | SettingsChange::SetTiming(_) => {
+                | SettingsChange::SetTiming(_)
+                | SettingsChange::SetFenceAt(_)
+                | SettingsChange::AddFenceDevice(_)
+                | SettingsChange::RemoveFenceDevice(_)
+                | SettingsChange::TrustFenceDevice { .. } => {
                     self.carry_out(cx, change);
                     cx.answer(ask, Reply::Done);
                 }
@@ -170,6 +176,12 @@ impl Core {
                 super::timing::check(timing).map_err(|why| Denial::Contradiction(why.to_string()))?;
                 Ok(settings.timing != *timing)
             }
+            SettingsChange::SetFenceAt(at) => Ok(settings.power.fence_at != *at),
+            SettingsChange::AddFenceDevice(new) => self.checked_device(new),
+            SettingsChange::RemoveFenceDevice(name) => self.checked_name(name, |_| true),
+            SettingsChange::TrustFenceDevice { name, distrusted } => {
+                self.checked_name(name, |device| device.distrusted != *distrusted)
+            }
         }
     }
 
@@ -186,7 +198,7 @@ impl Core {
         }
     }
 
-    fn carry_out(&mut self, cx: &mut Cx, change: SettingsChange) {
+    pub(super) fn carry_out(&mut self, cx: &mut Cx, change: SettingsChange) {
         let mut settings = self.settings.clone();
         settings.version += 1;
         match change {
@@ -214,6 +226,7 @@ impl Core {
                 cx.note(Note::info("timing", format!("timing was changed: L is {} ms now", timing.lease.as_millis())));
                 settings.timing = timing;
             }
+            other => super::power::devices::change(&mut settings, other).into_iter().for_each(|note| cx.note(note)),
         }
         self.use_settings(cx, settings);
         let others: Vec<HostId> = self.peers.keys().copied().collect();
@@ -355,13 +368,13 @@ impl Core {
         cx.set(Timer::Report, cx.now + REPORT);
         let Some(master) = self.master() else { return };
         if master != self.me.host {
-            let report = self.host_report();
+            let report = self.host_report(cx.now);
             cx.send(master, Request::Report(Box::new(report)), self.settings.timing.suspect, Pending::Nothing);
         }
     }
 
     /// What this host says of itself.
-    pub(super) fn host_report(&self) -> HostReport {
+    pub(super) fn host_report(&self, now: Time) -> HostReport {
         let mut vms: Vec<VmReport> = Vec::new();
         for (id, vm) in &self.vms {
             let domain = self.libvirt.domains.get(id);
@@ -383,6 +396,12 @@ impl Core {
                 unprotected: vm.record.as_ref().and_then(|record| record.as_ref().err().cloned()),
             });
         }
-        HostReport { host: self.me.host, capacity: self.capacity, libvirt: self.libvirt.up, vms }
+        HostReport {
+            host: self.me.host,
+            capacity: self.capacity,
+            libvirt: self.libvirt.up,
+            vms,
+            over: self.over_for_master(now),
+        }
     }
 }

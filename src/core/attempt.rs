@@ -21,6 +21,7 @@
 mod claim;
 mod debts;
 mod ends;
+mod locks;
 mod start;
 
 use std::collections::BTreeSet;
@@ -78,6 +79,8 @@ pub enum Stage {
     Fencing(Debt),
     /// Image locks are probed, since then.
     Locks { since: Time },
+    /// The fence program makes the server drop the locks of a host that is off.
+    Freeing { since: Time },
     /// The definition is written.
     Defining,
     /// libvirt starts it.
@@ -109,6 +112,8 @@ pub struct Attempt {
     pub record: Option<VmRecord>,
     /// Debts that a fence of this attempt has paid.
     fenced: Vec<Debt>,
+    /// The fence program was asked to free its locks.
+    freed: bool,
     digest: Digest,
     epoch: Epoch,
     ticket: Ticket,
@@ -175,6 +180,7 @@ impl Core {
             claim: None,
             record,
             fenced: Vec::new(),
+            freed: false,
             digest,
             epoch: Epoch::default(),
             ticket: Ticket(0),
@@ -218,6 +224,7 @@ impl Core {
             (Stage::Claiming, Outcome::Store(answer)) => self.created(cx, id, answer),
             (Stage::Confirming, Outcome::Guard(result)) => self.confirmed(cx, id, result),
             (Stage::Fencing(debt), Outcome::Fenced(result)) => self.fenced(cx, id, debt, result),
+            (Stage::Freeing { since }, Outcome::Fenced(result)) => self.locks_freed(cx, id, since, result),
             (Stage::Locks { since }, Outcome::Locks(result)) => self.locks_probed(cx, id, since, result),
             (Stage::Defining, Outcome::Domain(answer)) => self.defined(cx, id, answer),
             (Stage::Starting, Outcome::Domain(answer)) => self.started_paused(cx, id, answer),

@@ -11,6 +11,7 @@ use super::event::AskId;
 use super::note::Note;
 use crate::types::control::{Reply, Request};
 use crate::types::guard::GuardOrder;
+use crate::types::power::{FenceDevice, PowerOrder};
 use crate::types::settings::{ClusterSettings, SettingsChange};
 use crate::types::store::StoreOrder;
 use crate::types::vm::DomainOrder;
@@ -33,6 +34,8 @@ pub enum Timer {
     Incoming(VmId),
     /// A VM's end waits for libvirt's reason.
     Judge(VmId),
+    /// A silent host may be powered off, or a try may be made again.
+    Power(HostId),
     /// Report to the master.
     Report,
 }
@@ -68,6 +71,8 @@ pub enum Pending {
     Settings,
     /// A list of domains.
     List,
+    /// A power switch of this host.
+    Power(HostId),
     /// A person's stop of this VM.
     Stop(VmId, AskId),
     /// The removal of a stale definition.
@@ -187,6 +192,12 @@ impl<'a> Cx<'a> {
     pub fn send(&mut self, to: HostId, request: Request, within: Duration, pending: Pending) -> Ticket {
         let ticket = self.ticket(pending);
         self.output.actions.push(Action::Send { ticket, to, request: Box::new(request), within });
+        ticket
+    }
+    /// Asks a power switch.
+    pub fn power(&mut self, device: FenceDevice, order: PowerOrder, within: Duration) -> Ticket {
+        let ticket = self.ticket(Pending::Power(device.host));
+        self.output.actions.push(Action::Power { ticket, device: Box::new(device), order, within });
         ticket
     }
     /// Runs a storage fence.

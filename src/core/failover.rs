@@ -71,7 +71,10 @@ impl Core {
             }
             self.vm(id).placing = None;
         }
-        if self.stores.get(&claim.home).and_then(|store| store.listed).is_none_or(|at| at < self.master_since) {
+        let passed = self.proof_passed(&claim).is_some();
+        if !passed
+            && self.stores.get(&claim.home).and_then(|store| store.listed).is_none_or(|at| at < self.master_since)
+        {
             return; // What happened before this host became master is not read yet.
         }
         let owner = claim.owner();
@@ -280,6 +283,7 @@ impl Core {
         let id = order.claim.tenure.vm;
         let home = order.claim.home;
         let generation = order.claim.tenure.generation;
+        let owner = order.claim.owner();
         self.learn(cx, order.claim, cx.now);
         let vm = self.vm(id);
         let newest = vm.tenure().map(|tenure| tenure.generation).unwrap_or_default();
@@ -300,6 +304,11 @@ impl Core {
         }
         if self.going_down {
             return cx.answer(ask, Reply::Denied(Denial::Unable("this host goes down".into())));
+        }
+        if let (Proof::PowerOff, Some(owner)) = (order.proof, owner)
+            && let Err(denial) = self.ordered_off(&owner, cx.now)
+        {
+            return cx.answer(ask, Reply::Denied(denial));
         }
         self.begin(cx, id, Kind::Run { proof: order.proof, reason: order.reason }, home, vec![ask]);
     }

@@ -34,6 +34,7 @@ impl Core {
                 .iter()
                 .map(|datastore| self.datastore_view(datastore.id, now))
                 .collect(),
+            fence_devices: self.device_views(),
             vms,
         }
     }
@@ -270,12 +271,20 @@ impl Core {
             window - timing.renew.as_secs_f64(),
             claim.tenure.generation.next()
         )];
+        lines.extend(self.explain_power(owner.host));
         let debt = Debt { host: owner.host, boot: owner.boot, datastore: claim.home };
         lines.push(match self.late_write(&debt) {
             LateWrite::Command { program } => format!("late writes: excluded by the storage fence {program}, then it starts"),
-            LateWrite::Lock => "late writes: excluded when the image locks of the old copy are free at the storage server; \
-                                it waits for that (the lease time of the server's clients: 90 s on NFSv4 unless lowered)"
-                .to_owned(),
+            LateWrite::Lock => {
+                let lease = match self.lock_lease(claim.home) {
+                    Some(lease) => format!("the lease time of the server's clients: {} s", lease.as_secs()),
+                    None => "the lease time of the server's clients: 90 s on NFSv4 unless lowered".to_owned(),
+                };
+                format!(
+                    "late writes: excluded when the image locks of the old copy are free at the storage server; it waits for \
+                     that ({lease})"
+                )
+            }
             LateWrite::Accepted => "late writes: accepted (late-writes = accept); it starts at once".to_owned(),
             LateWrite::Open => format!(
                 "late writes: nothing excludes them, so it would wait for a new boot of {host} or proof that it is off; \

@@ -13,7 +13,7 @@ use super::moving::{Incoming, Moving};
 use super::note::Note;
 use crate::types::control::VmReport;
 use crate::types::vm::OffReason;
-use crate::types::{Claim, Digest, HostId, Tenure, Time, VmId, VmRecord, Wanted};
+use crate::types::{Claim, Digest, HostId, Nonce, Proof, Tenure, Time, VmId, VmRecord, Wanted};
 
 /// One VM.
 #[derive(Debug, Default)]
@@ -24,6 +24,8 @@ pub struct Vm {
     pub claim: Option<Claim>,
     /// When that was learned: a proof by lapse needs a complete read that began later.
     pub known: Time,
+    /// Another host's proof that the claim of this nonce is over.
+    pub passed: Option<(Nonce, Proof)>,
     /// Why its highest claim cannot be read: its owner is unknown.
     pub bad: Option<String>,
     /// What its definition on this host says; or why it cannot be protected.
@@ -182,6 +184,9 @@ impl Core {
             if 0 < vm.memory_kib {
                 self.vm(vm.vm).reported_kib = vm.memory_kib;
             }
+        }
+        for (claim, proof) in &report.over {
+            self.passed(cx, claim.clone(), *proof);
         }
         if let Some(peer) = self.peers.get_mut(&from) {
             peer.report = Some(report);

@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::settings::{ClusterSettings, SettingsChange};
 use super::view::{ClusterView, NoteView};
 use super::vm::{DomainState, HostCapacity};
-use super::{Claim, Generation, HostId, Proof, Tenure, Ticket, VmId, VmRecord, Wanted};
+use super::{BootId, Claim, Generation, HostId, Proof, Tenure, Ticket, VmId, VmRecord, Wanted};
 
 /// Version of this protocol.
-pub const CONTROL_PROTOCOL: u16 = 1;
+pub const CONTROL_PROTOCOL: u16 = 2;
 
 /// One request on the wire.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -60,6 +60,8 @@ pub enum Request {
     View,
     /// Notes of the other host since this clock-of-day time.
     Notes { since_unix_ms: u64 },
+    /// Master to all: this boot of a host is over, by its power switch. Its late writes are excluded.
+    PoweredOff { host: HostId, boot: BootId },
     /// A host that is no member yet; the only request that needs no client certificate.
     Join(Box<JoinRequest>),
 }
@@ -156,7 +158,12 @@ pub struct HostReport {
     pub libvirt: bool,
     /// Every domain that it has or holds a row of.
     pub vms: Vec<VmReport>,
+    /// Claims that its own reads prove to be over, of VMs whose home the master does not reach; at most `MAX_OVER`.
+    pub over: Vec<(Claim, Proof)>,
 }
+
+/// Proofs in one report; the rest follows when these VMs run again.
+pub const MAX_OVER: usize = 256;
 
 /// One VM as its host sees it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -267,6 +274,7 @@ impl Request {
             Self::Dropped { .. } => "dropped",
             Self::View => "view",
             Self::Notes { .. } => "notes",
+            Self::PoweredOff { .. } => "powered off",
             Self::Join(_) => "join",
         }
     }

@@ -24,5 +24,6 @@ pub mod invariants;
 pub mod migration;
 pub mod network;
 pub mod people;
+pub mod power;
 pub mod scenario;
 pub mod world;

@@ -18,10 +18,12 @@ use std::path::Path as FilePath;
 use std::time::Duration;
 
 use mainstay::types::control::VmCommand;
+use mainstay::types::power::FenceAt;
 use mainstay::types::settings::{LateWrites, Timing};
 use mainstay::types::{StorageFence, VmId};
 
 use super::host::Path;
+use super::power::Switch;
 use super::world::{Gate, H, SETTLING, Setup, World, nanos};
 
 /// A story to run.
@@ -70,6 +72,12 @@ impl Scenario {
             ["fence", "none"] => self.setup.fence = StorageFence::None,
             ["fence", "accept"] => {
                 (self.setup.fence, self.setup.late_writes) = (StorageFence::None, LateWrites::Accept);
+            }
+            ["fence", "at", at] => self.setup.fence_at = fence_at(at),
+            ["switch", name, "of", host] => self.setup.switches.push(((*name).to_owned(), (*host).to_owned(), 1)),
+            ["switch", name, "of", host, "level", level] => {
+                let level = level.parse().expect("a level");
+                self.setup.switches.push(((*name).to_owned(), (*host).to_owned(), level));
             }
             ["locks", "local"] => self.setup.locks = None,
             ["locks", "held", span] => self.setup.locks = Some(self::span(span)),
@@ -139,6 +147,14 @@ fn span(text: &str) -> Duration {
     Duration::from_secs_f64(number * unit)
 }
 
+fn fence_at(word: &str) -> FenceAt {
+    match word {
+        "lapse" => FenceAt::Lapse,
+        "suspect" => FenceAt::Suspect,
+        other => panic!("hosts are switched off at lapse or suspect, not {other}"),
+    }
+}
+
 impl World {
     fn named(&self, host: &str) -> H {
         self.host(host).unwrap_or_else(|| panic!("no host {host}"))
@@ -195,6 +211,10 @@ impl World {
             }
             ["fence", "fails"] => self.fence_fails = true,
             ["fence", "works"] => self.fence_fails = false,
+            ["switch", name, how] => {
+                let how = Switch::named(how).unwrap_or_else(|| panic!("no switch {how}"));
+                self.switches.insert((*name).to_owned(), how);
+            }
             ["migrations", "fail"] => self.migrations_fail = true,
             ["starts", "fail", "on", host] => {
                 let h = self.named(host);

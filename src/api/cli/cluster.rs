@@ -24,6 +24,7 @@ use super::{agent, vm};
 use crate::api::dbus::Bus;
 use crate::api::dbus::client::Agent;
 use crate::config;
+use crate::types::power::FenceAt;
 use crate::types::settings::{SettingsChange, Timing};
 use crate::types::view::VIEW_SCHEMA;
 
@@ -52,15 +53,16 @@ pub async fn run(out: &mut Out, json: bool, command: ClusterCommand) -> Result<(
         }
         ClusterCommand::Set { setting } => {
             let what = format!("{setting} was not set");
-            let timing = match setting.split_once('=') {
-                Some(("profile", profile)) => Timing::profile(profile),
+            let change = match setting.split_once('=') {
+                Some(("profile", profile)) => Timing::profile(profile).map(SettingsChange::SetTiming),
+                Some(("fence-at", "lapse")) => Some(SettingsChange::SetFenceAt(FenceAt::Lapse)),
+                Some(("fence-at", "suspect")) => Some(SettingsChange::SetFenceAt(FenceAt::Suspect)),
                 _ => None,
             };
-            let timing = timing.ok_or_else(|| {
-                let next = "say profile=default, profile=fast or profile=patient";
+            let change = change.ok_or_else(|| {
+                let next = "say profile=default, profile=fast or profile=patient; fence-at=lapse or fence-at=suspect";
                 Trouble::new(USAGE, &what, "there is no such setting or value", next)
             })?;
-            let change = SettingsChange::SetTiming(timing);
             let agent = agent(&what).await?;
             let said = out.progress("changing the settings", agent.change(&change)).await.what(&what)?;
             vm::done(out, json, &setting, &said)

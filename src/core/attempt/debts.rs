@@ -40,16 +40,26 @@ impl Core {
                 }
             }
         }
+        // A new boot shows to everybody that a debt is paid; what a fence or a switch has paid is known here only.
+        let here_only = |debt: &Debt| fenced.contains(debt) || self.is_off(debt.host, debt.boot);
         if lock {
             self.probe_locks(cx, id, cx.now);
-        } else if claim.debts.iter().any(|debt| fenced.contains(debt)) {
+        } else if claim.debts.iter().any(here_only) {
             self.claim_paid(cx, id);
+        } else if self.may_be_locked(id) {
+            self.probe_locks(cx, id, cx.now);
         } else {
             self.define(cx, id);
         }
     }
 
-    fn paid(&mut self, cx: &mut Cx, id: VmId, debts: &[Debt]) {
+    /// Somebody else has excluded late writes of one of its debtors: what is waited for, or fenced, may be needless now.
+    pub(in crate::core) fn look_at_debts_again(&mut self, cx: &mut Cx, id: VmId) {
+        self.stage(id, Stage::Waiting, Ticket(0));
+        cx.set(Timer::Attempt(id), cx.now);
+    }
+
+    pub(in crate::core) fn paid(&mut self, cx: &mut Cx, id: VmId, debts: &[Debt]) {
         if let Some(attempt) = &mut self.vm(id).attempt {
             attempt.fenced.extend(debts);
         }
@@ -91,48 +101,6 @@ impl Core {
                 let host = self.name_of(debt.host);
                 let what = format!("the storage fence against {host}, which failed and is tried again: {why}");
                 self.wait(cx, id, RETRY * 2, what);
-            }
-        }
-    }
-
-    pub(in crate::core) fn probe_locks(&mut self, cx: &mut Cx, id: VmId, since: Time) {
-        let record = self.vm(id).attempt.as_ref().and_then(|attempt| attempt.record.clone());
-        let paths: BTreeSet<String> = record
-            .iter()
-            .flat_map(|record| record.disks.iter())
-            .filter(|disk| disk.writable && disk.datastore.is_some())
-            .map(|disk| disk.path.clone())
-            .collect();
-        let ticket = cx.probe_locks(paths.into_iter().collect(), CALL, Pending::Attempt(id));
-        self.stage(id, Stage::Locks { since }, ticket);
-    }
-
-    pub(in crate::core) fn locks_probed(
-        &mut self,
-        cx: &mut Cx,
-        id: VmId,
-        since: Time,
-        result: Result<Option<String>, String>,
-    ) {
-        match result {
-            Ok(None) => {
-                let debts = self.vm(id).claim.as_ref().map(|claim| claim.debts.clone()).unwrap_or_default();
-                let by_lock: Vec<Debt> =
-                    debts.into_iter().filter(|debt| self.late_write(debt) == LateWrite::Lock).collect();
-                // Nothing owed: it was QEMU that found a lock.
-                if by_lock.is_empty() { self.define(cx, id) } else { self.paid(cx, id, &by_lock) }
-            }
-            Ok(Some(holder)) => {
-                let waited = cx.now.since(since);
-                let pause = if waited < Duration::from_secs(120) { RETRY } else { Duration::from_secs(30) };
-                let what = format!(
-                    "the image lock of its old copy ({holder}), held at the storage server until its client's lease ends"
-                );
-                self.wait_in(cx, id, Stage::Locks { since }, pause, what);
-            }
-            Err(why) => {
-                let what = format!("its image locks, which cannot be probed: {why}");
-                self.wait_in(cx, id, Stage::Locks { since }, RETRY * 2, what);
             }
         }
     }

@@ -187,7 +187,12 @@ impl Core {
                 self.give_up(cx, id, Denial::Unable("its QEMU did not appear in time".into()));
             }
             Stage::Resuming if attempt.ticket == Ticket(0) => self.resume_again(cx, id, &attempt),
-            Stage::Confirming | Stage::Fencing(_) | Stage::Defining | Stage::Starting | Stage::Resuming => {}
+            Stage::Confirming
+            | Stage::Fencing(_)
+            | Stage::Freeing { .. }
+            | Stage::Defining
+            | Stage::Starting
+            | Stage::Resuming => {}
             Stage::Claiming if attempt.has_copy() => self.claim_again(cx, id, &attempt),
             Stage::Reading | Stage::Recording | Stage::FetchingRecord | Stage::Expecting | Stage::Claiming => {
                 // The hook's patience ends; a claim that lands later is freed by the guard's word.

@@ -66,9 +66,7 @@ impl Core {
     pub(in crate::core) fn start_failed(&mut self, cx: &mut Cx, id: VmId, why: DomainFailure) {
         match why {
             DomainFailure::ImageLocked(holder) => {
-                let what = format!(
-                    "the image lock of its old copy ({holder}), held at the storage server until its client's lease ends"
-                );
+                let what = self.lock_text(id, &holder, Duration::ZERO);
                 self.wait_in(cx, id, Stage::Locks { since: cx.now }, RETRY, what);
             }
             DomainFailure::NoDaemon(why) => {

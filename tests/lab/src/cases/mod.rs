@@ -7,7 +7,7 @@
 //! ```
 //!
 //! - `ground`: the words in which cases are told. `restore`: from whatever a case left to a healthy lab.
-//! - `kill`, `freeze`, `cut`, `storage`, `people`, `restarts`, `moves`, `junk`: the cases.
+//! - `kill`, `power`, `freeze`, `cut`, `storage`, `people`, `restarts`, `moves`, `junk`: the cases.
 //! - `report`: what is kept of a case that failed.
 //!
 //! Cases are ordered by setting, since another kind of locks needs other mounts, and thus a power loss of all hosts.
@@ -20,6 +20,7 @@ mod junk;
 mod kill;
 mod moves;
 mod people;
+mod power;
 pub mod report;
 mod restarts;
 mod restore;
@@ -46,16 +47,27 @@ pub struct Setting {
     pub fence: &'static str,
     /// Without a fence: `exclude` or `accept`.
     pub late_writes: &'static str,
+    /// Every host has a fence device, used at `lapse` or `suspect`; none = no fence devices.
+    pub power: Option<&'static str>,
 }
 
 const LEASE: Duration = Duration::from_secs(10);
 
 impl Setting {
     /// Locks at a server, fenced by command.
-    pub const SERVER: Setting =
-        Setting { profile: "default", locks: LockMode::Server { lease: LEASE }, fence: FENCE, late_writes: "exclude" };
+    pub const SERVER: Setting = Setting {
+        profile: "default",
+        locks: LockMode::Server { lease: LEASE },
+        fence: FENCE,
+        late_writes: "exclude",
+        power: None,
+    };
     /// The same, reacting fast.
     pub const FAST: Setting = Setting { profile: "fast", ..Setting::SERVER };
+    /// The same, with a power switch that is used as soon as a host is suspected.
+    pub const POWER: Setting = Setting { power: Some("suspect"), ..Setting::SERVER };
+    /// Both.
+    pub const POWER_FAST: Setting = Setting { profile: "fast", ..Setting::POWER };
     /// Locks at a server that drops those of a silent client after a lease; nothing to fence with.
     pub const LEASED: Setting = Setting { fence: "lock", ..Setting::SERVER };
     /// Locks reach no other host, no fence, the risk is taken.
@@ -138,6 +150,17 @@ pub const ALL: &[Case] = &[
         "no network and no storage: stopped before L, taken once, the old copies are killed",
         cut::and_hang,
     ),
+    with(Setting::POWER, case("kill-power-suspect", "a power switch confirms at once: within 5 s", power::suspect)),
+    with(
+        Setting::POWER,
+        case("kill-power-hangs", "a power switch that hangs: the lapse decides, within 8 s", power::hangs),
+    ),
+    with(
+        Setting::POWER,
+        case("kill-power-fails", "a power switch that fails: the same, and people are told", power::fails),
+    ),
+    with(Setting::POWER, case("cut-network-power", "a cut network alone: nobody is switched off", power::cut_network)),
+    with(Setting::POWER_FAST, case("kill-power-suspect-fast", "profile fast: within 2.2 s", power::suspect_fast)),
     with(Setting::FAST, case("kill-subordinate-fast", "profile fast: within 3 s", kill::subordinate_fast)),
     with(Setting::FAST, case("kill-master-fast", "profile fast: within 3.5 s", kill::master_fast)),
     with(
