@@ -91,7 +91,7 @@ fn hooked(ask: HookAsk, answers: &Answers) -> Event {
     let wish = match ask.operation {
         HookOperation::Prepare => HookWish::Prepare,
         HookOperation::Migrate => HookWish::Migrate,
-        HookOperation::Restore => HookWish::Restore,
+        HookOperation::Restore => HookWish::Restore { saved: xml::mark(&ask.xml) },
     };
     Event::Hooked { vm: ask.vm, name: ask.name, wish, record, ask: answers.hook_waits(ask.answer) }
 }

@@ -35,7 +35,8 @@ impl Core {
         }
         let by_guest = self.vm(id).by_guest;
         if self.going_down {
-            return self.release(cx, id, claim, Wanted::Running, ClaimReason::HostWentDown);
+            let why = if reason == OffReason::Saved { ClaimReason::Saved } else { ClaimReason::HostWentDown };
+            return self.release(cx, id, claim, Wanted::Running, why);
         }
         if self.vm(id).own_end {
             return self.crashed(cx, id, claim, OffReason::Failed);
@@ -46,9 +47,10 @@ impl Core {
                 self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedInside);
             }
             OffReason::Shutdown if by_guest == Some(false) => self.crashed(cx, id, claim, reason),
-            OffReason::Shutdown | OffReason::Destroyed | OffReason::Saved => {
+            OffReason::Shutdown | OffReason::Destroyed => {
                 self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedByPerson);
             }
+            OffReason::Saved => self.release(cx, id, claim, Wanted::Stopped, ClaimReason::Saved),
             OffReason::Migrated => {
                 let name = self.vm_name(id);
                 let text = format!("{name} was migrated away to a host outside the cluster; it is not restarted here");

@@ -26,6 +26,7 @@ mod ends;
 pub mod event;
 mod failover;
 mod hooks;
+mod images;
 pub mod lease;
 mod local;
 mod members;
@@ -36,6 +37,7 @@ mod proofs;
 mod step;
 mod storage;
 pub mod timing;
+mod twins;
 mod views;
 mod vms;
 

@@ -62,6 +62,8 @@ pub enum Request {
     Notes { since_unix_ms: u64 },
     /// A host that is no member yet; the only request that needs no client certificate.
     Join(Box<JoinRequest>),
+    /// A host is about to start this VM for a person: denied if it, or one that writes to these disks, is there.
+    Twins { vm: VmId, disks: Vec<String> },
 }
 
 /// A host asks to become a member.
@@ -268,6 +270,7 @@ impl Request {
             Self::View => "view",
             Self::Notes { .. } => "notes",
             Self::Join(_) => "join",
+            Self::Twins { .. } => "twins",
         }
     }
 }
