@@ -164,7 +164,8 @@ impl Core {
     /// claims stay, so that a new one with its id counts on.
     pub(super) fn note_deleted(&mut self, cx: &mut Cx) {
         let mut gone = Vec::new();
-        for (id, vm) in self.vms.iter().filter(|(_, vm)| vm.undefined && vm.attempt.is_none() && vm.incoming.is_none()) {
+        for (id, vm) in self.vms.iter().filter(|(_, vm)| vm.undefined && vm.attempt.is_none() && vm.incoming.is_none())
+        {
             let ours = |claim: &&Claim| claim.maker == self.me.host && claim.holder == Holder::None;
             let stopped = vm.claim.as_ref().filter(ours).filter(|claim| claim.wanted == Wanted::Stopped);
             if let Some(claim) = stopped.filter(|_| !self.libvirt.domains.contains_key(id)) {

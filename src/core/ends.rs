@@ -69,13 +69,13 @@ impl Core {
 
     /// libvirt's reason: from its event, else from its list; after a while without either it counts as a crash.
     pub(super) fn end_reason(&mut self, cx: &mut Cx, id: VmId) -> Option<OffReason> {
-        if let Some((reason, _)) = self.vm(id).ended {
+        let listed = match self.libvirt.domains.get(&id) {
+            Some(DomainInfo { state: DomainState::Off(reason), .. }) if *reason != OffReason::Unknown => Some(*reason),
+            Some(_) | None => None,
+        };
+        if let Some(reason) = self.vm(id).ended.map(|(reason, _)| reason).or(listed) {
+            self.vm(id).end_seen = None; // The next end has its own time.
             return Some(reason);
-        }
-        if let Some(DomainInfo { state: DomainState::Off(reason), .. }) = self.libvirt.domains.get(&id)
-            && *reason != OffReason::Unknown
-        {
-            return Some(*reason);
         }
         let first = *self.vm(id).end_seen.get_or_insert(cx.now);
         if self.libvirt.up && REASON_LIMIT <= cx.now.since(first) {

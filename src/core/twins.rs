@@ -39,11 +39,14 @@ impl Core {
             return self.fail(cx, id, denial);
         }
         let hosts: Vec<HostId> = self.peers.keys().copied().filter(|host| self.is_heard(*host, cx.now)).collect();
-        let silent: Vec<Claim> = self.vms.iter().filter(|(vm, _)| **vm != id).filter_map(|(_, vm)| vm.claim.clone()).collect();
+        let silent: Vec<Claim> =
+            self.vms.iter().filter(|(vm, _)| **vm != id).filter_map(|(_, vm)| vm.claim.clone()).collect();
         let silent: Vec<Claim> = silent
             .into_iter()
             .filter(|claim| claim.wanted == Wanted::Running)
-            .filter(|claim| claim.owner().is_none_or(|owner| !hosts.contains(&owner.host) && owner.host != self.me.host))
+            .filter(|claim| {
+                claim.owner().is_none_or(|owner| !hosts.contains(&owner.host) && owner.host != self.me.host)
+            })
             .collect();
         if MAX_SILENT < silent.len() {
             let why = format!("{} VMs have no living owner, too many to look through for its disks", silent.len());
@@ -70,7 +73,9 @@ impl Core {
 
     /// One of them has answered.
     pub(super) fn twin_answered(&mut self, cx: &mut Cx, id: VmId, ticket: Ticket, outcome: Outcome) {
-        let Some(attempt) = self.vm(id).attempt.as_mut().filter(|attempt| attempt.stage == Stage::Twins) else { return };
+        let Some(attempt) = self.vm(id).attempt.as_mut().filter(|attempt| attempt.stage == Stage::Twins) else {
+            return;
+        };
         let disks: Vec<String> = attempt.record.iter().flat_map(VmRecord::exclusive).map(str::to_owned).collect();
         if attempt.asked.remove(&ticket).is_none() {
             return;
@@ -78,10 +83,11 @@ impl Core {
         let done = attempt.asked.is_empty();
         let denial = match outcome {
             Outcome::Reply(Ok(Reply::Denied(denial))) => Some(denial),
-            Outcome::Store(StoreAnswer::Record(other)) => other
-                .exclusive()
-                .find(|disk| disks.iter().any(|ours| ours == disk))
-                .map(|disk| Denial::Contradiction(format!("its disk {disk} is also {}'s, which is to run", other.name))),
+            Outcome::Store(StoreAnswer::Record(other)) => {
+                other.exclusive().find(|disk| disks.iter().any(|ours| ours == disk)).map(|disk| {
+                    Denial::Contradiction(format!("its disk {disk} is also {}'s, which is to run", other.name))
+                })
+            }
             _ => None,
         };
         match denial {

@@ -92,6 +92,8 @@ pub struct Host {
     pub agent: Option<Agent>,
     /// Its guard.
     pub guard: Option<Guard>,
+    /// libvirtd has started what it starts at boot.
+    pub autostarted: bool,
     /// libvirtd's life.
     pub libvirtd: Option<u64>,
     /// Definitions, and QEMUs.
@@ -127,6 +129,7 @@ impl Host {
             going_down: false,
             agent: None,
             guard: None,
+            autostarted: false,
             libvirtd: None,
             domains: BTreeMap::new(),
             settings,
@@ -163,6 +166,7 @@ impl World {
         let life = self.new_life();
         let host = &mut self.hosts[h];
         host.life = Some(life);
+        host.autostarted = false;
         host.kept.clear();
         host.unprotected.clear();
         host.underway.clear();

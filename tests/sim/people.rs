@@ -2,7 +2,7 @@
 
 use mainstay::core::event::{AskId, Event};
 use mainstay::types::control::{Reply, Request, VmCommand};
-use mainstay::types::vm::{DomainFailure, OffReason};
+use mainstay::types::vm::OffReason;
 use mainstay::types::{Ticket, VmId};
 
 use super::world::{Gate, H, World};
@@ -59,21 +59,9 @@ impl World {
     /// `virsh define` (if it is not defined there) and `virsh start`.
     pub fn virsh_start(&mut self, h: H, vm: VmId) {
         self.domain(h, vm).defined = true;
-        let name = self.vm_name(vm);
-        self.start_domain(
-            h,
-            vm,
-            true,
-            Box::new(move |world, result| {
-                let text = match result {
-                    Ok(()) => "started".to_owned(),
-                    Err(DomainFailure::Refused(why)) => format!("refused: {why}"),
-                    Err(why) => format!("{why:?}"),
-                };
-                let host = world.hosts[h].name.clone();
-                world.tell(&host, &format!("$ virsh start {name}: {text}"));
-            }),
-        );
+        let what = format!("virsh start {}", self.vm_name(vm));
+        let (image, then) = (self.domain(h, vm).saved.clone(), self.tells(h, what));
+        self.start_from(h, vm, image, true, then);
     }
 
     /// `virsh destroy`.

@@ -194,9 +194,7 @@ impl Core {
                 Some(before) if before.owner().is_none() => (before.holder, before.wanted, ClaimReason::RecordChanged),
                 Some(_) | None => (Holder::Host(owner), Wanted::Running, ClaimReason::RecordChanged),
             },
-            Kind::Release { wanted, reason: ClaimReason::Deleted } => {
-                (Holder::Deleted, *wanted, ClaimReason::Deleted)
-            }
+            Kind::Release { wanted, reason: ClaimReason::Deleted } => (Holder::Deleted, *wanted, ClaimReason::Deleted),
             Kind::Release { wanted, reason } => (Holder::None, *wanted, *reason),
         };
         let mut debts = match (&attempt.kind, before, &attempt.record) {

@@ -189,7 +189,12 @@ impl Core {
             Stage::Resuming if attempt.ticket == Ticket(0) => self.resume_again(cx, id, &attempt),
             Stage::Confirming | Stage::Fencing(_) | Stage::Defining | Stage::Starting | Stage::Resuming => {}
             Stage::Claiming if attempt.has_copy() => self.claim_again(cx, id, &attempt),
-            Stage::Reading | Stage::Twins | Stage::Recording | Stage::FetchingRecord | Stage::Expecting | Stage::Claiming => {
+            Stage::Reading
+            | Stage::Twins
+            | Stage::Recording
+            | Stage::FetchingRecord
+            | Stage::Expecting
+            | Stage::Claiming => {
                 // The hook's patience ends; a claim that lands later is freed by the guard's word.
                 if let Some(claim) = &attempt.claim {
                     self.abandon(cx, claim.tenure, &attempt.kind);

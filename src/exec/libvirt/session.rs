@@ -15,10 +15,10 @@ use virt_sys as sys;
 use super::events::{abort_job, checkpoints};
 use super::failure::{failure, not_running};
 use super::state::state_of;
-use crate::exec::clock;
 use super::xml::MARK;
-use crate::types::{Generation, VmId};
+use crate::exec::clock;
 use crate::types::vm::{DomainAnswer, DomainFailure, DomainInfo, DomainOrder};
+use crate::types::{Generation, VmId};
 
 /// Seconds between keepalive messages, and how many may stay unanswered.
 const KEEPALIVE: (i32, u32) = (2, 2);

@@ -129,14 +129,13 @@ fn its_record_names_needs_and_gaps() {
     let store = |number: u128| Some(DatastoreId(Uuid::from_u128(number)));
     assert_eq!(Some(record.home), store(1));
     assert_eq!(record.xml, WEB1);
-    let need =
-        |path: &str, datastore, writable, optional| DiskNeed {
-            path: path.into(),
-            datastore,
-            writable,
-            optional,
-            shareable: path == "rbd:pool/web1",
-        };
+    let need = |path: &str, datastore, writable, optional| DiskNeed {
+        path: path.into(),
+        datastore,
+        writable,
+        optional,
+        shareable: path == "rbd:pool/web1",
+    };
     let expected = [
         need("/vm/a/web1.qcow2", store(1), true, false),
         need("/vm/b/base.img", store(2), false, false),
