@@ -25,8 +25,11 @@ use crate::types::{Claim, HostId, Ticket, VmId, VmRecord, VmState, Wanted};
 
 /// An answer's time; the hook waits 3 s in all.
 const ANSWER: Duration = Duration::from_millis(1000);
-/// Records of VMs of silent hosts that are read before one start; beyond it the start is refused.
-const MAX_SILENT: usize = 64;
+/// Records of VMs without a living owner that are read before one start. Beyond it they are not looked at: a start must not
+/// wait for the failover of a large host, and the image locks are still there.
+const MAX_SILENT: usize = 256;
+/// A new agent hears from libvirt and its guard within this; until then it does not know what runs here.
+const YOUNG: Duration = Duration::from_secs(10);
 
 impl Core {
     /// Asks everybody; the attempt goes on when all have answered.
@@ -48,16 +51,12 @@ impl Core {
                 claim.owner().is_none_or(|owner| !hosts.contains(&owner.host) && owner.host != self.me.host)
             })
             .collect();
-        if MAX_SILENT < silent.len() {
-            let why = format!("{} VMs have no living owner, too many to look through for its disks", silent.len());
-            return self.fail(cx, id, Denial::Unable(why));
-        }
         let mut open: BTreeMap<Ticket, String> = BTreeMap::new();
         for host in hosts {
             let request = Request::Twins { vm: id, disks: disks.clone() };
             open.insert(cx.send(host, request, ANSWER, Pending::Twins(id)), self.name_of(host));
         }
-        for claim in silent {
+        for claim in silent.into_iter().take(MAX_SILENT) {
             let order = StoreOrder::ReadRecord { vm: claim.tenure.vm, digest: claim.record };
             open.insert(cx.store(claim.home, order, ANSWER, Pending::Twins(id)), claim.name);
         }
@@ -107,7 +106,8 @@ impl Core {
 
     /// Another host is about to start a VM.
     pub(super) fn asked_for_twins(&mut self, cx: &mut Cx, ask: AskId, id: VmId, disks: &[String]) {
-        if !self.libvirt.listed || !self.guard.settled {
+        let young = cx.now.since(self.me.started) < YOUNG;
+        if young && !(self.libvirt.listed && self.guard.settled) {
             let why = format!("{} does not know its own VMs yet; try again in a moment", self.name_of(self.me.host));
             return cx.answer(ask, Reply::Denied(Denial::Unable(why)));
         }
