@@ -69,7 +69,7 @@ fn fault(dice: &mut Dice, hosts: u64, lies: bool) -> (String, Option<String>) {
     let host = name(dice.roll(hosts));
     let other = name(dice.roll(hosts));
     let vm = ["web", "db", "mail", "dns"][dice.roll(4) as usize];
-    match dice.roll(30) {
+    match dice.roll(33) {
         0..=2 => (format!("kill {host}"), Some(format!("boot {host}"))),
         3 | 4 => (format!("freeze {host}"), Some(format!("thaw {host}"))),
         5 | 6 => (format!("cut {host}"), Some("heal".to_owned())),
@@ -87,13 +87,16 @@ fn fault(dice: &mut Dice, hosts: u64, lies: bool) -> (String, Option<String>) {
         20 => (format!("person starts {vm} on {host}"), None),
         21 => ("restart agents all".to_owned(), None),
         22 => ("restart guards all".to_owned(), None),
+        24 => (format!("person saves {vm}"), Some(format!("person starts {vm} on {other}"))),
+        25 => (format!("person saves {vm} to f"), Some(format!("person restores {vm} from f on {other}"))),
+        26 => (format!("poweroff {host} saving"), Some(format!("boot {host}"))),
         23 => (format!("person edits {vm} on {host}"), None),
-        24 | 25 => (format!("switch switch-{host} hangs"), Some(format!("switch switch-{host} works"))),
-        26 => (format!("switch switch-{host} fails"), Some(format!("switch switch-{host} works"))),
-        27 => (format!("switch switch-{host} idles"), Some(format!("switch switch-{host} works"))),
+        27 | 28 => (format!("switch switch-{host} hangs"), Some(format!("switch switch-{host} works"))),
+        29 => (format!("switch switch-{host} fails"), Some(format!("switch switch-{host} works"))),
+        30 => (format!("switch switch-{host} idles"), Some(format!("switch switch-{host} works"))),
         // A switch that says of a living host that it is off breaks what is assumed of a proof. It may do so where nothing
         // hangs on it: after the lapse, with late writes accepted.
-        28 if lies => (format!("switch switch-{host} lies"), Some(format!("switch switch-{host} works"))),
+        31 if lies => (format!("switch switch-{host} lies"), Some(format!("switch switch-{host} works"))),
         _ => (format!("stop {vm} at {host}"), Some(format!("start {vm} at {other}"))),
     }
 }

@@ -11,7 +11,9 @@ use crate::types::control::{Denial, HostReport, Reply, Request, VmCommand, VmRep
 use crate::types::settings::{ClusterSettings, SettingsChange};
 use crate::types::store::{ClaimsOf, StoreAnswer, StoreOrder};
 use crate::types::vm::{DomainAnswer, DomainOrder};
-use crate::types::{ClaimReason, HostId, MAX_DATASTORES, MAX_HOSTS, Proof, Roster, RosterEntry, Time, VmId, Wanted};
+use crate::types::{
+    ClaimReason, Holder, HostId, MAX_DATASTORES, MAX_HOSTS, Proof, Roster, RosterEntry, Time, VmId, Wanted,
+};
 
 /// An answer that was passed on.
 const FORWARD: Duration = Duration::from_secs(60);
@@ -42,6 +44,7 @@ impl Core {
             (Request::Handed { tenure }, Some(from)) => self.handed(cx, ask, from, tenure),
             (Request::Dropped { tenure }, Some(from)) => self.dropped(cx, ask, from, tenure),
             (Request::PoweredOff { host, boot }, Some(_)) => self.told_off(cx, ask, host, boot),
+            (Request::Twins { vm, disks }, Some(_)) => self.asked_for_twins(cx, ask, vm, &disks),
             (Request::View, from) => self.view_asked(cx, ask, from),
             (Request::Notes { .. } | Request::Join(_), _) => {
                 cx.answer(ask, Reply::Denied(Denial::NotAllowed("not for the core".into())));
@@ -53,7 +56,8 @@ impl Core {
                 | Request::Incoming(_)
                 | Request::Handed { .. }
                 | Request::Dropped { .. }
-                | Request::PoweredOff { .. },
+                | Request::PoweredOff { .. }
+                | Request::Twins { .. },
                 None,
             ) => cx.answer(ask, Reply::Denied(Denial::NotAllowed("only agents ask this of each other".into()))),
         }
@@ -292,6 +296,13 @@ impl Core {
             return cx.answer(ask, Reply::Denied(Denial::UnknownVm));
         };
         let owner = vm.claim.as_ref().and_then(crate::types::Claim::owner).map(|owner| owner.host);
+        // Only the host that saved its memory can restore it.
+        let saver = vm.claim.as_ref().filter(|claim| claim.reason == ClaimReason::Saved).map(|claim| claim.maker);
+        if let (VmCommand::Start { .. }, Some(saver), None) = (&command, saver, from)
+            && self.is_heard(saver, cx.now)
+        {
+            return self.forward(cx, ask, from, Some(saver), Request::Vm(command));
+        }
         match owner {
             Some(owner) if owner != self.me.host => self.forward(cx, ask, from, Some(owner), Request::Vm(command)),
             Some(_) => self.command_here(cx, ask, command),
@@ -357,6 +368,10 @@ impl Core {
             return cx
                 .answer(ask, Reply::Denied(Denial::Unable("it has no claim yet; start it once with virsh".into())));
         };
+        if claim.holder == Holder::Deleted {
+            let why = "it was deleted; define it again and start it with virsh";
+            return cx.answer(ask, Reply::Denied(Denial::Unable(why.into())));
+        }
         let proof = self.proof_of(&claim, cx.now, cx.now).unwrap_or(Proof::Unowned);
         let kind = Kind::Run { proof, reason: ClaimReason::StartedByPerson };
         self.begin(cx, id, kind, claim.home, vec![ask]);

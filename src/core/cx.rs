@@ -15,7 +15,7 @@ use crate::types::power::{FenceDevice, PowerOrder};
 use crate::types::settings::{ClusterSettings, SettingsChange};
 use crate::types::store::StoreOrder;
 use crate::types::vm::DomainOrder;
-use crate::types::{DatastoreId, Digest, HostId, Ticket, Time, VmId};
+use crate::types::{DatastoreId, Digest, Generation, HostId, Ticket, Time, VmId};
 
 /// Something that happens at a time.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -77,6 +77,12 @@ pub enum Pending {
     Stop(VmId, AskId),
     /// The removal of a stale definition.
     Undefine(VmId),
+    /// The running domain is marked with its generation.
+    Mark(VmId),
+    /// The newest claim of a VM whose saved image is to be restored, and what that image says.
+    Restore { vm: VmId, ask: AskId, saved: Option<Generation> },
+    /// Whether a host, or a record, knows a twin of this VM.
+    Twins(VmId),
     /// Whether a record of this digest, that of the definition here, was ever written.
     Recorded(VmId, Digest),
 }

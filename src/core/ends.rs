@@ -35,7 +35,8 @@ impl Core {
         }
         let by_guest = self.vm(id).by_guest;
         if self.going_down {
-            return self.release(cx, id, claim, Wanted::Running, ClaimReason::HostWentDown);
+            let why = if reason == OffReason::Saved { ClaimReason::Saved } else { ClaimReason::HostWentDown };
+            return self.release(cx, id, claim, Wanted::Running, why);
         }
         if self.vm(id).own_end {
             return self.crashed(cx, id, claim, OffReason::Failed);
@@ -46,9 +47,10 @@ impl Core {
                 self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedInside);
             }
             OffReason::Shutdown if by_guest == Some(false) => self.crashed(cx, id, claim, reason),
-            OffReason::Shutdown | OffReason::Destroyed | OffReason::Saved => {
+            OffReason::Shutdown | OffReason::Destroyed => {
                 self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedByPerson);
             }
+            OffReason::Saved => self.release(cx, id, claim, Wanted::Stopped, ClaimReason::Saved),
             OffReason::Migrated => {
                 let name = self.vm_name(id);
                 let text = format!("{name} was migrated away to a host outside the cluster; it is not restarted here");
@@ -67,13 +69,13 @@ impl Core {
 
     /// libvirt's reason: from its event, else from its list; after a while without either it counts as a crash.
     pub(super) fn end_reason(&mut self, cx: &mut Cx, id: VmId) -> Option<OffReason> {
-        if let Some((reason, _)) = self.vm(id).ended {
+        let listed = match self.libvirt.domains.get(&id) {
+            Some(DomainInfo { state: DomainState::Off(reason), .. }) if *reason != OffReason::Unknown => Some(*reason),
+            Some(_) | None => None,
+        };
+        if let Some(reason) = self.vm(id).ended.map(|(reason, _)| reason).or(listed) {
+            self.vm(id).end_seen = None; // The next end has its own time.
             return Some(reason);
-        }
-        if let Some(DomainInfo { state: DomainState::Off(reason), .. }) = self.libvirt.domains.get(&id)
-            && *reason != OffReason::Unknown
-        {
-            return Some(*reason);
         }
         let first = *self.vm(id).end_seen.get_or_insert(cx.now);
         if self.libvirt.up && REASON_LIMIT <= cx.now.since(first) {

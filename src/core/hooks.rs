@@ -1,4 +1,14 @@
 //! libvirt's hook asks whether it may start, receive or restore a VM (design 10, The hook).
+//!
+//! ```text
+//!   prepare  our own start, or the target of our own move ─► yes
+//!            not on a datastore                           ─► yes, it is not protected
+//!            else an attempt: newest claim of every datastore, twins elsewhere, record, row, claim ─► yes
+//!   migrate  the target of our own move ─► yes; else protected VMs are moved by 'mainstay vm move'
+//!   restore  the image's generation against the newest claim: the rule is in `images`; `prepare` follows
+//! ```
+//!
+//! Autostart is a `prepare` like any other.
 
 use super::Core;
 use super::attempt::{Kind, Stage, refusal_text};
@@ -17,7 +27,7 @@ impl Core {
         match wish {
             HookWish::Prepare => self.hook_prepare(cx, ask, id, name, record),
             HookWish::Migrate => self.hook_migrate(cx, ask, id, name),
-            HookWish::Restore => self.hook_restore(cx, ask, id, name),
+            HookWish::Restore { saved } => self.hook_restore(cx, ask, id, name, saved, &record),
         }
     }
 
@@ -49,23 +59,6 @@ impl Core {
             Err(format!(
                 "mainstay: {name} is protected and is moved by 'mainstay vm move {name}' only; 'virsh migrate' is refused"
             ))
-        };
-        cx.hook_answer(ask, result);
-    }
-
-    /// A saved image may only go on where nothing ran since: this host made the newest claim when it was saved.
-    fn hook_restore(&mut self, cx: &mut Cx, ask: AskId, id: VmId, name: &str) {
-        let stale = match self.vms.get(&id).and_then(|vm| vm.claim.as_ref()) {
-            None => None,
-            Some(claim) if claim.maker == self.me.host && claim.holder == Holder::None => None,
-            Some(claim) => Some((self.holder_text(claim), claim.tenure.generation)),
-        };
-        let result = match stale {
-            None => Ok(()),
-            Some((holder, generation)) => Err(format!(
-                "mainstay: {name} ran since this memory was saved ({holder}, generation {generation}); restoring it would \
-                 destroy its disks; remove the image with 'virsh managedsave-remove {name}'"
-            )),
         };
         cx.hook_answer(ask, result);
     }

@@ -137,6 +137,7 @@ impl Core {
             }
         }
         self.note_unprotected(cx, unprotected);
+        self.note_deleted(cx);
         self.check = true;
         self.look = true;
         self.tell = true;
@@ -158,6 +159,7 @@ impl Core {
             DomainChange::Started { .. } => {
                 self.vm(id).by_guest = None;
                 self.vm(id).own_end = false;
+                self.vm(id).end_seen = None;
                 self.vm(id).ended = None;
                 None
             }
@@ -171,9 +173,12 @@ impl Core {
                 cx.note(Note::warning("guest-panicked", format!("{name}: its kernel panicked")).of(name));
                 None
             }
-            DomainChange::Defined | DomainChange::Undefined | DomainChange::Rebooted | DomainChange::WatchdogFired => {
+            DomainChange::Defined | DomainChange::Undefined => {
+                let vm = self.vm(id);
+                vm.undefined = change == DomainChange::Undefined && !vm.undefining;
                 None
             }
+            DomainChange::Rebooted | DomainChange::WatchdogFired => None,
         };
         if let (Some(state), Some(domain)) = (state, self.libvirt.domains.get_mut(&id)) {
             domain.state = state;
@@ -258,6 +263,7 @@ impl Core {
             VmState::Expected => self.take_up_row(cx, id, row),
             VmState::Running => {
                 self.take_up(cx, id, row);
+                self.mark(cx, id, row);
                 self.changed_while_it_runs(cx, id, claim);
             }
             VmState::Incoming => {}

@@ -26,6 +26,7 @@ mod ends;
 pub mod event;
 mod failover;
 mod hooks;
+mod images;
 pub mod lease;
 mod local;
 mod members;
@@ -37,6 +38,7 @@ mod proofs;
 mod step;
 mod storage;
 pub mod timing;
+mod twins;
 mod views;
 mod vms;
 

@@ -13,7 +13,7 @@ use super::moving::{Incoming, Moving};
 use super::note::Note;
 use crate::types::control::VmReport;
 use crate::types::vm::OffReason;
-use crate::types::{Claim, Digest, HostId, Nonce, Proof, Tenure, Time, VmId, VmRecord, Wanted};
+use crate::types::{Claim, Digest, Generation, Holder, HostId, Nonce, Proof, Tenure, Time, VmId, VmRecord, Wanted};
 
 /// One VM.
 #[derive(Debug, Default)]
@@ -38,6 +38,16 @@ pub struct Vm {
     pub recorded: Option<(Digest, bool)>,
     /// A changed definition is not recorded again before.
     pub change_retry: Time,
+    /// The generation that its running domain is marked with.
+    pub marked: Option<Generation>,
+    /// libvirt is told to mark it with this one.
+    pub marking: Option<Generation>,
+    /// Not marked again before.
+    pub mark_retry: Time,
+    /// A restore was allowed because this was its newest claim, then.
+    pub restoring: Option<(Generation, Time)>,
+    /// A person removed its definition here.
+    pub undefined: bool,
     /// What this host does with it now.
     pub attempt: Option<Attempt>,
     /// As master: where it is being started.
@@ -156,6 +166,7 @@ impl Core {
     pub(super) fn holder_text(&self, claim: &Claim) -> String {
         let holder = match claim.owner() {
             Some(owner) => format!("owned by {}", self.name_of(owner.host)),
+            None if claim.holder == Holder::Deleted => "owned by nobody, gone".to_owned(),
             None => match claim.wanted {
                 Wanted::Running => "owned by nobody, wanted running".to_owned(),
                 Wanted::Stopped => "owned by nobody, wanted stopped".to_owned(),
@@ -217,5 +228,6 @@ pub(super) fn reason_text(reason: crate::types::ClaimReason) -> &'static str {
         R::HostWentDown => "its host went down",
         R::Deleted => "deleted",
         R::RecordChanged => "its definition changed",
+        R::Saved => "its memory was saved",
     }
 }

@@ -64,6 +64,8 @@ pub enum Request {
     PoweredOff { host: HostId, boot: BootId },
     /// A host that is no member yet; the only request that needs no client certificate.
     Join(Box<JoinRequest>),
+    /// A host is about to start this VM for a person: denied if it, or one that writes to these disks, is there.
+    Twins { vm: VmId, disks: Vec<String> },
 }
 
 /// A host asks to become a member.
@@ -276,6 +278,7 @@ impl Request {
             Self::Notes { .. } => "notes",
             Self::PoweredOff { .. } => "powered off",
             Self::Join(_) => "join",
+            Self::Twins { .. } => "twins",
         }
     }
 }

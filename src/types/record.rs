@@ -204,6 +204,8 @@ pub enum ClaimReason {
     Deleted,
     /// Only the record changed.
     RecordChanged,
+    /// Its memory was saved to a file.
+    Saved,
 }
 
 /// Late writes of an earlier owner that are not yet excluded on one datastore.
@@ -308,6 +310,8 @@ pub struct DiskNeed {
     pub writable: bool,
     /// Not needed for a start (CD-ROM, `startupPolicy='optional'`).
     pub optional: bool,
+    /// Declared to be written by several VMs at once (`<shareable/>`).
+    pub shareable: bool,
 }
 
 /// `vms/<uuid>/record.<digest>`: what a new host needs to run v without any other host.
@@ -334,6 +338,11 @@ pub struct VmRecord {
 }
 
 impl VmRecord {
+    /// Paths that no other VM may use while this one runs.
+    pub fn exclusive(&self) -> impl Iterator<Item = &str> {
+        let alone = |disk: &&DiskNeed| disk.writable && !disk.shareable && !disk.optional;
+        self.disks.iter().filter(alone).map(|disk| disk.path.as_str())
+    }
     /// Datastores that hold a writable disk: a storage fence is owed for each.
     pub fn written(&self) -> impl Iterator<Item = DatastoreId> + '_ {
         let mut seen = std::collections::BTreeSet::new();

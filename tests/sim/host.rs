@@ -92,6 +92,8 @@ pub struct Host {
     pub agent: Option<Agent>,
     /// Its guard.
     pub guard: Option<Guard>,
+    /// libvirtd has started what it starts at boot.
+    pub autostarted: bool,
     /// libvirtd's life.
     pub libvirtd: Option<u64>,
     /// Definitions, and QEMUs.
@@ -129,6 +131,7 @@ impl Host {
             going_down: false,
             agent: None,
             guard: None,
+            autostarted: false,
             libvirtd: None,
             domains: BTreeMap::new(),
             settings,
@@ -166,6 +169,7 @@ impl World {
         let life = self.new_life();
         let host = &mut self.hosts[h];
         host.life = Some(life);
+        host.autostarted = false;
         host.kept.clear();
         host.memory = None;
         host.unprotected.clear();

@@ -11,9 +11,10 @@ use std::time::Duration;
 use mainstay::core::event::{AskId, Event, HookWish, Outcome};
 use mainstay::guard::table::ProcessKey;
 use mainstay::types::vm::{DomainAnswer, DomainChange, DomainFailure, DomainInfo, DomainOrder, DomainState, OffReason};
-use mainstay::types::{Ticket, VmId};
+use mainstay::types::{Generation, Ticket, VmId};
 
 use super::host::Path;
+use super::images::Image;
 use super::people::Waiter;
 use super::world::{Gate, H, World};
 
@@ -39,6 +40,8 @@ pub struct Qemu {
     pub stale: bool,
     /// Which change of its definition it was started with.
     pub edit: u32,
+    /// The generation that it is marked with.
+    pub mark: Option<Generation>,
 }
 
 /// One domain of libvirt.
@@ -48,6 +51,10 @@ pub struct Domain {
     pub defined: bool,
     /// Which change of it.
     pub edit: u32,
+    /// Started at boot.
+    pub autostart: bool,
+    /// Its memory, as libvirt keeps it.
+    pub saved: Option<Image>,
     /// Its process.
     pub qemu: Option<Qemu>,
     /// A start is under way in libvirt.
@@ -61,7 +68,15 @@ pub type Told = Box<dyn FnOnce(&mut World, Result<(), String>)>;
 
 impl Domain {
     fn new() -> Self {
-        Self { defined: false, edit: 0, qemu: None, starting: false, off: OffReason::Unknown }
+        Self {
+            defined: false,
+            edit: 0,
+            autostart: false,
+            saved: None,
+            qemu: None,
+            starting: false,
+            off: OffReason::Unknown,
+        }
     }
     /// The host's power went.
     pub fn lose_power(&mut self) {
@@ -78,7 +93,8 @@ impl Domain {
     }
 }
 
-type Then = Box<dyn FnOnce(&mut World, Result<(), DomainFailure>)>;
+/// Takes how a start, or another order to libvirt, ended.
+pub type Then = Box<dyn FnOnce(&mut World, Result<(), DomainFailure>)>;
 
 impl World {
     // ---- libvirtd -----------------------------------------------------------------------------------------------
@@ -92,6 +108,7 @@ impl World {
         self.hosts[h].libvirtd = Some(life);
         let gate = Gate::Libvirt(h, life);
         self.after(gate, Duration::from_millis(50), move |world| world.connect_libvirt(h));
+        self.after(gate, Duration::from_millis(100), move |world| world.autostart(h));
     }
 
     /// The daemon ends and another begins; QEMUs go on.
@@ -131,10 +148,10 @@ impl World {
                 name: record.name.clone(),
                 state: domain.state(),
                 persistent: domain.defined,
-                autostart: false,
+                autostart: domain.autostart,
                 xml: record.xml.clone(),
                 pid: domain.qemu.as_ref().map(|qemu| qemu.key.pid),
-                managed_save: false,
+                managed_save: domain.saved.is_some(),
             };
             (info, Ok(Box::new(record)))
         };
@@ -147,7 +164,10 @@ impl World {
         let (Some(_), Some(agent)) = (host.libvirtd, &host.agent) else { return };
         let name = self.vm_name(vm);
         let gate = Gate::Agent(h, agent.life);
-        let ends = matches!(change, DomainChange::Stopped(_) | DomainChange::ShuttingDown { .. });
+        let ends = matches!(
+            change,
+            DomainChange::Stopped(_) | DomainChange::ShuttingDown { .. } | DomainChange::Suspended { .. }
+        );
         let delay = self.latency(1000);
         self.after(gate, delay, move |world| {
             if ends && world.hosts[h].going_down {
@@ -207,7 +227,18 @@ impl World {
                 world.domain_event(h, vm, DomainChange::Undefined);
                 then(world, Ok(()));
             }),
-            DomainOrder::StartPaused { vm } => self.start_domain(h, vm, false, then),
+            DomainOrder::StartPaused { vm } => self.start_domain(h, vm, false, None, then),
+            DomainOrder::RestorePaused { vm } => {
+                let image = self.domain(h, vm).saved.clone();
+                self.start_from(h, vm, image, false, then);
+            }
+            DomainOrder::Mark { vm, generation } => self.after(gate, delay, move |world| match world.qemu(h, vm) {
+                Some(qemu) => {
+                    qemu.mark = Some(generation);
+                    then(world, Ok(()));
+                }
+                None => then(world, Err(DomainFailure::NoDomain)),
+            }),
             DomainOrder::Resume { vm } => self.after(gate, delay, move |world| world.resume(h, vm, then)),
             DomainOrder::Suspend { vm } => self.after(gate, delay, move |world| {
                 if let Some(qemu) = world.qemu(h, vm) {
@@ -233,7 +264,7 @@ impl World {
     // ---- start --------------------------------------------------------------------------------------------------
 
     /// `virsh start`, or the agent's start with vCPUs standing.
-    pub fn start_domain(&mut self, h: H, vm: VmId, run: bool, then: Then) {
+    pub fn start_domain(&mut self, h: H, vm: VmId, run: bool, image: Option<Image>, then: Then) {
         let Some(daemon) = self.hosts[h].libvirtd else {
             return then(self, Err(DomainFailure::NoDaemon("connection refused".to_owned())));
         };
@@ -260,7 +291,8 @@ impl World {
                     }
                     Ok(()) => {
                         let delay = world.latency(80_000);
-                        world.after(Gate::Libvirt(h, daemon), delay, move |world| world.launch(h, vm, run, then));
+                        world
+                            .after(Gate::Libvirt(h, daemon), delay, move |world| world.launch(h, vm, run, image, then));
                     }
                 }
             }),
@@ -268,13 +300,14 @@ impl World {
     }
 
     /// QEMU opens its images and stands; while the storage hangs it hangs, too.
-    fn launch(&mut self, h: H, vm: VmId, run: bool, then: Then) {
+    fn launch(&mut self, h: H, vm: VmId, run: bool, image: Option<Image>, then: Then) {
         let home = self.vms[&vm].record.home;
         let gate = Gate::Libvirt(h, self.hosts[h].libvirtd.unwrap_or(0));
         match self.hosts[h].path(home) {
             Path::Well if !self.stores[&home].hung => {}
             Path::Well | Path::Hung => {
-                return self.after(gate, Duration::from_millis(100), move |world| world.launch(h, vm, run, then));
+                return self
+                    .after(gate, Duration::from_millis(100), move |world| world.launch(h, vm, run, image, then));
             }
             Path::Broken => {
                 self.domain(h, vm).starting = false;
@@ -292,6 +325,7 @@ impl World {
             return then(self, Err(DomainFailure::ImageLocked(holder)));
         }
         self.spawn(h, vm, false);
+        self.loaded(h, vm, image.as_ref());
         let delay = self.latency(30_000);
         self.after(gate, delay, move |world| {
             world.domain_event(h, vm, DomainChange::Started { by_migration: false });
@@ -311,7 +345,8 @@ impl World {
         let domain = self.domain(h, vm);
         domain.starting = false;
         let edit = domain.edit;
-        domain.qemu = Some(Qemu { key, cpus: false, halted: false, dying: false, incoming, stale: false, edit });
+        domain.qemu =
+            Some(Qemu { key, cpus: false, halted: false, dying: false, incoming, stale: false, edit, mark: None });
         let gate = self.hosts[h].kernel();
         let delay = self.latency(5000);
         self.after(gate, delay, move |world| world.watch(h));

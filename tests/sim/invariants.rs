@@ -55,6 +55,14 @@ impl World {
             }
         }
         self.check_leases(&running);
+        let clone = running.keys().find(|vm| {
+            let disks_of = self.vms[*vm].disks_of;
+            disks_of != **vm && running.contains_key(&disks_of)
+        });
+        if let Some(clone) = clone.copied() {
+            let (name, other) = (self.vm_name(clone), self.vm_name(self.vms[&clone].disks_of));
+            self.violated(&format!("{name} and {other} run on the same disks"));
+        }
         if running == self.judge.running {
             return;
         }
@@ -173,7 +181,8 @@ impl World {
         a: &StoreAnswer,
     ) {
         let name = claim.name.clone();
-        if now < before || before.next() < now {
+        // The first claim on a datastore counts on from what lies on others.
+        if now < before || (before != Generation(0) && before.next() < now) {
             self.violated(&format!("claims of {name} went from generation {before} to {now}"));
         }
         if self.trace {
@@ -211,7 +220,10 @@ impl World {
                     let edit = if edit == 0 { String::new() } else { format!(" as of edit {edit}") };
                     format!("runs on {}{edit}", self.hosts[*h].name)
                 }
-                None => "does not run".to_owned(),
+                None => match self.hosts.iter().find(|host| host.domains.get(vm).is_some_and(|d| d.saved.is_some())) {
+                    Some(host) => format!("does not run, its memory lies on {}", host.name),
+                    None => "does not run".to_owned(),
+                },
             };
             let claim = match self.stores[&home].highest(*vm) {
                 Some(Ok(claim)) => {
@@ -220,6 +232,7 @@ impl World {
                             let h = self.host_of(owner.host).expect("a host of the world");
                             format!("owned by {}", self.hosts[h].name)
                         }
+                        Holder::Deleted => "deleted".to_owned(),
                         _ => "owned by nobody".to_owned(),
                     };
                     let wanted = if claim.wanted == Wanted::Running { "running" } else { "stopped" };

@@ -20,6 +20,7 @@ pub mod guard;
 pub mod guard_beats;
 pub mod host;
 pub mod hypervisor;
+pub mod images;
 pub mod invariants;
 pub mod migration;
 pub mod network;

@@ -67,6 +67,7 @@ impl Scenario {
                     self.setup.vms.push(((*name).to_owned(), (*host).to_owned(), home));
                 }
             }
+            ["clone", name, "of", vm] => self.setup.clones.push(((*name).to_owned(), (*vm).to_owned())),
             ["fence", "lock"] => self.setup.fence = StorageFence::Lock,
             ["fence", "command"] => {}
             ["fence", "none"] => self.setup.fence = StorageFence::None,
@@ -177,6 +178,7 @@ impl World {
         match words.as_slice() {
             ["kill", host] => self.kill(self.named(host)),
             ["boot", host] => self.boot(self.named(host)),
+            ["poweroff", host, "saving"] => self.power_off_saving(self.named(host)),
             ["poweroff", host] => self.power_off(self.named(host)),
             ["freeze", host] => self.freeze(self.named(host)),
             ["thaw", host] => self.thaw(self.named(host)),
@@ -238,6 +240,19 @@ impl World {
                     self.crash(h, vm);
                 }
             }
+            ["person", "saves", vm] | ["person", "saves", vm, "to", _] => {
+                let vm = self.named_vm(vm);
+                let file = words.get(4).map(|file| (*file).to_owned());
+                if let Some(h) = self.place_of(vm) {
+                    self.virsh_save(h, vm, file);
+                }
+            }
+            ["person", "restores", vm, "from", file, "on", host] => {
+                self.virsh_restore(self.named(host), self.named_vm(vm), file);
+            }
+            ["person", "undefines", vm, "on", host] => self.virsh_undefine(self.named(host), self.named_vm(vm)),
+            ["twin", "of", host, "beats", "for", length] => self.twin_beats(self.named(host), nanos(span(length))),
+            ["autostart", vm, "on", host] => self.virsh_autostart(self.named(host), self.named_vm(vm)),
             ["person", "edits", vm, "on", host] => self.virsh_edit(self.named(host), self.named_vm(vm)),
             ["person", "starts", vm, "on", host] => self.virsh_start(self.named(host), self.named_vm(vm)),
             ["person", "shuts", "down", vm] => {

@@ -87,6 +87,8 @@ pub struct Spec {
     pub name: String,
     /// What its definition says.
     pub record: VmRecord,
+    /// Whose disks it has: its own, unless it is a clone.
+    pub disks_of: VmId,
 }
 
 /// What the world is made of.
@@ -98,6 +100,8 @@ pub struct Setup {
     pub datastores: Vec<String>,
     /// VM, host that runs it at the beginning, datastore.
     pub vms: Vec<(String, String, String)>,
+    /// VM, and whose disks it has; started by nobody.
+    pub clones: Vec<(String, String)>,
     /// Late writes.
     pub fence: StorageFence,
     /// What if there is no fence.
@@ -120,6 +124,7 @@ impl Default for Setup {
             hosts: Vec::new(),
             datastores: vec!["nfs".to_owned()],
             vms: Vec::new(),
+            clones: Vec::new(),
             fence: StorageFence::Command { program: "/etc/mainstay/fence".to_owned() },
             late_writes: LateWrites::Exclude,
             switches: Vec::new(),
@@ -172,6 +177,8 @@ pub struct World {
     pub starts_fail: BTreeSet<H>,
     /// Every step of every agent is told.
     pub trace: bool,
+    /// Saved memory on shared storage, by file.
+    pub files: BTreeMap<String, super::images::Image>,
     /// How often the definition of each VM was changed, anywhere.
     pub edits: BTreeMap<VmId, u32>,
 }
@@ -233,6 +240,7 @@ impl World {
             migrations_fail: false,
             starts_fail: BTreeSet::new(),
             trace: false,
+            files: BTreeMap::new(),
             edits: BTreeMap::new(),
         };
         for (n, member) in settings.members.iter().enumerate() {
@@ -242,6 +250,13 @@ impl World {
         }
         for (n, (name, _, store)) in setup.vms.iter().enumerate() {
             let spec = world.spec(n, name, store);
+            world.vms.insert(spec.id, spec);
+        }
+        for (n, (name, of)) in setup.clones.iter().enumerate() {
+            let mut spec = world.spec(setup.vms.len() + n, name, &setup.datastores[0]);
+            let original = world.vms[&world.vm(of).expect("a VM of the world")].clone();
+            spec.record.disks = original.record.disks;
+            spec.disks_of = original.id;
             world.vms.insert(spec.id, spec);
         }
         world
@@ -255,6 +270,7 @@ impl World {
             datastore: Some(home),
             writable: true,
             optional: false,
+            shareable: false,
         };
         let record = VmRecord {
             vm,
@@ -267,7 +283,7 @@ impl World {
             networks: Vec::new(),
             gaps: Vec::new(),
         };
-        Spec { id: vm, name: name.to_owned(), record }
+        Spec { id: vm, name: name.to_owned(), record, disks_of: vm }
     }
 
     // ---- time ---------------------------------------------------------------------------------------------------

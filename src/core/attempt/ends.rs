@@ -194,7 +194,12 @@ impl Core {
             | Stage::Starting
             | Stage::Resuming => {}
             Stage::Claiming if attempt.has_copy() => self.claim_again(cx, id, &attempt),
-            Stage::Reading | Stage::Recording | Stage::FetchingRecord | Stage::Expecting | Stage::Claiming => {
+            Stage::Reading
+            | Stage::Twins
+            | Stage::Recording
+            | Stage::FetchingRecord
+            | Stage::Expecting
+            | Stage::Claiming => {
                 // The hook's patience ends; a claim that lands later is freed by the guard's word.
                 if let Some(claim) = &attempt.claim {
                     self.abandon(cx, claim.tenure, &attempt.kind);

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! - `ground`: the words in which cases are told. `restore`: from whatever a case left to a healthy lab.
-//! - `kill`, `power`, `freeze`, `cut`, `storage`, `people`, `restarts`, `moves`, `junk`: the cases.
+//! - `images`, `kill`, `power`, `freeze`, `cut`, `storage`, `people`, `restarts`, `moves`, `junk`: the cases.
 //! - `report`: what is kept of a case that failed.
 //!
 //! Cases are ordered by setting, since another kind of locks needs other mounts, and thus a power loss of all hosts.
@@ -16,6 +16,7 @@
 mod cut;
 mod freeze;
 mod ground;
+mod images;
 mod junk;
 mod kill;
 mod moves;
@@ -111,6 +112,17 @@ pub const ALL: &[Case] = &[
         "virsh-start",
         "virsh start of what runs elsewhere is refused; of what runs nowhere, claimed",
         people::virsh_start,
+    ),
+    case(
+        "restore-after-run-elsewhere",
+        "saved memory goes on; of a VM that ran elsewhere since it is refused",
+        images::restore_after_run_elsewhere,
+    ),
+    case("clones", "a clone with the same UUID, or with the same disk, is refused and the owner named", images::clones),
+    case(
+        "edit-while-running",
+        "a definition changed while its VM runs survives the death of its host",
+        images::edit_while_running,
     ),
     case("restart-agents", "mainstayd restarted on each host, then on all at once: no VM is touched", restarts::agents),
     case("restart-libvirtd", "libvirtd restarted on each host: no VM is touched", restarts::libvirtd),
