@@ -50,6 +50,7 @@ fn settings() -> ClusterSettings {
             late_writes: LateWrites::Exclude,
         }],
         vms: VmDefaults::default(),
+        foreign_migration: Default::default(),
     }
 }
 

@@ -61,7 +61,7 @@ fn fault(dice: &mut Dice, hosts: u64) -> (String, Option<String>) {
     let host = name(dice.roll(hosts));
     let other = name(dice.roll(hosts));
     let vm = ["web", "db", "mail", "dns"][dice.roll(4) as usize];
-    match dice.roll(24) {
+    match dice.roll(29) {
         0..=2 => (format!("kill {host}"), Some(format!("boot {host}"))),
         3 | 4 => (format!("freeze {host}"), Some(format!("thaw {host}"))),
         5 | 6 => (format!("cut {host}"), Some("heal".to_owned())),
@@ -79,6 +79,8 @@ fn fault(dice: &mut Dice, hosts: u64) -> (String, Option<String>) {
         20 => (format!("person starts {vm} on {host}"), None),
         21 => ("restart agents all".to_owned(), None),
         22 => ("restart guards all".to_owned(), None),
+        23..=26 => (format!("person migrates {vm} to {other}"), None),
+        27 => ("answers are lost".to_owned(), Some("answers come".to_owned())),
         _ => (format!("stop {vm} at {host}"), Some(format!("start {vm} at {other}"))),
     }
 }
@@ -88,6 +90,7 @@ fn heal(world: &mut World) {
     world.links.heal();
     world.act_out("heal storage");
     world.fence_fails = false;
+    world.answers_lost = false;
     for h in 0..world.hosts.len() as H {
         world.thaw(h);
         world.set_path(h, Path::Well);

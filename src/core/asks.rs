@@ -8,10 +8,10 @@ use super::cx::{Cx, Pending, Timer};
 use super::event::AskId;
 use super::note::Note;
 use crate::types::control::{Denial, HostReport, Reply, Request, VmCommand, VmReport};
-use crate::types::settings::{ClusterSettings, SettingsChange};
+use crate::types::settings::{ClusterSettings, ForeignMigration, SettingsChange};
 use crate::types::store::{ClaimsOf, StoreAnswer, StoreOrder};
 use crate::types::vm::{DomainAnswer, DomainOrder};
-use crate::types::{ClaimReason, HostId, MAX_DATASTORES, MAX_HOSTS, Proof, Roster, RosterEntry, VmId, Wanted};
+use crate::types::{ClaimReason, Holder, HostId, MAX_DATASTORES, MAX_HOSTS, Proof, Roster, RosterEntry, VmId, Wanted};
 
 /// An answer that was passed on.
 const FORWARD: Duration = Duration::from_secs(60);
@@ -41,6 +41,8 @@ impl Core {
             (Request::Incoming(order), Some(from)) => self.incoming(cx, ask, from, *order),
             (Request::Handed { tenure }, Some(from)) => self.handed(cx, ask, from, tenure),
             (Request::Dropped { tenure }, Some(from)) => self.dropped(cx, ask, from, tenure),
+            (Request::Handover(order), Some(from)) => self.handover_asked(cx, ask, from, *order),
+            (Request::Spent { tenure }, Some(_)) => self.spent(cx, ask, tenure),
             (Request::View, from) => self.view_asked(cx, ask, from),
             (Request::Notes { .. } | Request::Join(_), _) => {
                 cx.answer(ask, Reply::Denied(Denial::NotAllowed("not for the core".into())));
@@ -51,7 +53,9 @@ impl Core {
                 | Request::Run(_)
                 | Request::Incoming(_)
                 | Request::Handed { .. }
-                | Request::Dropped { .. },
+                | Request::Dropped { .. }
+                | Request::Handover(_)
+                | Request::Spent { .. },
                 None,
             ) => cx.answer(ask, Reply::Denied(Denial::NotAllowed("only agents ask this of each other".into()))),
         }
@@ -108,7 +112,8 @@ impl Core {
                 }
                 SettingsChange::AddMember(_)
                 | SettingsChange::ChangeDatastore { .. }
-                | SettingsChange::SetTiming(_) => {
+                | SettingsChange::SetTiming(_)
+                | SettingsChange::SetForeignMigration(_) => {
                     self.carry_out(cx, change);
                     cx.answer(ask, Reply::Done);
                 }
@@ -170,6 +175,7 @@ impl Core {
                 super::timing::check(timing).map_err(|why| Denial::Contradiction(why.to_string()))?;
                 Ok(settings.timing != *timing)
             }
+            SettingsChange::SetForeignMigration(policy) => Ok(settings.foreign_migration != *policy),
         }
     }
 
@@ -213,6 +219,11 @@ impl Core {
             SettingsChange::SetTiming(timing) => {
                 cx.note(Note::info("timing", format!("timing was changed: L is {} ms now", timing.lease.as_millis())));
                 settings.timing = timing;
+            }
+            SettingsChange::SetForeignMigration(policy) => {
+                let what = if policy == ForeignMigration::Allow { "allowed" } else { "refused" };
+                cx.note(Note::info("foreign-migration", format!("'virsh migrate' of protected VMs is {what} now")));
+                settings.foreign_migration = policy;
             }
         }
         self.use_settings(cx, settings);
@@ -311,6 +322,9 @@ impl Core {
             return cx
                 .answer(ask, Reply::Denied(Denial::Unable("it is being worked on; try again in a moment".into())));
         }
+        if let Holder::Handover { .. } = claim.holder {
+            return cx.answer(ask, Reply::Denied(Denial::Unable("a person migrates it; try again in a moment".into())));
+        }
         if claim.owner().is_none() {
             if claim.wanted == Wanted::Stopped {
                 return cx.answer(ask, Reply::AlreadySo);
@@ -365,9 +379,10 @@ impl Core {
         let mut vms: Vec<VmReport> = Vec::new();
         for (id, vm) in &self.vms {
             let domain = self.libvirt.domains.get(id);
-            let mine = vm.claim.as_ref().is_some_and(|claim| {
-                claim.owner().is_some_and(|owner| owner.host == self.me.host) || claim.maker == self.me.host
-            });
+            let mine = vm
+                .claim
+                .as_ref()
+                .is_some_and(|claim| claim.names(self.me.host) || claim.maker == self.me.host);
             if domain.is_none() && !mine {
                 continue;
             }

@@ -4,7 +4,7 @@
 //!  Hook ─► Reading ─► Recording ┐
 //!  Adopt ──────────► Recording ─┤
 //!  Run ─► FetchingRecord ───────┼─► Expecting ─► Claiming ─► Confirming ─┬─► (Reclaim, Adopt) done
-//!  Reclaim, Arrive ─────────────┘    guard's row   claim g+1   epoch same  ├─► (Hook) allowed ─► Adopting ─► done
+//!  Reclaim, Arrive, HandOver, Settle    guard's row   claim g+1   epoch same  ├─► (Hook) allowed ─► Adopting ─► done
 //!                                       │             │            │       ├─► (Arrive) Defining ─► Resuming ─► done
 //!                                       │             │            │       └─► (Run) Fencing ─► Locks ─► Defining ─►
 //!                                       ▼             ▼            ▼                Starting ─► Adopting ─► Resuming
@@ -52,6 +52,10 @@ pub enum Kind {
     Reclaim { old: Tenure },
     /// It came by migration; the source said over.
     Arrive,
+    /// A person migrates it away: it runs here until the switch, and there after it.
+    HandOver { to: Owner },
+    /// It runs here under a claim that says less than that (R6), and is claimed for this host.
+    Settle,
     /// It ended here: nobody owns it any more.
     Release { wanted: Wanted, reason: ClaimReason },
 }
@@ -135,7 +139,10 @@ impl Attempt {
 
     /// Whether a QEMU is here already.
     fn has_copy(&self) -> bool {
-        matches!(self.kind, Kind::Reclaim { .. } | Kind::Adopt | Kind::Arrive)
+        matches!(
+            self.kind,
+            Kind::Reclaim { .. } | Kind::Adopt | Kind::Arrive | Kind::HandOver { .. } | Kind::Settle
+        )
     }
 }
 
@@ -148,7 +155,11 @@ impl Core {
         let record = match &kind {
             Kind::Hook { .. } | Kind::Adopt => vm.record.clone().and_then(Result::ok),
             Kind::Arrive => vm.incoming.as_ref().map(|incoming| incoming.record.clone()),
-            Kind::Run { .. } | Kind::Reclaim { .. } | Kind::Release { .. } => None,
+            Kind::Run { .. }
+            | Kind::Reclaim { .. }
+            | Kind::Release { .. }
+            | Kind::HandOver { .. }
+            | Kind::Settle => None,
         };
         let digest = before.as_ref().map(|claim| claim.record).unwrap_or_default();
         vm.waits = None;
@@ -183,7 +194,7 @@ impl Core {
                 let order = StoreOrder::ReadRecord { vm: id, digest: attempt.digest };
                 self.ask_store(cx, id, Stage::FetchingRecord, order);
             }
-            Kind::Reclaim { .. } | Kind::Arrive => self.expect(cx, id),
+            Kind::Reclaim { .. } | Kind::Arrive | Kind::HandOver { .. } | Kind::Settle => self.expect(cx, id),
             Kind::Release { .. } => self.create(cx, id),
         }
     }

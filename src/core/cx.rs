@@ -31,6 +31,8 @@ pub enum Timer {
     Place(VmId),
     /// An incoming migration's time is over.
     Incoming(VmId),
+    /// The hook waits for the source of an incoming migration.
+    Receive(VmId),
     /// A VM's end waits for libvirt's reason.
     Judge(VmId),
     /// Report to the master.
@@ -60,6 +62,8 @@ pub enum Pending {
     Settled,
     /// The guard's word about an incoming VM.
     Incoming(VmId, AskId),
+    /// A step of the hook's question about a person's migration to this host.
+    Receive(VmId),
     /// A new datastore's folder is made; then the change is carried out.
     Prepare(AskId, Box<SettingsChange>),
     /// A roster change on this datastore.

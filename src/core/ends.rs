@@ -51,9 +51,12 @@ impl Core {
             }
             OffReason::Migrated => {
                 let name = self.vm_name(id);
-                let text = format!("{name} was migrated away to a host outside the cluster; it is not restarted here");
+                let text = format!(
+                    "{name} was migrated away to a host that took no part in it, so outside the cluster; it is not \
+                     restarted here by itself, and nothing keeps a second copy from being started"
+                );
                 cx.note(Note::alarm("migrated-away", text).of(&name));
-                self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedByPerson);
+                self.release(cx, id, claim, Wanted::Stopped, ClaimReason::MigratedAway);
             }
             OffReason::Crashed
             | OffReason::Failed

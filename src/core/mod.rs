@@ -23,6 +23,7 @@ mod election;
 mod ends;
 pub mod event;
 mod failover;
+mod handover;
 mod hooks;
 pub mod lease;
 mod local;

@@ -167,6 +167,7 @@ impl Cluster {
             }],
             datastores: Vec::new(),
             vms: VmDefaults::default(),
+            foreign_migration: Default::default(),
         };
         let cluster = Self {
             host,

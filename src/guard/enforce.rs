@@ -8,6 +8,8 @@
 //! It alone stops and lifts, so the two cannot overtake each other. It does no file or log I/O that storage or journal
 //! could hold up; `/proc` and cgroup files are memory. The timer runs on CLOCK_BOOTTIME, so a host that slept wakes it.
 //!
+//! While a VM is being handed over, each turn also samples its vCPU time (`handover`).
+//!
 //! Deliberately not here: looking for processes (`watch`), beats (`renew`, `network`).
 
 use std::collections::BTreeMap;
@@ -19,6 +21,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
+use super::handover::Sampler;
 use super::notify::Notify;
 use super::process::Process;
 use super::shared::Shared;
@@ -42,6 +45,7 @@ struct Stopping {
 
 struct Enforcer<'a> {
     shared: &'a Shared,
+    handover: Sampler,
     stopping: BTreeMap<ProcessKey, Stopping>,
 }
 
@@ -53,7 +57,7 @@ pub fn run(shared: &Shared) {
     let timer = TimerFd::new(ClockId::CLOCK_BOOTTIME, TimerFlags::TFD_CLOEXEC | TimerFlags::TFD_NONBLOCK)
         .expect("the kernel has timerfd, and descriptors are left at the start");
     let mut notify = Notify::from_environment();
-    let mut enforcer = Enforcer { shared, stopping: BTreeMap::new() };
+    let mut enforcer = Enforcer { shared, handover: Sampler::default(), stopping: BTreeMap::new() };
     loop {
         let wake_at = enforcer.turn();
         notify.ping(clock::now());
@@ -69,6 +73,7 @@ pub fn run(shared: &Shared) {
 impl Enforcer<'_> {
     /// Does what is to be done now; when to wake next.
     fn turn(&mut self) -> Time {
+        let sample = self.handover.turn(self.shared);
         let (acts, next) = self.shared.with(|state, now| {
             let acts = state.table.reconcile();
             let found = |act: Act| {
@@ -88,7 +93,7 @@ impl Enforcer<'_> {
                 Act::Kill(vm, _, why) => self.kill(vm, &why, &process),
             }
         }
-        self.next_check().map_or(next, |check| check.min(next))
+        [self.next_check(), sample].into_iter().flatten().fold(next, Time::min)
     }
 
     /// Signals go to all before the first freezer is told.

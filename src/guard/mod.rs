@@ -14,6 +14,7 @@
 //! Deliberately not here yet: parent and child, carrying on through a memfd, the hardware watchdog.
 
 mod enforce;
+mod handover;
 mod kept;
 mod network;
 mod notify;

@@ -110,6 +110,29 @@ impl Default for VmDefaults {
     }
 }
 
+/// What becomes of a person's `virsh migrate` of a protected VM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForeignMigration {
+    /// It goes on, under a handover claim.
+    #[default]
+    Allow,
+    /// The target's hook refuses it and names `mainstay vm move`.
+    Refuse,
+}
+
+impl ForeignMigration {
+    /// By the name that people use.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "allow" => Some(Self::Allow),
+            "refuse" => Some(Self::Refuse),
+            _ => None,
+        }
+    }
+}
+
 /// The document.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ClusterSettings {
@@ -130,6 +153,9 @@ pub struct ClusterSettings {
     /// Defaults for VMs.
     #[serde(default)]
     pub vms: VmDefaults,
+    /// `virsh migrate` by people.
+    #[serde(default)]
+    pub foreign_migration: ForeignMigration,
 }
 
 impl ClusterSettings {
@@ -163,6 +189,8 @@ pub enum SettingsChange {
     ChangeDatastore { name: String, fence: Option<StorageFence>, late_writes: Option<LateWrites> },
     /// Other timing.
     SetTiming(Timing),
+    /// `virsh migrate` by people is allowed or refused.
+    SetForeignMigration(ForeignMigration),
 }
 
 /// Durations as whole milliseconds, in JSON and in messages.

@@ -37,6 +37,10 @@ pub struct Qemu {
     pub incoming: bool,
     /// The server has dropped the state of its client: nothing that it writes lands any more.
     pub stale: bool,
+    /// Nanoseconds that its vCPUs have executed.
+    pub spent: u64,
+    /// When libvirt let it go on after a migration's switch.
+    pub let_go: Option<u64>,
 }
 
 /// One domain of libvirt.
@@ -308,7 +312,16 @@ impl World {
         let key = ProcessKey { pid: pid as u32, started: pid };
         let domain = self.domain(h, vm);
         domain.starting = false;
-        domain.qemu = Some(Qemu { key, cpus: false, halted: false, dying: false, incoming, stale: false });
+        domain.qemu = Some(Qemu {
+            key,
+            cpus: false,
+            halted: false,
+            dying: false,
+            incoming,
+            stale: false,
+            spent: 0,
+            let_go: None,
+        });
         let gate = self.hosts[h].kernel();
         let delay = self.latency(5000);
         self.after(gate, delay, move |world| world.watch(h));
@@ -325,7 +338,8 @@ impl World {
         }
     }
 
-    fn resume(&mut self, h: H, vm: VmId, then: Then) {
+    /// `virsh resume`, or libvirt by itself.
+    pub fn resume(&mut self, h: H, vm: VmId, then: Then) {
         match self.qemu(h, vm) {
             None => then(self, Err(DomainFailure::NoDomain)),
             Some(qemu) if qemu.halted => {

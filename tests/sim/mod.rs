@@ -15,6 +15,7 @@
 
 pub mod datastore;
 pub mod fences;
+pub mod foreign;
 pub mod guard;
 pub mod guard_beats;
 pub mod host;

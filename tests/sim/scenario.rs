@@ -18,7 +18,7 @@ use std::path::Path as FilePath;
 use std::time::Duration;
 
 use mainstay::types::control::VmCommand;
-use mainstay::types::settings::{LateWrites, Timing};
+use mainstay::types::settings::{ForeignMigration, LateWrites, Timing};
 use mainstay::types::{StorageFence, VmId};
 
 use super::host::Path;
@@ -73,6 +73,7 @@ impl Scenario {
             }
             ["locks", "local"] => self.setup.locks = None,
             ["locks", "held", span] => self.setup.locks = Some(self::span(span)),
+            ["foreign-migration", "refuse"] => self.setup.foreign_migration = ForeignMigration::Refuse,
             ["profile", name] => self.setup.timing = Timing::profile(name).expect("a profile"),
             ["run", length] => self.length = span(length),
             ["from", "the", "beginning"] => self.early = true,
@@ -193,6 +194,8 @@ impl World {
             ["fence", "fails"] => self.fence_fails = true,
             ["fence", "works"] => self.fence_fails = false,
             ["migrations", "fail"] => self.migrations_fail = true,
+            ["answers", "are", "lost"] => self.answers_lost = true,
+            ["answers", "come"] => self.answers_lost = false,
             ["starts", "fail", "on", host] => {
                 let h = self.named(host);
                 self.starts_fail.insert(h);
@@ -216,6 +219,18 @@ impl World {
                 }
             }
             ["person", "starts", vm, "on", host] => self.virsh_start(self.named(host), self.named_vm(vm)),
+            ["person", "migrates", vm, "away"] => {
+                let vm = self.named_vm(vm);
+                if let Some(h) = self.place_of(vm) {
+                    self.virsh_migrate_away(h, vm);
+                }
+            }
+            ["person", "migrates", vm, "to", to] => {
+                let (vm, to) = (self.named_vm(vm), self.named(to));
+                if let Some(h) = self.place_of(vm) {
+                    self.virsh_migrate(h, vm, to);
+                }
+            }
             ["person", "shuts", "down", vm] => {
                 let vm = self.named_vm(vm);
                 if let Some(h) = self.place_of(vm) {

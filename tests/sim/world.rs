@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::fmt::Write;
 use std::time::Duration;
 
-use mainstay::types::settings::{ClusterSettings, DatastoreSettings, LateWrites, MemberSettings, Timing, VmDefaults};
+use mainstay::types::settings::{
+    ClusterSettings, DatastoreSettings, ForeignMigration, LateWrites, MemberSettings, Timing, VmDefaults,
+};
 use mainstay::types::{ClusterId, DatastoreId, DiskNeed, HostId, HostIndex, StorageFence, Time, VmId, VmRecord};
 use uuid::Uuid;
 
@@ -104,6 +106,8 @@ pub struct Setup {
     pub locks: Option<Duration>,
     /// Profile.
     pub timing: Timing,
+    /// `virsh migrate` by people.
+    pub foreign_migration: ForeignMigration,
     /// Everything random comes from it; 0 = nothing is random.
     pub seed: u64,
 }
@@ -118,6 +122,7 @@ impl Default for Setup {
             late_writes: LateWrites::Exclude,
             locks: Some(Duration::from_secs(10)),
             timing: Timing::DEFAULT,
+            foreign_migration: ForeignMigration::Allow,
             seed: 0,
         }
     }
@@ -158,6 +163,8 @@ pub struct World {
     pub fence_fails: bool,
     /// Migrations break in the middle.
     pub migrations_fail: bool,
+    /// A target's last word never reaches the source.
+    pub answers_lost: bool,
     /// Starts fail on these hosts.
     pub starts_fail: BTreeSet<H>,
     /// Every step of every agent is told.
@@ -195,6 +202,7 @@ impl World {
             members: members.collect(),
             datastores: datastores.collect(),
             vms: VmDefaults::default(),
+            foreign_migration: setup.foreign_migration,
         };
         let stores = settings.datastores.iter().map(|d| (d.id, Datastore::new(&settings, d.id, setup.locks)));
         let mut world = Self {
@@ -215,6 +223,7 @@ impl World {
             judge: Judge::default(),
             fence_fails: false,
             migrations_fail: false,
+            answers_lost: false,
             starts_fail: BTreeSet::new(),
             trace: false,
         };

@@ -165,7 +165,7 @@ pub enum ClusterCommand {
     Token,
     /// Change a setting of the whole cluster, for example profile=fast.
     Set {
-        /// KEY=VALUE; the only key is profile (default, fast, patient).
+        /// KEY=VALUE: profile (default, fast, patient), foreign-migration (allow, refuse: virsh migrate by people).
         setting: String,
     },
 }

@@ -92,6 +92,7 @@ fn settings() -> ClusterSettings {
         members: Vec::new(),
         datastores: vec![datastore(1, "/vm/a"), datastore(2, "/vm/b")],
         vms: VmDefaults::default(),
+        foreign_migration: Default::default(),
     }
 }
 
