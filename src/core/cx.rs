@@ -64,6 +64,8 @@ pub enum Pending {
     Incoming(VmId, AskId),
     /// A step of the hook's question about a person's migration to this host.
     Receive(VmId),
+    /// libvirt is told to cancel a person's migration of this VM.
+    Cancelled(VmId),
     /// A new datastore's folder is made; then the change is carried out.
     Prepare(AskId, Box<SettingsChange>),
     /// A roster change on this datastore.

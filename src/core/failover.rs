@@ -99,27 +99,30 @@ impl Core {
 
     /// A living owner mends its own VMs: a crash, a lapse, a stop. Only when it does not, the master does.
     fn left_to_owner(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, proof: Proof) -> bool {
-        let owners = claim.owners();
-        if owners.is_empty() {
-            return false;
-        }
-        let heard = owners.iter().any(|owner| self.is_heard(owner.host, cx.now));
-        // Not heard, but it beats on a datastore: it lives, and claims anew as soon as it can.
-        let lives = heard || owners.iter().any(|owner| self.beats_somewhere(owner.host, cx.now));
-        let (said, lapsed) = match proof {
-            Proof::Said(over) => (true, over == Over::Lapsed),
+        // Of a handover, only a copy that is still there can be mended: what a source says, and a lapse.
+        let mending: Vec<(Owner, Over)> = match proof {
+            Proof::Said(over) => claim.owner().map(|owner| (owner, over)).into_iter().collect(),
             Proof::Both { from, to } => {
-                let halves = [from, to];
-                (halves.iter().any(|half| matches!(half, Against::Said(_))), halves.contains(&Against::Said(Over::Lapsed)))
+                let halves = claim.owners().into_iter().zip([from, to]);
+                let said = halves.filter_map(|(owner, half)| match half {
+                    Against::Said(over) => Some((owner, over)),
+                    Against::Rebooted | Against::Lapsed | Against::PowerOff => None,
+                });
+                said.filter(|(owner, over)| *over == Over::Lapsed || claim.maker == owner.host).collect()
             }
-            Proof::Unowned | Proof::Rebooted { .. } | Proof::Lapsed { .. } | Proof::PowerOff => (false, false),
+            Proof::Unowned | Proof::Rebooted { .. } | Proof::Lapsed { .. } | Proof::PowerOff => Vec::new(),
         };
-        if !lives || !said {
+        let heard = mending.iter().any(|(owner, _)| self.is_heard(owner.host, cx.now));
+        // Not heard, but it beats on a datastore: it lives, and claims anew as soon as it can.
+        let lives = heard || mending.iter().any(|(owner, _)| self.beats_somewhere(owner.host, cx.now));
+        let lapsed = |(owner, over): &(Owner, Over)| *over == Over::Lapsed && self.is_heard(owner.host, cx.now);
+        let waits = mending.iter().any(lapsed);
+        if !lives {
             self.vm(id).over_since = None;
             return false;
         }
         let since = *self.vm(id).over_since.get_or_insert(cx.now);
-        let stands = cx.now.since(since) < OWNER_TIME || (heard && lapsed);
+        let stands = cx.now.since(since) < OWNER_TIME || waits;
         if stands {
             cx.set(Timer::Place(id), cx.now + RETRY);
         }

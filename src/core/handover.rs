@@ -18,9 +18,10 @@
 //! | source after the switch, or stopped | any other proof | its memory may be older than the disks: thrown away |
 //! | target, running | nothing needed | claims g+2 |
 //! | target, stopped after a lapse | any proof | claims g+2 and goes on |
-//! | target, not yet running | any proof | thrown away after a while, if libvirt does not do it |
+//! | target, not yet running | any proof, or the source's word | thrown away after a while, if libvirt does not do it |
 //! | nothing | any proof, and its own word | the master restarts it |
 //!
+//! A source that does not hear its target has libvirt cancel the migration, and tells the target when it hears it again.
 //! The switch itself is seen by the guard (`guard::table::handover`); this agent only passes libvirt's word on. There
 //! is no way to refuse post-copy: libvirt's hook is not told; it is an alarm, and the source's copy is then left alone.
 //!
@@ -37,7 +38,7 @@ use crate::types::control::{Denial, HandoverOrder, Reply, Request};
 use crate::types::guard::{GuardOrder, RowView};
 use crate::types::settings::ForeignMigration;
 use crate::types::store::{ClaimsOf, StoreAnswer, StoreOrder};
-use crate::types::vm::{DomainChange, DomainState, OffReason};
+use crate::types::vm::{DomainAnswer, DomainChange, DomainFailure, DomainOrder, DomainState, OffReason};
 use crate::types::{
     Claim, ClaimReason, DatastoreId, Generation, Holder, HostId, Over, Owner, Proof, Tenure, Ticket, VmId, VmState,
 };
@@ -52,6 +53,8 @@ const SETTLES: Duration = Duration::from_secs(2);
 const SETTLES_SLOWLY: Duration = Duration::from_secs(10);
 /// libvirt ends the source's copy after the target has run; beyond this it is killed.
 const LEAVES: Duration = Duration::from_secs(30);
+/// libvirt's time to cancel a migration.
+const CALL: Duration = Duration::from_secs(5);
 /// Between two looks at the claims while the other side may have made one.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -66,6 +69,8 @@ pub struct Handover {
     arrived: Option<Generation>,
     /// The source serves pages to the target.
     post_copy: bool,
+    /// The source has cancelled its libvirt's migration under this generation, since the target is not heard.
+    cancelled: Option<Generation>,
     /// Since when a copy here waits although the other side is over.
     stands: Option<crate::types::Time>,
     /// What was told of a copy that is thrown away.
@@ -350,7 +355,7 @@ impl Core {
         let known = self.vms.get(&id).map(|vm| vm.known).unwrap_or_default();
         if here(&from) {
             let other = self.proof_against(to, claim, known, cx.now);
-            self.as_source(cx, id, &row, claim, other);
+            self.as_source(cx, id, &row, claim, to.host, other);
         } else if here(&to) {
             let other = self.proof_against(from, claim, known, cx.now);
             self.as_target(cx, id, &row, claim, other);
@@ -360,13 +365,13 @@ impl Core {
         true
     }
 
-    fn as_source(&mut self, cx: &mut Cx, id: VmId, row: &RowView, claim: &Claim, target: Option<Proof>) {
+    fn as_source(&mut self, cx: &mut Cx, id: VmId, row: &RowView, claim: &Claim, to: HostId, target: Option<Proof>) {
         let switched = self.vm(id).handover.switched == Some(claim.tenure.generation);
         let unran = target == Some(Proof::Said(Over::NeverStarted));
         match (row.state, target) {
             // An earlier agent of this host died before it was confirmed.
             (VmState::Expected, _) if row.tenure == claim.tenure => self.take_up_row(cx, id, row),
-            (VmState::Running, None) => self.await_switch(cx, id, claim, switched),
+            (VmState::Running, None) => self.await_switch(cx, id, claim, to, switched),
             (VmState::Running, Some(_)) if switched && !unran => self.discard(cx, id, claim),
             (VmState::Running, Some(_)) => self.begin(cx, id, Kind::Settle, claim.home, Vec::new()),
             (_, None) => self.look_again(cx, id),
@@ -380,13 +385,43 @@ impl Core {
     }
 
     /// It runs here until the switch. A new agent that finds it paused may have missed the event.
-    fn await_switch(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, switched: bool) {
+    fn await_switch(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, to: HostId, switched: bool) {
         let state = self.libvirt.domains.get(&id).map(|domain| domain.state);
-        if state == Some(DomainState::Paused { by_io_error: false }) && !switched {
-            self.switched(cx, claim.tenure);
-        }
+        let heard = self.is_heard(to, cx.now);
+        let cancelled = self.vm(id).handover.cancelled == Some(claim.tenure.generation);
         if switched {
             self.look_again(cx, id); // The target claims as soon as it runs.
+        } else if state == Some(DomainState::Paused { by_io_error: false }) {
+            self.switched(cx, claim.tenure);
+        } else if !heard && !cancelled {
+            self.vm(id).pause = cx.now + CALL;
+            cx.domain(DomainOrder::AbortJob { vm: id }, CALL, Pending::Cancelled(id));
+        } else if heard && cancelled {
+            // What came in there waits for memory that will not come.
+            self.vm(id).pause = cx.now + LOOK;
+            cx.send(to, Request::Dropped { tenure: claim.tenure }, LOOK, Pending::Nothing);
+        }
+    }
+
+    /// libvirt was told to cancel: whatever it says, no migration is under way any more, unless it said nothing.
+    pub(super) fn cancelled(&mut self, id: VmId, answer: &DomainAnswer) {
+        let vm = self.vm(id);
+        let silent = matches!(answer, DomainAnswer::Failed(DomainFailure::NoDaemon(_) | DomainFailure::Timeout));
+        if let (Some(claim), false) = (&vm.claim, silent) {
+            vm.handover.cancelled = Some(claim.tenure.generation);
+        }
+        self.check = true;
+    }
+
+    /// The source's migration was cancelled: what came in is thrown away, unless it runs.
+    pub(super) fn handover_dropped(&mut self, cx: &mut Cx, from: HostId, tenure: Tenure) {
+        let id = tenure.vm;
+        let Some(claim) = self.vms.get(&id).and_then(|vm| vm.claim.clone()) else { return };
+        let its = matches!(claim.holder, Holder::Handover { from: source, .. } if source.host == from);
+        let state = self.libvirt.domains.get(&id).map(|domain| domain.state);
+        let runs = state == Some(DomainState::Running) || self.vm(id).handover.arrived == Some(tenure.generation);
+        if its && claim.tenure == tenure && self.comes_in(id) && !runs && self.vm(id).attempt.is_none() {
+            self.discard(cx, id, &claim);
         }
     }
 

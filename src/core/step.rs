@@ -116,6 +116,7 @@ impl Core {
             (Pending::Forward(ask), Outcome::Reply(reply)) => self.forwarded(cx, ask, reply),
             (Pending::Incoming(vm, ask), Outcome::Guard(result)) => self.incoming_done(cx, vm, ask, result),
             (Pending::Receive(vm), outcome) => self.receive_done(cx, vm, ticket, outcome),
+            (Pending::Cancelled(vm), Outcome::Domain(answer)) => self.cancelled(vm, &answer),
             (Pending::Prepare(ask, change), Outcome::Store(answer)) => self.prepared(cx, ask, *change, answer),
             (Pending::Roster(datastore), Outcome::Store(answer)) => self.roster_done(cx, datastore, &answer),
             (Pending::Settings, Outcome::Reply(Ok(crate::types::control::Reply::Settings(newer)))) => {

@@ -240,10 +240,11 @@ impl Table {
     }
 
     /// What is over may be said now: no QEMU runs under it, and none ever will.
-    fn say_all(&mut self, vm: VmId) {
+    pub(super) fn say_all(&mut self, vm: VmId) {
         let tenures: Vec<Tenure> = self.rows_of(vm).map(|(at, _)| at).collect();
         for tenure in tenures {
-            if let Phase::Over { unsaid, .. } = &mut self.row(tenure).phase {
+            let undecided = self.row(tenure).undecided();
+            if let (Phase::Over { unsaid, .. }, false) = (&mut self.row(tenure).phase, undecided) {
                 *unsaid = None;
             }
             self.changed(tenure);

@@ -1,7 +1,7 @@
 //! A handover claim at its two hosts (R6, `virsh migrate` by people): who may run when, seen by vCPU time.
 //!
 //! ```text
-//!  source: Running ── Switched, or alone and vCPUs stood for 50 ms ──► switched ── vCPUs move ──► over, stopped
+//!  source: Running ── Switched, or alone and vCPUs stood for 20 ms ──► switched ── vCPUs move ──► over, stopped
 //!  target: Incoming ── vCPUs move ──► ran ── Expect(Adopt, g+1) + Claimed ──► Running
 //!              └── over before its vCPUs ever moved ──► killed, said: never started
 //! ```
@@ -19,8 +19,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{DatastoreId, Epoch, Hold, Over, Phase, ProcessKey, Refusal, Row, Table, Tenure, Time, VmId, wrong};
 
-/// vCPUs that stood still for this long have switched, if there is no agent to say it.
-const STILL: Duration = Duration::from_millis(50);
+/// vCPUs that stood still for this long have switched, if there is no agent to say it. Shorter than libvirt takes from
+/// the switch to letting the source go on; so long may a guest that has nothing to do stand, too: with its agent gone,
+/// it may be stopped for nothing.
+const STILL: Duration = Duration::from_millis(20);
 /// vCPU threads spend so much without executing the guest: QEMU has them read and load registers.
 const NOISE: Duration = Duration::from_millis(1);
 
@@ -62,6 +64,11 @@ impl Row {
     /// It waits for an incoming QEMU that was not seen yet.
     pub(super) fn awaits(&self) -> bool {
         matches!((self.phase, self.part), (Phase::Incoming { .. }, Part::Target { .. })) && !self.seen
+    }
+
+    /// It is not known yet whether "lapsed" or "never started" is to be said.
+    pub(super) fn undecided(&self) -> bool {
+        self.part == Part::Target { ran: false } && self.seen
     }
 
     /// What its QEMU's exit means: a copy that never executed anything never started.
@@ -121,10 +128,11 @@ impl Table {
     /// When the row has no part in a handover.
     pub fn discard(&mut self, tenure: Tenure) -> Result<(), Refusal> {
         let row = self.rows.get(&tenure).ok_or_else(|| wrong("unknown"))?;
-        if row.part == Part::None {
-            return Err(wrong("it has no part in a handover"));
+        match row.part {
+            Part::None => return Err(wrong("it has no part in a handover")),
+            Part::Target { ran: false } => {} // Its exit will say that it never started; "lapsed" would say less.
+            Part::Target { ran: true } | Part::Source { .. } => self.end_all(tenure.vm),
         }
-        self.end_all(tenure.vm);
         self.doom(tenure.vm, "its memory is not the newest: it was being handed over");
         Ok(())
     }
@@ -157,9 +165,12 @@ impl Table {
             Part::Target { ran: false } if moved || first && !free => {
                 row.part = Part::Target { ran: true };
                 self.changed(tenure);
+                if stands {
+                    self.say_all(vm);
+                }
             }
             // It stands for good, and this sample shows that it never moved.
-            Part::Target { ran: false } if stands && !first && row.is_over() => {
+            Part::Target { ran: false } if stands && row.is_over() => {
                 self.doom(vm, "it came in, but its right to run ended before it ran");
             }
             Part::Source { .. } | Part::Target { .. } | Part::None => {}
