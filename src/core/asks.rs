@@ -379,10 +379,7 @@ impl Core {
         let mut vms: Vec<VmReport> = Vec::new();
         for (id, vm) in &self.vms {
             let domain = self.libvirt.domains.get(id);
-            let mine = vm
-                .claim
-                .as_ref()
-                .is_some_and(|claim| claim.names(self.me.host) || claim.maker == self.me.host);
+            let mine = vm.claim.as_ref().is_some_and(|claim| claim.names(self.me.host) || claim.maker == self.me.host);
             if domain.is_none() && !mine {
                 continue;
             }

@@ -19,9 +19,7 @@ use super::note::Note;
 use super::placement::{Need, Placed};
 use super::proofs::{LateWrite, owed};
 use crate::types::control::{Denial, Reply, Request, RunOrder};
-use crate::types::{
-    Against, Claim, ClaimReason, Debt, Holder, HostId, Over, Owner, Proof, Ticket, Time, VmId, Wanted,
-};
+use crate::types::{Against, Claim, ClaimReason, Debt, Holder, HostId, Over, Owner, Proof, Ticket, Time, VmId, Wanted};
 
 /// An order under way.
 #[derive(Clone, Debug)]

@@ -171,7 +171,9 @@ impl Core {
             Holder::Host(owner) if owner.host == self.me.host => Err("its newest claim names this very host".into()),
             Holder::Host(owner) => Ok(owner),
             Holder::Handover { .. } => Err("another migration of it is not over yet; try again in a moment".into()),
-            Holder::None => Err("it belongs to no host of the cluster: stop it where it runs, and start it here".into()),
+            Holder::None => {
+                Err("it belongs to no host of the cluster: stop it where it runs, and start it here".into())
+            }
             Holder::MovedTo(_) | Holder::Deleted => Err("its claims have moved, or it was deleted".into()),
         }
     }
@@ -465,7 +467,8 @@ impl Core {
         self.vm(id).pause = cx.now + LOOK / 2;
         cx.guard(GuardOrder::Discard { tenure: claim.tenure }, Pending::Nothing);
         if self.vm(id).handover.told.replace(claim.tenure.generation) != Some(claim.tenure.generation) {
-            let text = format!("{name}: a migration by a person broke; the copy here, which must not go on, is thrown away");
+            let text =
+                format!("{name}: a migration by a person broke; the copy here, which must not go on, is thrown away");
             cx.note(Note::warning("vm-handover-failed", text).of(&name));
         }
     }

@@ -4,7 +4,8 @@
 use super::Core;
 use crate::types::settings::LateWrites;
 use crate::types::{
-    Against, BootId, Claim, Debt, Holder, HostId, Incarnation, Over, Owner, Proof, StorageFence, Tenure, Time, VmRecord, VmState,
+    Against, BootId, Claim, Debt, Holder, HostId, Incarnation, Over, Owner, Proof, StorageFence, Tenure, Time,
+    VmRecord, VmState,
 };
 
 /// What must happen between the claim and the start, because of writes that may still be under way.

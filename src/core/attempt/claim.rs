@@ -42,8 +42,10 @@ impl Core {
     pub(in crate::core) fn recorded(&mut self, cx: &mut Cx, id: VmId, answer: StoreAnswer) {
         match answer {
             StoreAnswer::Recorded(digest) => {
-                if let Some(attempt) = &mut self.vm(id).attempt {
-                    attempt.digest = digest;
+                let Some(attempt) = &mut self.vm(id).attempt else { return };
+                attempt.digest = digest;
+                if attempt.kind == Kind::Change && attempt.is_unowned() {
+                    return self.create(cx, id); // It names no host, so no guard has to know it first.
                 }
                 self.expect(cx, id);
             }
@@ -92,7 +94,7 @@ impl Core {
             deadline: cx.now + ROW_DEADLINE,
             purpose: match attempt.kind {
                 Kind::Hook { .. } | Kind::Run { .. } => Purpose::Start,
-                Kind::Adopt | Kind::Arrive | Kind::Settle => Purpose::Adopt,
+                Kind::Adopt | Kind::Arrive | Kind::Change | Kind::Settle => Purpose::Adopt,
                 Kind::HandOver { .. } => Purpose::HandOver,
                 Kind::Reclaim { .. } => Purpose::Reclaim,
                 Kind::Release { .. } => return,
@@ -114,6 +116,9 @@ impl Core {
             (_, Some(before)) => before.wanted,
         };
         self.fail(cx, id, Denial::Unable("an earlier try is being cleared away; try again in a moment".into()));
+        if attempt.kind == Kind::Change {
+            return; // It runs, and no claim that lets others have it may be made.
+        }
         let kind = Kind::Release { wanted, reason: ClaimReason::StartFailed };
         self.begin(cx, id, kind, attempt.home, Vec::new());
     }
@@ -153,6 +158,10 @@ impl Core {
             }
             Kind::Settle if self.came_here(before) => (Holder::Host(owner), Wanted::Running, ClaimReason::Migrated),
             Kind::Settle => (Holder::Host(owner), Wanted::Running, ClaimReason::Reclaimed),
+            Kind::Change => match before {
+                Some(before) if before.owner().is_none() => (before.holder, before.wanted, ClaimReason::RecordChanged),
+                Some(_) | None => (Holder::Host(owner), Wanted::Running, ClaimReason::RecordChanged),
+            },
             Kind::Release { wanted, reason } => (Holder::None, *wanted, *reason),
         };
         let mut debts = match (&attempt.kind, before, &attempt.record) {
@@ -195,8 +204,10 @@ impl Core {
         match answer {
             StoreAnswer::Created => {
                 self.learn(cx, claim.clone(), cx.now);
-                if let Kind::Release { .. } = attempt.kind {
-                    return self.released(cx, id);
+                match attempt.kind {
+                    Kind::Release { .. } => return self.released(cx, id),
+                    Kind::Change if attempt.is_unowned() => return self.finish(cx, id),
+                    _ => {}
                 }
                 let order =
                     GuardOrder::Claimed { tenure: claim.tenure, epoch: attempt.epoch, deadline: cx.now + ROW_DEADLINE };
@@ -283,7 +294,7 @@ impl Core {
                 cx.hook_answer(ask, Ok(()));
                 self.await_adoption(cx, id);
             }
-            Kind::Adopt | Kind::HandOver { .. } => self.finish(cx, id),
+            Kind::Adopt | Kind::Change | Kind::HandOver { .. } => self.finish(cx, id),
             Kind::Settle => self.settled(cx, id, &attempt),
             Kind::Reclaim { .. } => self.lift_late_pause(cx, id),
             Kind::Arrive => self.define(cx, id),

@@ -13,7 +13,9 @@ impl Core {
             vm.restarts.push(cx.now);
         }
         vm.waits = None;
-        vm.ended = None;
+        if attempt.kind != Kind::Change {
+            vm.ended = None; // It may have ended while its change was recorded.
+        }
         vm.incoming = None;
         let generation = attempt.claim.as_ref().map(|claim| claim.tenure.generation).unwrap_or_default();
         let took = cx.now.since(attempt.since).as_secs_f64();
@@ -36,6 +38,7 @@ impl Core {
                 "{name}: generation {generation} hands it to {}, which runs it after libvirt's switch",
                 self.name_of(to.host)
             ),
+            Kind::Change => format!("{name}: its changed definition is recorded (generation {generation})"),
             Kind::Release { .. } => String::new(),
         };
         let kind = match &attempt.kind {
@@ -45,6 +48,7 @@ impl Core {
             Kind::Arrive => "vm-arrived",
             Kind::Settle => "vm-settled",
             Kind::HandOver { .. } => "vm-handover",
+            Kind::Change => "vm-change",
             Kind::Release { .. } => "vm-released",
         };
         if !text.is_empty() {
@@ -92,6 +96,9 @@ impl Core {
         let name = self.vm_name(id);
         let vm = self.vm(id);
         let Some(attempt) = vm.attempt.take() else { return };
+        if attempt.kind == Kind::Change {
+            return self.change_failed(cx, id, &denial.to_string());
+        }
         vm.waits = Some(denial.to_string());
         vm.pause = cx.now + RETRY;
         let beaten = matches!(denial, Denial::OwnedBy { .. } | Denial::Superseded { .. });
@@ -100,15 +107,11 @@ impl Core {
         }
         match &attempt.kind {
             Kind::Hook { ask } => cx.hook_answer(*ask, Err(refusal_text(&name, &denial))),
-            Kind::Release { .. }
-            | Kind::Reclaim { .. }
-            | Kind::Adopt
-            | Kind::Settle
-            | Kind::HandOver { .. } => {
+            Kind::Release { .. } | Kind::Reclaim { .. } | Kind::Adopt | Kind::Settle | Kind::HandOver { .. } => {
                 // The retry is a matter of milliseconds after a heal; the beat's reconcile is the fallback.
                 cx.set(Timer::Judge(id), cx.now + RETRY);
             }
-            Kind::Run { .. } => {}
+            Kind::Run { .. } | Kind::Change => {}
             Kind::Arrive => {
                 self.set_underway(cx, id, None);
                 self.drop_incoming(cx, id);
@@ -130,6 +133,9 @@ impl Core {
         let name = self.vm_name(id);
         let Some(attempt) = self.vm(id).attempt.take() else { return };
         let claim = attempt.claim.clone().expect("given up only after a claim");
+        if attempt.kind == Kind::Change {
+            return self.change_failed(cx, id, &denial.to_string()); // Should it have lapsed, it is re-claimed.
+        }
         cx.note(Note::warning("vm-start-failed", format!("{name}: not started here: {denial}")).of(&name));
         if let Kind::Hook { ask } = &attempt.kind {
             cx.hook_answer(*ask, Err(refusal_text(&name, &denial)));

@@ -139,7 +139,10 @@ impl Table {
 
     /// QEMUs whose vCPU time must be sampled.
     pub fn watched(&self) -> impl Iterator<Item = (VmId, ProcessKey)> {
-        self.qemus.iter().filter(|(vm, qemu)| !qemu.killed && self.watched_row(**vm).is_some()).map(|(vm, q)| (*vm, q.key))
+        self.qemus
+            .iter()
+            .filter(|(vm, qemu)| !qemu.killed && self.watched_row(**vm).is_some())
+            .map(|(vm, q)| (*vm, q.key))
     }
 
     /// All vCPUs of this QEMU together have spent so much by now. `alone`: no agent tells of the switch.
