@@ -116,6 +116,15 @@ fn run(seed: u64, trace: bool) -> Result<(), (String, Vec<String>)> {
         let at = dice.roll(nanos(TROUBLE));
         let (what, end) = fault(&mut dice, hosts);
         let length = [500_000_000, 4_000_000_000, 20_000_000_000, 60_000_000_000][dice.roll(4) as usize];
+        if what.starts_with("person migrates") && dice.roll(2) == 0 {
+            // Something else in the second that it takes.
+            let (meanwhile, end) = fault(&mut dice, hosts);
+            let at = at + dice.roll(1_200_000_000);
+            plan(&mut world, zero + at, meanwhile);
+            if let Some(end) = end {
+                plan(&mut world, zero + at + dice.roll(length), end);
+            }
+        }
         plan(&mut world, zero + at, what);
         if let Some(end) = end {
             plan(&mut world, zero + at + dice.roll(length), end);

@@ -389,7 +389,8 @@ impl Core {
     /// It runs here until the switch. A new agent that finds it paused may have missed the event.
     fn await_switch(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, to: HostId, switched: bool) {
         let state = self.libvirt.domains.get(&id).map(|domain| domain.state);
-        let heard = self.is_heard(to, cx.now);
+        // An agent that was just started has heard nobody yet.
+        let heard = self.is_heard(to, cx.now) || cx.now.since(self.me.started) < self.settings.timing.suspect * 2;
         let cancelled = self.vm(id).handover.cancelled == Some(claim.tenure.generation);
         if switched {
             self.look_again(cx, id); // The target claims as soon as it runs.
@@ -412,6 +413,7 @@ impl Core {
         if let (Some(claim), false) = (&vm.claim, silent) {
             vm.handover.cancelled = Some(claim.tenure.generation);
         }
+        vm.pause = crate::types::Time::ZERO;
         self.check = true;
     }
 

@@ -383,13 +383,14 @@ impl Core {
             if self.stores.get(&home).is_none_or(|store| store.listed.is_none()) {
                 return; // Whether it has a claim is not known yet.
             }
-            let other = host_owns.or_else(|| claim.and_then(|claim| claim.owners().first().map(|owner| owner.host)));
+            // Of a claim that hands it over, the other host: without a row here nothing shows which of the two may run it.
+            let other = claim.and_then(|claim| claim.owners().into_iter().find(|owner| owner.host != self.me.host));
             match other {
-                Some(owner) if owner != self.me.host => self.runs_twice(cx, id, owner),
-                _ if self.guard.leases.get(&home).is_some_and(|lease| lease.until.is_some()) => {
+                Some(owner) => self.runs_twice(cx, id, owner.host),
+                None if self.guard.leases.get(&home).is_some_and(|lease| lease.until.is_some()) => {
                     self.begin(cx, id, Kind::Adopt, home, Vec::new());
                 }
-                _ => {}
+                None => {}
             }
             return;
         }
