@@ -30,7 +30,7 @@ use super::Core;
 use super::cx::{Cx, Pending, Timer};
 use super::event::{AskId, Outcome};
 use super::note::Note;
-use super::proofs::LateWrite;
+use super::proofs::{LateWrite, owed};
 use crate::types::control::{Denial, Reply};
 use crate::types::guard::{GuardOrder, Purpose, Refusal};
 use crate::types::store::{ClaimsOf, StoreAnswer, StoreOrder};

@@ -106,6 +106,9 @@ impl Core {
         let name = self.vm_name(id);
         let home = claim.home;
         let clean = matches!(self.said_over(self.me.host, claim.tenure), Some(Over::Exited { clean: true }));
+        // Of a handover the other host's writes count as well.
+        let both = self.vms.get(&id).and_then(|vm| self.proof_of(claim, vm.known, now));
+        let proof = both.filter(|_| claim.owner().is_none()).unwrap_or(Proof::Said(Over::Exited { clean }));
         let leased = self.guard.leases.get(&home).is_some_and(|lease| lease.until.is_some());
         let vm = self.vm(id);
         vm.restarts.retain(|at| now.since(*at) < HOUR);
@@ -126,7 +129,7 @@ impl Core {
         if !told {
             cx.note(Note::warning("vm-crashed", text).of(&name));
         }
-        let kind = Kind::Run { proof: Proof::Said(Over::Exited { clean }), reason: ClaimReason::Crashed };
+        let kind = Kind::Run { proof, reason: ClaimReason::Crashed };
         self.begin(cx, id, kind, home, Vec::new());
     }
 }

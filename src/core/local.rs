@@ -246,7 +246,8 @@ impl Core {
                 cx.guard(GuardOrder::Forget { tenure }, Pending::Nothing);
             }
         } else if self.is_leaving(cx, row, claim) {
-        } else if !(ours || matches!(claim.holder, Holder::None) && claim.wanted == Wanted::Running) {
+            // libvirt ends it; until then it stands.
+        } else if !(ours || self.is_free_for(row, claim)) {
             // The oldest row: `seen` must be later than what it ends.
             let oldest = self.guard.rows.range(tenure_from(row.tenure.vm)..).next().map(|(tenure, _)| *tenure);
             let tenure = oldest.unwrap_or(row.tenure);
@@ -258,6 +259,13 @@ impl Core {
             // The row of a claim that landed late was given up, and its older one runs on: the next generation gets both.
             self.record_change(cx, row.tenure.vm, claim);
         }
+    }
+
+    /// Whether a copy that stands here may go on under the claim after this one, which names nobody. With more than one
+    /// generation between, another host may have run it meanwhile: then its memory is older than the disks.
+    fn is_free_for(&self, row: &RowView, claim: &Claim) -> bool {
+        let near = claim.tenure.generation <= row.tenure.generation.next();
+        near && claim.holder == Holder::None && claim.wanted == Wanted::Running
     }
 
     fn row_is_ours(&mut self, cx: &mut Cx, id: VmId, row: &RowView, claim: &Claim) {

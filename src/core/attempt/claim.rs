@@ -176,6 +176,7 @@ impl Core {
         };
         if let Kind::Release { .. } = attempt.kind {
             debts.extend(self.own_debts(id, attempt.home));
+            debts.extend(before.iter().flat_map(|before| self.handover_debts(id, before)));
         }
         Claim {
             kind: ObjectKind::Vm,
