@@ -173,7 +173,7 @@ impl Core {
     pub(super) fn check_handover(&mut self, cx: &mut Cx, id: VmId, claim: &Claim) -> bool {
         let Holder::Handover { from, to } = claim.holder else { return false };
         let here = |owner: &Owner| owner.host == self.me.host && owner.boot == self.me.boot;
-        let newest = self.guard.rows.iter().filter(|(tenure, _)| tenure.vm == id).next_back();
+        let newest = self.guard.rows.iter().rfind(|(tenure, _)| tenure.vm == id);
         let row = self.guard.rows.get(&claim.tenure).or(newest.map(|(_, row)| row)).cloned();
         let Some(row) = row else { return false };
         let known = self.vms.get(&id).map(|vm| vm.known).unwrap_or_default();
