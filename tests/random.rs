@@ -69,7 +69,7 @@ fn fault(dice: &mut Dice, hosts: u64, lies: bool) -> (String, Option<String>) {
     let host = name(dice.roll(hosts));
     let other = name(dice.roll(hosts));
     let vm = ["web", "db", "mail", "dns"][dice.roll(4) as usize];
-    match dice.roll(33) {
+    match dice.roll(38) {
         0..=2 => (format!("kill {host}"), Some(format!("boot {host}"))),
         3 | 4 => (format!("freeze {host}"), Some(format!("thaw {host}"))),
         5 | 6 => (format!("cut {host}"), Some("heal".to_owned())),
@@ -97,6 +97,8 @@ fn fault(dice: &mut Dice, hosts: u64, lies: bool) -> (String, Option<String>) {
         // A switch that says of a living host that it is off breaks what is assumed of a proof. It may do so where nothing
         // hangs on it: after the lapse, with late writes accepted.
         31 if lies => (format!("switch switch-{host} lies"), Some(format!("switch switch-{host} works"))),
+        32..=35 => (format!("person migrates {vm} to {other}"), None),
+        36 => ("answers are lost".to_owned(), Some("answers come".to_owned())),
         _ => (format!("stop {vm} at {host}"), Some(format!("start {vm} at {other}"))),
     }
 }
@@ -107,6 +109,7 @@ fn heal(world: &mut World) {
     world.act_out("heal storage");
     world.fence_fails = false;
     world.switches.clear();
+    world.answers_lost = false;
     for h in 0..world.hosts.len() as H {
         world.thaw(h);
         world.set_path(h, Path::Well);
@@ -132,6 +135,15 @@ fn run(seed: u64, trace: bool) -> Result<(), (String, Vec<String>)> {
         let at = dice.roll(nanos(TROUBLE));
         let (what, end) = fault(&mut dice, hosts, lies);
         let length = [500_000_000, 4_000_000_000, 20_000_000_000, 60_000_000_000][dice.roll(4) as usize];
+        if what.starts_with("person migrates") && dice.roll(2) == 0 {
+            // Something else in the second that it takes.
+            let (meanwhile, end) = fault(&mut dice, hosts, lies);
+            let at = at + dice.roll(1_200_000_000);
+            plan(&mut world, zero + at, meanwhile);
+            if let Some(end) = end {
+                plan(&mut world, zero + at + dice.roll(length), end);
+            }
+        }
         plan(&mut world, zero + at, what);
         if let Some(end) = end {
             plan(&mut world, zero + at + dice.roll(length), end);

@@ -8,7 +8,7 @@ use super::cx::{Cx, Pending, Timer};
 use super::event::AskId;
 use super::note::Note;
 use crate::types::control::{Denial, HostReport, Reply, Request, VmCommand, VmReport};
-use crate::types::settings::{ClusterSettings, SettingsChange};
+use crate::types::settings::{ClusterSettings, ForeignMigration, SettingsChange};
 use crate::types::store::{ClaimsOf, StoreAnswer, StoreOrder};
 use crate::types::vm::{DomainAnswer, DomainOrder};
 use crate::types::{
@@ -45,6 +45,8 @@ impl Core {
             (Request::Dropped { tenure }, Some(from)) => self.dropped(cx, ask, from, tenure),
             (Request::PoweredOff { host, boot }, Some(_)) => self.told_off(cx, ask, host, boot),
             (Request::Twins { vm, disks }, Some(_)) => self.asked_for_twins(cx, ask, vm, &disks),
+            (Request::Handover(order), Some(from)) => self.handover_asked(cx, ask, from, *order),
+            (Request::Spent { tenure }, Some(_)) => self.spent(cx, ask, tenure),
             (Request::View, from) => self.view_asked(cx, ask, from),
             (Request::Notes { .. } | Request::Join(_), _) => {
                 cx.answer(ask, Reply::Denied(Denial::NotAllowed("not for the core".into())));
@@ -57,7 +59,9 @@ impl Core {
                 | Request::Handed { .. }
                 | Request::Dropped { .. }
                 | Request::PoweredOff { .. }
-                | Request::Twins { .. },
+                | Request::Twins { .. }
+                | Request::Handover(_)
+                | Request::Spent { .. },
                 None,
             ) => cx.answer(ask, Reply::Denied(Denial::NotAllowed("only agents ask this of each other".into()))),
         }
@@ -115,6 +119,7 @@ impl Core {
                 SettingsChange::AddMember(_)
                 | SettingsChange::ChangeDatastore { .. }
                 | SettingsChange::SetTiming(_)
+                | SettingsChange::SetForeignMigration(_)
                 | SettingsChange::SetFenceAt(_)
                 | SettingsChange::AddFenceDevice(_)
                 | SettingsChange::RemoveFenceDevice(_)
@@ -186,6 +191,7 @@ impl Core {
             SettingsChange::TrustFenceDevice { name, distrusted } => {
                 self.checked_name(name, |device| device.distrusted != *distrusted)
             }
+            SettingsChange::SetForeignMigration(policy) => Ok(settings.foreign_migration != *policy),
         }
     }
 
@@ -229,6 +235,11 @@ impl Core {
             SettingsChange::SetTiming(timing) => {
                 cx.note(Note::info("timing", format!("timing was changed: L is {} ms now", timing.lease.as_millis())));
                 settings.timing = timing;
+            }
+            SettingsChange::SetForeignMigration(policy) => {
+                let what = if policy == ForeignMigration::Allow { "allowed" } else { "refused" };
+                cx.note(Note::info("foreign-migration", format!("'virsh migrate' of protected VMs is {what} now")));
+                settings.foreign_migration = policy;
             }
             other => super::power::devices::change(&mut settings, other).into_iter().for_each(|note| cx.note(note)),
         }
@@ -335,6 +346,9 @@ impl Core {
             return cx
                 .answer(ask, Reply::Denied(Denial::Unable("it is being worked on; try again in a moment".into())));
         }
+        if let Holder::Handover { .. } = claim.holder {
+            return cx.answer(ask, Reply::Denied(Denial::Unable("a person migrates it; try again in a moment".into())));
+        }
         if claim.owner().is_none() {
             if claim.wanted == Wanted::Stopped {
                 return cx.answer(ask, Reply::AlreadySo);
@@ -393,9 +407,7 @@ impl Core {
         let mut vms: Vec<VmReport> = Vec::new();
         for (id, vm) in &self.vms {
             let domain = self.libvirt.domains.get(id);
-            let mine = vm.claim.as_ref().is_some_and(|claim| {
-                claim.owner().is_some_and(|owner| owner.host == self.me.host) || claim.maker == self.me.host
-            });
+            let mine = vm.claim.as_ref().is_some_and(|claim| claim.names(self.me.host) || claim.maker == self.me.host);
             if domain.is_none() && !mine {
                 continue;
             }

@@ -32,6 +32,8 @@ pub enum Timer {
     Place(VmId),
     /// An incoming migration's time is over.
     Incoming(VmId),
+    /// The hook waits for the source of an incoming migration.
+    Receive(VmId),
     /// A VM's end waits for libvirt's reason.
     Judge(VmId),
     /// A silent host may be powered off, or a try may be made again.
@@ -63,6 +65,10 @@ pub enum Pending {
     Settled,
     /// The guard's word about an incoming VM.
     Incoming(VmId, AskId),
+    /// A step of the hook's question about a person's migration to this host.
+    Receive(VmId),
+    /// libvirt is told to cancel a person's migration of this VM.
+    Cancelled(VmId),
     /// A new datastore's folder is made; then the change is carried out.
     Prepare(AskId, Box<SettingsChange>),
     /// A roster change on this datastore.

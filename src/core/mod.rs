@@ -25,6 +25,7 @@ mod election;
 mod ends;
 pub mod event;
 mod failover;
+mod handover;
 mod hooks;
 mod images;
 pub mod lease;

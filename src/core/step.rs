@@ -87,6 +87,7 @@ impl Core {
                 Timer::Attempt(vm) => self.attempt_due(cx, vm),
                 Timer::Place(_) | Timer::Power(_) => self.look = true,
                 Timer::Incoming(vm) => self.incoming_due(cx, vm),
+                Timer::Receive(vm) => self.receive_due(cx, vm),
                 Timer::Judge(vm) => self.judge_due(cx, vm),
                 Timer::Report => self.report(cx),
             }
@@ -120,6 +121,8 @@ impl Core {
             (Pending::Placed(vm, host), Outcome::Reply(reply)) => self.placed_done(cx, vm, host, ticket, reply),
             (Pending::Forward(ask), Outcome::Reply(reply)) => self.forwarded(cx, ask, reply),
             (Pending::Incoming(vm, ask), Outcome::Guard(result)) => self.incoming_done(cx, vm, ask, result),
+            (Pending::Receive(vm), outcome) => self.receive_done(cx, vm, ticket, outcome),
+            (Pending::Cancelled(vm), Outcome::Domain(answer)) => self.cancelled(vm, &answer),
             (Pending::Prepare(ask, change), Outcome::Store(answer)) => self.prepared(cx, ask, *change, answer),
             (Pending::Roster(datastore), Outcome::Store(answer)) => self.roster_done(cx, datastore, &answer),
             (Pending::Settings, Outcome::Reply(Ok(crate::types::control::Reply::Settings(newer)))) => {

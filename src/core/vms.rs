@@ -9,6 +9,7 @@ use super::attempt::Attempt;
 use super::cx::Cx;
 use super::event::AskId;
 use super::failover::Placing;
+use super::handover::Handover;
 use super::moving::{Incoming, Moving};
 use super::note::Note;
 use crate::types::control::VmReport;
@@ -64,6 +65,8 @@ pub struct Vm {
     pub moving: Option<Moving>,
     /// It comes here by migration.
     pub incoming: Option<Incoming>,
+    /// A person migrates it.
+    pub handover: Handover,
     /// libvirt's reason of its last end here.
     pub ended: Option<(OffReason, Time)>,
     /// When its end was first seen without a reason.
@@ -128,8 +131,8 @@ impl Core {
         if newest.is_some_and(|known| claim.tenure.generation <= known) {
             return;
         }
-        let mine = claim.owner().is_some_and(|owner| owner.host == me);
-        let theirs = vm.claim.as_ref().and_then(Claim::owner).is_some_and(|owner| owner.host == me) && !mine;
+        let mine = claim.names(me);
+        let theirs = vm.claim.as_ref().is_some_and(|known| known.names(me)) && !mine;
         vm.name.clone_from(&claim.name);
         vm.bad = None;
         vm.over_since = None;
@@ -164,10 +167,11 @@ impl Core {
     }
 
     pub(super) fn holder_text(&self, claim: &Claim) -> String {
-        let holder = match claim.owner() {
-            Some(owner) => format!("owned by {}", self.name_of(owner.host)),
-            None if claim.holder == Holder::Deleted => "owned by nobody, gone".to_owned(),
-            None => match claim.wanted {
+        let holder = match claim.owners()[..] {
+            [owner] => format!("owned by {}", self.name_of(owner.host)),
+            [from, to, ..] => format!("handed from {} to {}", self.name_of(from.host), self.name_of(to.host)),
+            [] if claim.holder == Holder::Deleted => "owned by nobody, gone".to_owned(),
+            [] => match claim.wanted {
                 Wanted::Running => "owned by nobody, wanted running".to_owned(),
                 Wanted::Stopped => "owned by nobody, wanted stopped".to_owned(),
             },
@@ -229,5 +233,7 @@ pub(super) fn reason_text(reason: crate::types::ClaimReason) -> &'static str {
         R::Deleted => "deleted",
         R::RecordChanged => "its definition changed",
         R::Saved => "its memory was saved",
+        R::HandedOver => "migrated by a person",
+        R::MigratedAway => "migrated away by a person",
     }
 }

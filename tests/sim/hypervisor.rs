@@ -38,6 +38,10 @@ pub struct Qemu {
     pub incoming: bool,
     /// The server has dropped the state of its client: nothing that it writes lands any more.
     pub stale: bool,
+    /// Nanoseconds that its vCPUs have executed.
+    pub spent: u64,
+    /// When libvirt let it go on after a migration's switch.
+    pub let_go: Option<u64>,
     /// Which change of its definition it was started with.
     pub edit: u32,
     /// The generation that it is marked with.
@@ -345,8 +349,18 @@ impl World {
         let domain = self.domain(h, vm);
         domain.starting = false;
         let edit = domain.edit;
-        domain.qemu =
-            Some(Qemu { key, cpus: false, halted: false, dying: false, incoming, stale: false, edit, mark: None });
+        domain.qemu = Some(Qemu {
+            key,
+            cpus: false,
+            halted: false,
+            dying: false,
+            incoming,
+            stale: false,
+            spent: 0,
+            let_go: None,
+            edit,
+            mark: None,
+        });
         let gate = self.hosts[h].kernel();
         let delay = self.latency(5000);
         self.after(gate, delay, move |world| world.watch(h));
@@ -363,7 +377,8 @@ impl World {
         }
     }
 
-    fn resume(&mut self, h: H, vm: VmId, then: Then) {
+    /// `virsh resume`, or libvirt by itself.
+    pub fn resume(&mut self, h: H, vm: VmId, then: Then) {
         match self.qemu(h, vm) {
             None => then(self, Err(DomainFailure::NoDomain)),
             Some(qemu) if qemu.halted => {

@@ -16,6 +16,7 @@
 pub mod datastore;
 pub mod definitions;
 pub mod fences;
+pub mod foreign;
 pub mod guard;
 pub mod guard_beats;
 pub mod host;

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use mainstay::types::control::VmCommand;
 use mainstay::types::power::FenceAt;
-use mainstay::types::settings::{LateWrites, Timing};
+use mainstay::types::settings::{ForeignMigration, LateWrites, Timing};
 use mainstay::types::{StorageFence, VmId};
 
 use super::host::Path;
@@ -82,6 +82,7 @@ impl Scenario {
             }
             ["locks", "local"] => self.setup.locks = None,
             ["locks", "held", span] => self.setup.locks = Some(self::span(span)),
+            ["foreign-migration", "refuse"] => self.setup.foreign_migration = ForeignMigration::Refuse,
             ["profile", name] => self.setup.timing = Timing::profile(name).expect("a profile"),
             ["run", length] => self.length = span(length),
             ["from", "the", "beginning"] => self.early = true,
@@ -218,6 +219,8 @@ impl World {
                 self.switches.insert((*name).to_owned(), how);
             }
             ["migrations", "fail"] => self.migrations_fail = true,
+            ["answers", "are", "lost"] => self.answers_lost = true,
+            ["answers", "come"] => self.answers_lost = false,
             ["starts", "fail", "on", host] => {
                 let h = self.named(host);
                 self.starts_fail.insert(h);
@@ -255,6 +258,18 @@ impl World {
             ["autostart", vm, "on", host] => self.virsh_autostart(self.named(host), self.named_vm(vm)),
             ["person", "edits", vm, "on", host] => self.virsh_edit(self.named(host), self.named_vm(vm)),
             ["person", "starts", vm, "on", host] => self.virsh_start(self.named(host), self.named_vm(vm)),
+            ["person", "migrates", vm, "away"] => {
+                let vm = self.named_vm(vm);
+                if let Some(h) = self.place_of(vm) {
+                    self.virsh_migrate_away(h, vm);
+                }
+            }
+            ["person", "migrates", vm, "to", to] => {
+                let (vm, to) = (self.named_vm(vm), self.named(to));
+                if let Some(h) = self.place_of(vm) {
+                    self.virsh_migrate(h, vm, to);
+                }
+            }
             ["person", "shuts", "down", vm] => {
                 let vm = self.named_vm(vm);
                 if let Some(h) = self.place_of(vm) {

@@ -9,7 +9,9 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use mainstay::types::power::{FenceAt, PowerSettings};
-use mainstay::types::settings::{ClusterSettings, DatastoreSettings, LateWrites, MemberSettings, Timing, VmDefaults};
+use mainstay::types::settings::{
+    ClusterSettings, DatastoreSettings, ForeignMigration, LateWrites, MemberSettings, Timing, VmDefaults,
+};
 use mainstay::types::{ClusterId, DatastoreId, DiskNeed, HostId, HostIndex, StorageFence, Time, VmId, VmRecord};
 use uuid::Uuid;
 
@@ -114,6 +116,8 @@ pub struct Setup {
     pub locks: Option<Duration>,
     /// Profile.
     pub timing: Timing,
+    /// `virsh migrate` by people.
+    pub foreign_migration: ForeignMigration,
     /// Everything random comes from it; 0 = nothing is random.
     pub seed: u64,
 }
@@ -131,6 +135,7 @@ impl Default for Setup {
             fence_at: FenceAt::Lapse,
             locks: Some(Duration::from_secs(10)),
             timing: Timing::DEFAULT,
+            foreign_migration: ForeignMigration::Allow,
             seed: 0,
         }
     }
@@ -173,6 +178,8 @@ pub struct World {
     pub fence_fails: bool,
     /// Migrations break in the middle.
     pub migrations_fail: bool,
+    /// A target's last word never reaches the source.
+    pub answers_lost: bool,
     /// Starts fail on these hosts.
     pub starts_fail: BTreeSet<H>,
     /// Every step of every agent is told.
@@ -217,6 +224,7 @@ impl World {
             datastores: datastores.collect(),
             vms: VmDefaults::default(),
             power: PowerSettings { fence_at: setup.fence_at, devices: devices.collect() },
+            foreign_migration: setup.foreign_migration,
         };
         let stores = settings.datastores.iter().map(|d| (d.id, Datastore::new(&settings, d.id, setup.locks)));
         let mut world = Self {
@@ -238,6 +246,7 @@ impl World {
             switches: BTreeMap::new(),
             fence_fails: false,
             migrations_fail: false,
+            answers_lost: false,
             starts_fail: BTreeSet::new(),
             trace: false,
             files: BTreeMap::new(),

@@ -94,6 +94,7 @@ fn settings() -> ClusterSettings {
         datastores: vec![datastore(1, "/vm/a"), datastore(2, "/vm/b")],
         vms: VmDefaults::default(),
         power: PowerSettings::default(),
+        foreign_migration: Default::default(),
     }
 }
 

@@ -7,13 +7,14 @@
 //! ```
 //!
 //! - `ground`: the words in which cases are told. `restore`: from whatever a case left to a healthy lab.
-//! - `images`, `kill`, `power`, `freeze`, `cut`, `storage`, `people`, `restarts`, `moves`, `junk`: the cases.
+//! - `images`, `kill`, `power`, `freeze`, `cut`, `storage`, `people`, `restarts`, `moves`, `foreign`, `junk`: the cases.
 //! - `report`: what is kept of a case that failed.
 //!
 //! Cases are ordered by setting, since another kind of locks needs other mounts, and thus a power loss of all hosts.
 //! Limits are those promised for a single run; medians are the benches' (`bench.rs`).
 
 mod cut;
+mod foreign;
 mod freeze;
 mod ground;
 mod images;
@@ -107,6 +108,19 @@ pub const ALL: &[Case] = &[
         moves::target_killed,
     ),
     case("move-source-killed", "the source dies in the middle of a move: restarted once", moves::source_killed),
+    case(
+        "virsh-migrate",
+        "virsh migrate of a running guest: its gap is at most 1 s, its claim follows",
+        foreign::back_and_forth,
+    ),
+    case("virsh-migrate-refused", "the policy refuses virsh migrate and names vm move", foreign::refused),
+    case("virsh-migrate-target-killed", "the target of a virsh migrate dies: one copy runs", foreign::target_killed),
+    case("virsh-migrate-source-killed", "the source of a virsh migrate dies: one copy runs", foreign::source_killed),
+    case(
+        "virsh-migrate-libvirtd-killed",
+        "libvirtd of the target of a virsh migrate dies, before, at and after the switch: one copy runs",
+        foreign::libvirtd_killed,
+    ),
     case("qemu-killed", "kill -9 of a QEMU: restarted in place within 2 s", kill::qemu),
     case(
         "virsh-start",
