@@ -7,12 +7,13 @@
 //! ```
 //!
 //! - `ground`: the words in which cases are told. `restore`: from whatever a case left to a healthy lab.
-//! - `kill`, `freeze`, `cut`, `storage`, `people`, `restarts`, `moves`, `junk`: the cases.
+//! - `kill`, `freeze`, `cut`, `storage`, `people`, `restarts`, `moves`, `junk`, `chaos`: the cases.
 //! - `report`: what is kept of a case that failed.
 //!
 //! Cases are ordered by setting, since another kind of locks needs other mounts, and thus a power loss of all hosts.
 //! Limits are those promised for a single run; medians are the benches' (`bench.rs`).
 
+mod chaos;
 mod cut;
 mod freeze;
 mod ground;
@@ -29,6 +30,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+pub use freeze::for_time as freeze_for;
 pub use ground::{GUESTS, Ground, host_of_process, seconds};
 pub use junk::send as send_junk;
 
@@ -58,6 +60,8 @@ impl Setting {
     pub const FAST: Setting = Setting { profile: "fast", ..Setting::SERVER };
     /// Locks at a server that drops those of a silent client after a lease; nothing to fence with.
     pub const LEASED: Setting = Setting { fence: "lock", ..Setting::SERVER };
+    /// Locks reach no other host; fenced by command.
+    pub const LOCAL_FENCED: Setting = Setting { locks: LockMode::Local, ..Setting::SERVER };
     /// Locks reach no other host, no fence, the risk is taken.
     pub const LOCAL_ACCEPT: Setting =
         Setting { locks: LockMode::Local, fence: "none", late_writes: "accept", ..Setting::SERVER };
@@ -138,6 +142,7 @@ pub const ALL: &[Case] = &[
         "no network and no storage: stopped before L, taken once, the old copies are killed",
         cut::and_hang,
     ),
+    case("chaos", "a minute of random faults and operators: never two, all as wanted when healed", chaos::short),
     with(Setting::FAST, case("kill-subordinate-fast", "profile fast: within 3 s", kill::subordinate_fast)),
     with(Setting::FAST, case("kill-master-fast", "profile fast: within 3.5 s", kill::master_fast)),
     with(
