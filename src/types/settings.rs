@@ -273,7 +273,7 @@ mod tests {
         let power = concat!(
             r#""power":{"fence_at":"suspect","devices":[{"name":"ipmi","host":"00000000-0000-0000-0000-00000000000a","#,
             r#""agent":"fence_ipmilan","level":1,"parameters":{"ip":"10.0.9.1"},"secrets":{"password":"x"},"#,
-            r#""fence_at":null,"distrusted":null}]}}"#
+            r#""fence_at":null,"distrusted":null}]},"foreign_migration":"allow"}"#
         );
         assert!(text.ends_with(power), "{text}");
         assert_eq!(serde_json::from_str::<ClusterSettings>(&text).unwrap(), document());

@@ -7,12 +7,14 @@
 //! ```
 //!
 //! - `ground`: the words in which cases are told. `restore`: from whatever a case left to a healthy lab.
-//! - `images`, `kill`, `power`, `freeze`, `cut`, `storage`, `people`, `restarts`, `moves`, `foreign`, `junk`: the cases.
+//! - `images`, `kill`, `power`, `freeze`, `cut`, `storage`, `people`, `restarts`, `moves`, `foreign`, `junk`, `chaos`: the
+//!   cases.
 //! - `report`: what is kept of a case that failed.
 //!
 //! Cases are ordered by setting, since another kind of locks needs other mounts, and thus a power loss of all hosts.
 //! Limits are those promised for a single run; medians are the benches' (`bench.rs`).
 
+mod chaos;
 mod cut;
 mod foreign;
 mod freeze;
@@ -32,6 +34,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+pub use freeze::for_time as freeze_for;
 pub use ground::{GUESTS, Ground, host_of_process, seconds};
 pub use junk::send as send_junk;
 
@@ -72,6 +75,8 @@ impl Setting {
     pub const POWER_FAST: Setting = Setting { profile: "fast", ..Setting::POWER };
     /// Locks at a server that drops those of a silent client after a lease; nothing to fence with.
     pub const LEASED: Setting = Setting { fence: "lock", ..Setting::SERVER };
+    /// Locks reach no other host; fenced by command.
+    pub const LOCAL_FENCED: Setting = Setting { locks: LockMode::Local, ..Setting::SERVER };
     /// Locks reach no other host, no fence, the risk is taken.
     pub const LOCAL_ACCEPT: Setting =
         Setting { locks: LockMode::Local, fence: "none", late_writes: "accept", ..Setting::SERVER };
@@ -176,6 +181,7 @@ pub const ALL: &[Case] = &[
         "no network and no storage: stopped before L, taken once, the old copies are killed",
         cut::and_hang,
     ),
+    case("chaos", "a minute of random faults and operators: never two, all as wanted when healed", chaos::short),
     with(Setting::POWER, case("kill-power-suspect", "a power switch confirms at once: within 5 s", power::suspect)),
     with(
         Setting::POWER,
