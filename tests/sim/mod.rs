@@ -15,6 +15,7 @@
 
 pub mod datastore;
 pub mod definitions;
+pub mod ends;
 pub mod fences;
 pub mod foreign;
 pub mod guard;
