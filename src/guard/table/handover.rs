@@ -39,7 +39,7 @@ pub enum Part {
 }
 
 /// vCPU time of a row's QEMU as sampled.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Watch {
     /// What is compared with; none = the next sample.
     base: Option<Duration>,
