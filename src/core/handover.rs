@@ -215,7 +215,9 @@ impl Core {
         let heard = self.is_heard(to, cx.now) || cx.now.since(self.me.started) < self.settings.timing.suspect * 2;
         let cancelled = self.vm(id).handover.cancelled == Some(claim.tenure.generation);
         if switched {
-            self.look_again(cx, id); // The target claims as soon as it runs.
+            // The guard that was told may have been followed by another. The target claims as soon as it runs.
+            cx.guard(GuardOrder::Switched { tenure: claim.tenure }, Pending::Nothing);
+            self.look_again(cx, id);
         } else if state == Some(DomainState::Paused { by_io_error: false }) {
             self.switched(cx, claim.tenure);
         } else if !heard && !cancelled {

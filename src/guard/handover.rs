@@ -33,7 +33,7 @@ pub struct Sampler {
 impl Sampler {
     /// Samples what is due; when to come again, if anything is watched.
     pub fn turn(&mut self, shared: &Shared) -> Option<Time> {
-        let watched: Vec<(VmId, ProcessKey)> = shared.with(|state, _| state.table.watched().collect());
+        let watched: Vec<(VmId, ProcessKey)> = shared.enforce(|state, _| state.table.watched().collect());
         self.watches.retain(|watch| watched.iter().any(|(_, key)| *key == watch.key));
         if watched.is_empty() {
             return None;
@@ -44,7 +44,7 @@ impl Sampler {
         for (vm, key) in watched {
             // No vCPU yet: QEMU has not come so far. A process that has exited is seen by its pidfd.
             let Some(spent) = self.spent(key) else { continue };
-            shared.with(|state, now| {
+            shared.enforce(|state, now| {
                 let alone = state.is_alone(now);
                 state.table.sampled(vm, key, spent, now, alone);
             });
