@@ -52,6 +52,7 @@ fn settings() -> ClusterSettings {
         }],
         vms: VmDefaults::default(),
         power: PowerSettings::default(),
+        foreign_migration: Default::default(),
     }
 }
 

@@ -13,7 +13,7 @@
 //! The models are split there because clocks and claims together have too many states; the seam is "(v, g) is over",
 //! which is permanent by design, so a proof of it may be used at any later time.
 //!
-//! `MODEL=large` widens the bounds (minutes, 10 GB); `ONLY=Rho TRACE=1` with `--nocapture` prints the ways of one rule.
+//! `MODEL=large` widens the bounds (minutes, some GB); `ONLY=Rho TRACE=1` with `--nocapture` prints the ways of one rule.
 //! `docs/notes/model.md` has results, findings, and what the models do not cover.
 
 #[path = "model/claims.rs"]

@@ -69,7 +69,7 @@ fn fault(dice: &mut Dice, hosts: u64, lies: bool) -> (String, Option<String>) {
     let host = name(dice.roll(hosts));
     let other = name(dice.roll(hosts));
     let vm = ["web", "db", "mail", "dns"][dice.roll(4) as usize];
-    match dice.roll(30) {
+    match dice.roll(38) {
         0..=2 => (format!("kill {host}"), Some(format!("boot {host}"))),
         3 | 4 => (format!("freeze {host}"), Some(format!("thaw {host}"))),
         5 | 6 => (format!("cut {host}"), Some("heal".to_owned())),
@@ -80,20 +80,25 @@ fn fault(dice: &mut Dice, hosts: u64, lies: bool) -> (String, Option<String>) {
         12 => (format!("break storage {host}"), Some(format!("heal storage {host}"))),
         13 => (format!("crash {vm}"), None),
         14 => (format!("restart agent {host}"), None),
-        15 => (format!("restart guard {host}"), None),
+        15 => (format!("restart guard {host}{}", if dice.roll(2) == 0 { "" } else { " anew" }), None),
         16 => (format!("restart libvirtd {host}"), None),
         17 | 18 => (format!("move {vm} to {other}"), None),
         19 => (format!("poweroff {host}"), Some(format!("boot {host}"))),
         20 => (format!("person starts {vm} on {host}"), None),
         21 => ("restart agents all".to_owned(), None),
         22 => ("restart guards all".to_owned(), None),
+        24 => (format!("person saves {vm}"), Some(format!("person starts {vm} on {other}"))),
+        25 => (format!("person saves {vm} to f"), Some(format!("person restores {vm} from f on {other}"))),
+        26 => (format!("poweroff {host} saving"), Some(format!("boot {host}"))),
         23 => (format!("person edits {vm} on {host}"), None),
-        24 | 25 => (format!("switch switch-{host} hangs"), Some(format!("switch switch-{host} works"))),
-        26 => (format!("switch switch-{host} fails"), Some(format!("switch switch-{host} works"))),
-        27 => (format!("switch switch-{host} idles"), Some(format!("switch switch-{host} works"))),
+        27 | 28 => (format!("switch switch-{host} hangs"), Some(format!("switch switch-{host} works"))),
+        29 => (format!("switch switch-{host} fails"), Some(format!("switch switch-{host} works"))),
+        30 => (format!("switch switch-{host} idles"), Some(format!("switch switch-{host} works"))),
         // A switch that says of a living host that it is off breaks what is assumed of a proof. It may do so where nothing
         // hangs on it: after the lapse, with late writes accepted.
-        28 if lies => (format!("switch switch-{host} lies"), Some(format!("switch switch-{host} works"))),
+        31 if lies => (format!("switch switch-{host} lies"), Some(format!("switch switch-{host} works"))),
+        32..=35 => (format!("person migrates {vm} to {other}"), None),
+        36 => ("answers are lost".to_owned(), Some("answers come".to_owned())),
         _ => (format!("stop {vm} at {host}"), Some(format!("start {vm} at {other}"))),
     }
 }
@@ -104,6 +109,7 @@ fn heal(world: &mut World) {
     world.act_out("heal storage");
     world.fence_fails = false;
     world.switches.clear();
+    world.answers_lost = false;
     for h in 0..world.hosts.len() as H {
         world.thaw(h);
         world.set_path(h, Path::Well);
@@ -129,6 +135,15 @@ fn run(seed: u64, trace: bool) -> Result<(), (String, Vec<String>)> {
         let at = dice.roll(nanos(TROUBLE));
         let (what, end) = fault(&mut dice, hosts, lies);
         let length = [500_000_000, 4_000_000_000, 20_000_000_000, 60_000_000_000][dice.roll(4) as usize];
+        if what.starts_with("person migrates") && dice.roll(2) == 0 {
+            // Something else in the second that it takes.
+            let (meanwhile, end) = fault(&mut dice, hosts, lies);
+            let at = at + dice.roll(1_200_000_000);
+            plan(&mut world, zero + at, meanwhile);
+            if let Some(end) = end {
+                plan(&mut world, zero + at + dice.roll(length), end);
+            }
+        }
         plan(&mut world, zero + at, what);
         if let Some(end) = end {
             plan(&mut world, zero + at + dice.roll(length), end);

@@ -7,7 +7,7 @@ use crate::types::guard::{GuardReport, Refusal};
 use crate::types::power::PowerAnswer;
 use crate::types::store::StoreAnswer;
 use crate::types::vm::{DomainAnswer, DomainChange, DomainInfo, HostCapacity};
-use crate::types::{DatastoreId, HostId, NetBeat, Ticket, VmId, VmRecord};
+use crate::types::{DatastoreId, Generation, HostId, NetBeat, Ticket, VmId, VmRecord};
 
 /// Names somebody who waits for an answer (a connection, a hook, a person).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -20,8 +20,8 @@ pub enum HookWish {
     Prepare,
     /// The target's side of a migration, before `Prepare`.
     Migrate,
-    /// Memory from a saved image, before `Prepare`.
-    Restore,
+    /// Memory from a saved image, before `Prepare`; the generation that the image says it ran under.
+    Restore { saved: Option<Generation> },
 }
 
 /// What a definition says: enough to protect the VM, or why it cannot be protected.

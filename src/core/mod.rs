@@ -25,7 +25,9 @@ mod election;
 mod ends;
 pub mod event;
 mod failover;
+mod handover;
 mod hooks;
+mod images;
 pub mod lease;
 mod local;
 mod members;
@@ -37,6 +39,7 @@ mod proofs;
 mod step;
 mod storage;
 pub mod timing;
+mod twins;
 mod views;
 mod vms;
 

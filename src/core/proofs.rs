@@ -6,8 +6,8 @@ use super::cx::Cx;
 use crate::types::control::MAX_OVER;
 use crate::types::settings::LateWrites;
 use crate::types::{
-    BootId, Claim, DatastoreId, Debt, Holder, HostId, Incarnation, Over, Proof, StorageFence, Tenure, Time, VmRecord,
-    VmState, Wanted,
+    Against, BootId, Claim, DatastoreId, Debt, Holder, HostId, Incarnation, Over, Owner, Proof, StorageFence, Tenure,
+    Time, VmRecord, VmState, Wanted,
 };
 
 /// What must happen between the claim and the start, because of writes that may still be under way.
@@ -28,27 +28,40 @@ impl Core {
     pub(super) fn proof_of(&self, claim: &Claim, known: Time, now: Time) -> Option<Proof> {
         match claim.holder {
             Holder::None => Some(Proof::Unowned),
-            Holder::Deleted | Holder::MovedTo(_) | Holder::Handover { .. } => None,
+            Holder::Deleted | Holder::MovedTo(_) => None,
             Holder::Host(owner) => {
-                if let Some(over) = self.said_over(owner.host, claim.tenure) {
-                    return Some(Proof::Said(over));
-                }
-                if let Some((incarnation, boot)) = self.boot_of(owner.host)
-                    && owner.incarnation < incarnation
-                    && owner.boot != boot
-                {
-                    return Some(Proof::Rebooted { boot, incarnation });
-                }
-                if self.proves_off(&owner, known) {
-                    return Some(Proof::PowerOff); // Before the lapse: it excludes late writes, too.
-                }
-                if self.is_heard(owner.host, now) {
-                    return None; // It speaks for itself; a lapse would be said.
-                }
-                let window = self.stores.get(&claim.home).and_then(|store| store.lapsed(owner.host, known));
-                window.map(|window| Proof::Lapsed { window }).or_else(|| self.proof_passed(claim))
+                let proof = self.proof_against(owner, claim, known, now);
+                // One that is heard speaks for itself.
+                let passed = || self.proof_passed(claim).filter(|_| !self.is_heard(owner.host, now));
+                proof.or_else(passed)
+            }
+            Holder::Handover { from, to } => {
+                let from = against(self.proof_against(from, claim, known, now)?)?;
+                let to = against(self.proof_against(to, claim, known, now)?)?;
+                Some(Proof::Both { from, to })
             }
         }
+    }
+
+    /// The best proof that one owner of this claim lets the VM run under it no more.
+    pub(super) fn proof_against(&self, owner: Owner, claim: &Claim, known: Time, now: Time) -> Option<Proof> {
+        if let Some(over) = self.said_over(owner.host, claim.tenure) {
+            return Some(Proof::Said(over));
+        }
+        if let Some((incarnation, boot)) = self.boot_of(owner.host)
+            && owner.incarnation < incarnation
+            && owner.boot != boot
+        {
+            return Some(Proof::Rebooted { boot, incarnation });
+        }
+        if self.proves_off(&owner, known) {
+            return Some(Proof::PowerOff); // Before the lapse: it excludes late writes, too.
+        }
+        if self.is_heard(owner.host, now) {
+            return None; // It speaks for itself; a lapse would be said.
+        }
+        let window = self.stores.get(&claim.home)?.lapsed(owner.host, known)?;
+        Some(Proof::Lapsed { window })
     }
 
     /// The proof against this very claim that another host has passed on.
@@ -132,10 +145,7 @@ impl Core {
     /// Debts of the claim that succeeds `claim` by `proof`: the old ones that are not paid, and the new one.
     pub(super) fn debts_after(&self, claim: &Claim, proof: Proof, record: &VmRecord) -> Vec<Debt> {
         let mut debts: Vec<Debt> = claim.debts.iter().copied().filter(|debt| !self.is_paid(debt)).collect();
-        if let Some(owner) = claim.owner()
-            && !proof.excludes_late_writes()
-            && owner.host != self.me.host
-        {
+        for owner in owed(claim, proof).into_iter().filter(|owner| owner.host != self.me.host) {
             for datastore in record.written() {
                 let debt = Debt { host: owner.host, boot: owner.boot, datastore };
                 if !debts.contains(&debt) {
@@ -163,5 +173,29 @@ impl Core {
             StorageFence::None if datastore.late_writes == LateWrites::Accept => LateWrite::Accepted,
             StorageFence::None => LateWrite::Open,
         }
+    }
+}
+
+/// Owners of a claim whose late writes this proof does not exclude.
+pub(super) fn owed(claim: &Claim, proof: Proof) -> Vec<Owner> {
+    match (claim.holder, proof) {
+        (Holder::Handover { from, to }, Proof::Both { from: of_source, to: of_target }) => {
+            let halves = [(from, of_source), (to, of_target)];
+            halves.into_iter().filter(|(_, half)| !half.excludes_late_writes()).map(|(owner, _)| owner).collect()
+        }
+        (Holder::Handover { .. }, _) => claim.owners(), // One word speaks for one of the two only.
+        (_, proof) if proof.excludes_late_writes() => Vec::new(),
+        _ => claim.owners(),
+    }
+}
+
+/// A proof against one of the two hosts of a handover claim, as half of the proof against both.
+fn against(proof: Proof) -> Option<Against> {
+    match proof {
+        Proof::Said(over) => Some(Against::Said(over)),
+        Proof::Rebooted { .. } => Some(Against::Rebooted),
+        Proof::Lapsed { .. } => Some(Against::Lapsed),
+        Proof::PowerOff => Some(Against::PowerOff),
+        Proof::Unowned | Proof::Both { .. } => None,
     }
 }

@@ -87,6 +87,7 @@ impl Core {
                 Timer::Attempt(vm) => self.attempt_due(cx, vm),
                 Timer::Place(_) | Timer::Power(_) => self.look = true,
                 Timer::Incoming(vm) => self.incoming_due(cx, vm),
+                Timer::Receive(vm) => self.receive_due(cx, vm),
                 Timer::Judge(vm) => self.judge_due(cx, vm),
                 Timer::Report => self.report(cx),
             }
@@ -120,6 +121,8 @@ impl Core {
             (Pending::Placed(vm, host), Outcome::Reply(reply)) => self.placed_done(cx, vm, host, ticket, reply),
             (Pending::Forward(ask), Outcome::Reply(reply)) => self.forwarded(cx, ask, reply),
             (Pending::Incoming(vm, ask), Outcome::Guard(result)) => self.incoming_done(cx, vm, ask, result),
+            (Pending::Receive(vm), outcome) => self.receive_done(cx, vm, ticket, outcome),
+            (Pending::Cancelled(vm), Outcome::Domain(answer)) => self.cancelled(vm, &answer),
             (Pending::Prepare(ask, change), Outcome::Store(answer)) => self.prepared(cx, ask, *change, answer),
             (Pending::Roster(datastore), Outcome::Store(answer)) => self.roster_done(cx, datastore, &answer),
             (Pending::Settings, Outcome::Reply(Ok(crate::types::control::Reply::Settings(newer)))) => {
@@ -129,6 +132,11 @@ impl Core {
             (Pending::List, Outcome::Domain(DomainAnswer::Listed(_))) => {} // Comes as `Event::Listed`.
             (Pending::Stop(vm, ask), Outcome::Domain(answer)) => self.stop_done(cx, vm, ask, answer),
             (Pending::Undefine(vm), Outcome::Domain(answer)) => self.undefined(cx, vm, &answer),
+            (Pending::Mark(vm), Outcome::Domain(answer)) => self.mark_done(cx, vm, &answer),
+            (Pending::Restore { vm, ask, saved }, Outcome::Store(answer)) => {
+                self.restore_looked(cx, vm, ask, saved, answer)
+            }
+            (Pending::Twins(vm), outcome) => self.twin_answered(cx, vm, ticket, outcome),
             (Pending::Recorded(vm, digest), Outcome::Store(answer)) => self.record_looked_for(vm, digest, &answer),
             // Any other pair: an answer of the wrong kind, or a failure that nobody waits for.
             (Pending::Stop(_, ask) | Pending::Forward(ask), Outcome::Store(StoreAnswer::Failed(why))) => {

@@ -197,6 +197,10 @@ impl Core {
         if let Some(incoming) = &vm.incoming {
             return Some(format!("comes from {}", self.name_of(incoming.from)));
         }
+        if let Some(Holder::Handover { from, to }) = vm.claim.as_ref().map(|claim| claim.holder) {
+            let (from, to) = (self.name_of(from.host), self.name_of(to.host));
+            return Some(format!("is being migrated from {from} to {to} by a person"));
+        }
         let attempt = vm.attempt.as_ref()?;
         Some(
             attempt
@@ -228,6 +232,16 @@ impl Core {
         ));
         if let Some(Ok(record)) = &vm.record {
             lines.extend(record.gaps.iter().map(|gap| format!("only partly protected: {gap}")));
+        }
+        if let Holder::Handover { from, to } = claim.holder {
+            let (from, to) = (self.name_of(from.host), self.name_of(to.host));
+            lines.push(format!(
+                "until libvirt's switch it runs on {from}, after it on {to}; whichever keeps it claims the next generation; \
+                 anybody else needs a proof against both"
+            ));
+            if let Some(proof) = self.proof_of(claim, vm.known, now) {
+                lines.push(format!("over now: {}", self.proof_text(claim, proof)));
+            }
         }
         if let Some(owner) = claim.owner() {
             let host = self.name_of(owner.host);

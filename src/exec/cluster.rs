@@ -169,6 +169,7 @@ impl Cluster {
             datastores: Vec::new(),
             vms: VmDefaults::default(),
             power: PowerSettings::default(),
+            foreign_migration: Default::default(),
         };
         let cluster = Self {
             host,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::settings::{ClusterSettings, SettingsChange};
 use super::view::{ClusterView, NoteView};
 use super::vm::{DomainState, HostCapacity};
-use super::{BootId, Claim, Generation, HostId, Proof, Tenure, Ticket, VmId, VmRecord, Wanted};
+use super::{BootId, Claim, Generation, HostId, Owner, Proof, Tenure, Ticket, VmId, VmRecord, Wanted};
 
 /// Version of this protocol.
 pub const CONTROL_PROTOCOL: u16 = 2;
@@ -56,6 +56,11 @@ pub enum Request {
     Handed { tenure: Tenure },
     /// Source to target: the move failed; throw the copy away.
     Dropped { tenure: Tenure },
+    /// Target to source of `virsh migrate`: create the handover claim.
+    Handover(Box<HandoverOrder>),
+    /// Target to source: the next generation is over at the target already, by a migration that came to nothing; use
+    /// it up.
+    Spent { tenure: Tenure },
     /// The cluster as the master sees it.
     View,
     /// Notes of the other host since this clock-of-day time.
@@ -64,6 +69,8 @@ pub enum Request {
     PoweredOff { host: HostId, boot: BootId },
     /// A host that is no member yet; the only request that needs no client certificate.
     Join(Box<JoinRequest>),
+    /// A host is about to start this VM for a person: denied if it, or one that writes to these disks, is there.
+    Twins { vm: VmId, disks: Vec<String> },
 }
 
 /// A host asks to become a member.
@@ -124,6 +131,15 @@ pub struct IncomingOrder {
     pub claim: Claim,
     /// So that the target can judge whether it has what the VM needs.
     pub record: VmRecord,
+}
+
+/// A person migrates a VM with libvirt, and its target asks the source to agree.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HandoverOrder {
+    /// The source's claim, as the target has read it.
+    pub claim: Claim,
+    /// The target; its guard holds a row of the next generation.
+    pub to: Owner,
 }
 
 /// A person's wish about one VM.
@@ -205,6 +221,9 @@ pub enum Reply {
     View(Box<ClusterView>),
     /// Of `Notes`.
     Notes(Vec<NoteView>),
+    /// Of `Handover`: this claim stands. To `Handover`, `Denied` means that no claim was made and none will be; any
+    /// other answer, and none, that it may exist.
+    Claimed(Box<Claim>),
 }
 
 /// Why not.
@@ -272,10 +291,13 @@ impl Request {
             Self::Incoming(_) => "incoming",
             Self::Handed { .. } => "handed",
             Self::Dropped { .. } => "dropped",
+            Self::Handover(_) => "handover",
+            Self::Spent { .. } => "spent",
             Self::View => "view",
             Self::Notes { .. } => "notes",
             Self::PoweredOff { .. } => "powered off",
             Self::Join(_) => "join",
+            Self::Twins { .. } => "twins",
         }
     }
 }

@@ -111,6 +111,29 @@ impl Default for VmDefaults {
     }
 }
 
+/// What becomes of a person's `virsh migrate` of a protected VM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForeignMigration {
+    /// It goes on, under a handover claim.
+    #[default]
+    Allow,
+    /// The target's hook refuses it and names `mainstay vm move`.
+    Refuse,
+}
+
+impl ForeignMigration {
+    /// By the name that people use.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "allow" => Some(Self::Allow),
+            "refuse" => Some(Self::Refuse),
+            _ => None,
+        }
+    }
+}
+
 /// The document.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ClusterSettings {
@@ -134,6 +157,9 @@ pub struct ClusterSettings {
     /// Power switches of hosts. Holds secrets: the document is for root only.
     #[serde(default)]
     pub power: PowerSettings,
+    /// `virsh migrate` by people.
+    #[serde(default)]
+    pub foreign_migration: ForeignMigration,
 }
 
 impl ClusterSettings {
@@ -175,6 +201,8 @@ pub enum SettingsChange {
     RemoveFenceDevice(String),
     /// A power switch is not used any more, with the reason, or is used again.
     TrustFenceDevice { name: String, distrusted: Option<String> },
+    /// `virsh migrate` by people is allowed or refused.
+    SetForeignMigration(ForeignMigration),
 }
 
 /// Durations as whole milliseconds, in JSON and in messages.
@@ -221,6 +249,7 @@ mod tests {
                 late_writes: LateWrites::Exclude,
             }],
             vms: VmDefaults::default(),
+            foreign_migration: ForeignMigration::Allow,
             power: PowerSettings {
                 fence_at: FenceAt::Suspect,
                 devices: vec![FenceDevice {
@@ -244,7 +273,7 @@ mod tests {
         let power = concat!(
             r#""power":{"fence_at":"suspect","devices":[{"name":"ipmi","host":"00000000-0000-0000-0000-00000000000a","#,
             r#""agent":"fence_ipmilan","level":1,"parameters":{"ip":"10.0.9.1"},"secrets":{"password":"x"},"#,
-            r#""fence_at":null,"distrusted":null}]}}"#
+            r#""fence_at":null,"distrusted":null}]},"foreign_migration":"allow"}"#
         );
         assert!(text.ends_with(power), "{text}");
         assert_eq!(serde_json::from_str::<ClusterSettings>(&text).unwrap(), document());

@@ -92,6 +92,8 @@ pub struct Host {
     pub agent: Option<Agent>,
     /// Its guard.
     pub guard: Option<Guard>,
+    /// libvirtd has started what it starts at boot.
+    pub autostarted: bool,
     /// libvirtd's life.
     pub libvirtd: Option<u64>,
     /// Definitions, and QEMUs.
@@ -102,6 +104,8 @@ pub struct Host {
     pub incarnation: Incarnation,
     /// /run: rows of the guard.
     pub kept: Vec<KeptRow>,
+    /// systemd's descriptor store: what the last guard handed on.
+    pub memory: Option<Vec<u8>>,
     /// /run: VMs that the hook lets start without an agent.
     pub unprotected: BTreeSet<VmId>,
     /// /run: what the agent has begun.
@@ -127,11 +131,13 @@ impl Host {
             going_down: false,
             agent: None,
             guard: None,
+            autostarted: false,
             libvirtd: None,
             domains: BTreeMap::new(),
             settings,
             incarnation: Incarnation(1000),
             kept: Vec::new(),
+            memory: None,
             unprotected: BTreeSet::new(),
             underway: Vec::new(),
             paths: BTreeMap::new(),
@@ -163,7 +169,9 @@ impl World {
         let life = self.new_life();
         let host = &mut self.hosts[h];
         host.life = Some(life);
+        host.autostarted = false;
         host.kept.clear();
+        host.memory = None;
         host.unprotected.clear();
         host.underway.clear();
         let gate = host.kernel();

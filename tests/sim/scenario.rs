@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use mainstay::types::control::VmCommand;
 use mainstay::types::power::FenceAt;
-use mainstay::types::settings::{LateWrites, Timing};
+use mainstay::types::settings::{ForeignMigration, LateWrites, Timing};
 use mainstay::types::{StorageFence, VmId};
 
 use super::host::Path;
@@ -67,6 +67,7 @@ impl Scenario {
                     self.setup.vms.push(((*name).to_owned(), (*host).to_owned(), home));
                 }
             }
+            ["clone", name, "of", vm] => self.setup.clones.push(((*name).to_owned(), (*vm).to_owned())),
             ["fence", "lock"] => self.setup.fence = StorageFence::Lock,
             ["fence", "command"] => {}
             ["fence", "none"] => self.setup.fence = StorageFence::None,
@@ -81,6 +82,7 @@ impl Scenario {
             }
             ["locks", "local"] => self.setup.locks = None,
             ["locks", "held", span] => self.setup.locks = Some(self::span(span)),
+            ["foreign-migration", "refuse"] => self.setup.foreign_migration = ForeignMigration::Refuse,
             ["profile", name] => self.setup.timing = Timing::profile(name).expect("a profile"),
             ["run", length] => self.length = span(length),
             ["from", "the", "beginning"] => self.early = true,
@@ -177,6 +179,7 @@ impl World {
         match words.as_slice() {
             ["kill", host] => self.kill(self.named(host)),
             ["boot", host] => self.boot(self.named(host)),
+            ["poweroff", host, "saving"] => self.power_off_saving(self.named(host)),
             ["poweroff", host] => self.power_off(self.named(host)),
             ["freeze", host] => self.freeze(self.named(host)),
             ["thaw", host] => self.thaw(self.named(host)),
@@ -200,6 +203,9 @@ impl World {
             }
             ["stop", "agent", host] => self.stop_agent(self.named(host)),
             ["start", "agent", host] => self.start_agent(self.named(host)),
+            ["restart", "guard" | "guards", names @ .., "anew"] => {
+                self.hosts_named(names).into_iter().for_each(|h| self.restart_guard_anew(h));
+            }
             ["restart", "guard" | "guards", names @ ..] => {
                 self.hosts_named(names).into_iter().for_each(|h| self.restart_guard(h));
             }
@@ -213,6 +219,8 @@ impl World {
                 self.switches.insert((*name).to_owned(), how);
             }
             ["migrations", "fail"] => self.migrations_fail = true,
+            ["answers", "are", "lost"] => self.answers_lost = true,
+            ["answers", "come"] => self.answers_lost = false,
             ["starts", "fail", "on", host] => {
                 let h = self.named(host);
                 self.starts_fail.insert(h);
@@ -235,8 +243,33 @@ impl World {
                     self.crash(h, vm);
                 }
             }
+            ["person", "saves", vm] | ["person", "saves", vm, "to", _] => {
+                let vm = self.named_vm(vm);
+                let file = words.get(4).map(|file| (*file).to_owned());
+                if let Some(h) = self.place_of(vm) {
+                    self.virsh_save(h, vm, file);
+                }
+            }
+            ["person", "restores", vm, "from", file, "on", host] => {
+                self.virsh_restore(self.named(host), self.named_vm(vm), file);
+            }
+            ["person", "undefines", vm, "on", host] => self.virsh_undefine(self.named(host), self.named_vm(vm)),
+            ["twin", "of", host, "beats", "for", length] => self.twin_beats(self.named(host), nanos(span(length))),
+            ["autostart", vm, "on", host] => self.virsh_autostart(self.named(host), self.named_vm(vm)),
             ["person", "edits", vm, "on", host] => self.virsh_edit(self.named(host), self.named_vm(vm)),
             ["person", "starts", vm, "on", host] => self.virsh_start(self.named(host), self.named_vm(vm)),
+            ["person", "migrates", vm, "away"] => {
+                let vm = self.named_vm(vm);
+                if let Some(h) = self.place_of(vm) {
+                    self.virsh_migrate_away(h, vm);
+                }
+            }
+            ["person", "migrates", vm, "to", to] => {
+                let (vm, to) = (self.named_vm(vm), self.named(to));
+                if let Some(h) = self.place_of(vm) {
+                    self.virsh_migrate(h, vm, to);
+                }
+            }
             ["person", "shuts", "down", vm] => {
                 let vm = self.named_vm(vm);
                 if let Some(h) = self.place_of(vm) {

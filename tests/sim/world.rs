@@ -9,7 +9,9 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use mainstay::types::power::{FenceAt, PowerSettings};
-use mainstay::types::settings::{ClusterSettings, DatastoreSettings, LateWrites, MemberSettings, Timing, VmDefaults};
+use mainstay::types::settings::{
+    ClusterSettings, DatastoreSettings, ForeignMigration, LateWrites, MemberSettings, Timing, VmDefaults,
+};
 use mainstay::types::{ClusterId, DatastoreId, DiskNeed, HostId, HostIndex, StorageFence, Time, VmId, VmRecord};
 use uuid::Uuid;
 
@@ -87,6 +89,8 @@ pub struct Spec {
     pub name: String,
     /// What its definition says.
     pub record: VmRecord,
+    /// Whose disks it has: its own, unless it is a clone.
+    pub disks_of: VmId,
 }
 
 /// What the world is made of.
@@ -98,6 +102,8 @@ pub struct Setup {
     pub datastores: Vec<String>,
     /// VM, host that runs it at the beginning, datastore.
     pub vms: Vec<(String, String, String)>,
+    /// VM, and whose disks it has; started by nobody.
+    pub clones: Vec<(String, String)>,
     /// Late writes.
     pub fence: StorageFence,
     /// What if there is no fence.
@@ -110,6 +116,8 @@ pub struct Setup {
     pub locks: Option<Duration>,
     /// Profile.
     pub timing: Timing,
+    /// `virsh migrate` by people.
+    pub foreign_migration: ForeignMigration,
     /// Everything random comes from it; 0 = nothing is random.
     pub seed: u64,
 }
@@ -120,12 +128,14 @@ impl Default for Setup {
             hosts: Vec::new(),
             datastores: vec!["nfs".to_owned()],
             vms: Vec::new(),
+            clones: Vec::new(),
             fence: StorageFence::Command { program: "/etc/mainstay/fence".to_owned() },
             late_writes: LateWrites::Exclude,
             switches: Vec::new(),
             fence_at: FenceAt::Lapse,
             locks: Some(Duration::from_secs(10)),
             timing: Timing::DEFAULT,
+            foreign_migration: ForeignMigration::Allow,
             seed: 0,
         }
     }
@@ -168,10 +178,14 @@ pub struct World {
     pub fence_fails: bool,
     /// Migrations break in the middle.
     pub migrations_fail: bool,
+    /// A target's last word never reaches the source.
+    pub answers_lost: bool,
     /// Starts fail on these hosts.
     pub starts_fail: BTreeSet<H>,
     /// Every step of every agent is told.
     pub trace: bool,
+    /// Saved memory on shared storage, by file.
+    pub files: BTreeMap<String, super::images::Image>,
     /// How often the definition of each VM was changed, anywhere.
     pub edits: BTreeMap<VmId, u32>,
 }
@@ -210,6 +224,7 @@ impl World {
             datastores: datastores.collect(),
             vms: VmDefaults::default(),
             power: PowerSettings { fence_at: setup.fence_at, devices: devices.collect() },
+            foreign_migration: setup.foreign_migration,
         };
         let stores = settings.datastores.iter().map(|d| (d.id, Datastore::new(&settings, d.id, setup.locks)));
         let mut world = Self {
@@ -231,8 +246,10 @@ impl World {
             switches: BTreeMap::new(),
             fence_fails: false,
             migrations_fail: false,
+            answers_lost: false,
             starts_fail: BTreeSet::new(),
             trace: false,
+            files: BTreeMap::new(),
             edits: BTreeMap::new(),
         };
         for (n, member) in settings.members.iter().enumerate() {
@@ -242,6 +259,13 @@ impl World {
         }
         for (n, (name, _, store)) in setup.vms.iter().enumerate() {
             let spec = world.spec(n, name, store);
+            world.vms.insert(spec.id, spec);
+        }
+        for (n, (name, of)) in setup.clones.iter().enumerate() {
+            let mut spec = world.spec(setup.vms.len() + n, name, &setup.datastores[0]);
+            let original = world.vms[&world.vm(of).expect("a VM of the world")].clone();
+            spec.record.disks = original.record.disks;
+            spec.disks_of = original.id;
             world.vms.insert(spec.id, spec);
         }
         world
@@ -255,6 +279,7 @@ impl World {
             datastore: Some(home),
             writable: true,
             optional: false,
+            shareable: false,
         };
         let record = VmRecord {
             vm,
@@ -267,7 +292,7 @@ impl World {
             networks: Vec::new(),
             gaps: Vec::new(),
         };
-        Spec { id: vm, name: name.to_owned(), record }
+        Spec { id: vm, name: name.to_owned(), record, disks_of: vm }
     }
 
     // ---- time ---------------------------------------------------------------------------------------------------

@@ -223,7 +223,8 @@ pub enum ClusterCommand {
     Token,
     /// Change a setting of the whole cluster, for example profile=fast.
     Set {
-        /// KEY=VALUE: profile=default|fast|patient, or fence-at=lapse|suspect (when silent hosts are switched off).
+        /// KEY=VALUE: profile=default|fast|patient, fence-at=lapse|suspect (when silent hosts are switched off),
+        /// or foreign-migration=allow|refuse (virsh migrate by people).
         setting: String,
     },
 }

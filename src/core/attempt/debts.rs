@@ -88,10 +88,29 @@ impl Core {
         if !self.guard.rows.iter().any(|(tenure, row)| tenure.vm == id && open(row)) {
             return Vec::new();
         }
-        let record = self.vms.get(&id).and_then(|vm| vm.record.as_ref()?.as_ref().ok());
-        let written: BTreeSet<DatastoreId> = record.iter().flat_map(|record| record.written()).chain([home]).collect();
         let debt = |datastore| Debt { host: self.me.host, boot: self.me.boot, datastore };
-        written.into_iter().map(debt).collect()
+        self.written(id, home).into_iter().map(debt).collect()
+    }
+
+    /// Writes of the other host of a handover, whose end was proven by something that does not exclude them.
+    pub(in crate::core) fn handover_debts(&self, id: VmId, before: &Claim) -> Vec<Debt> {
+        let Holder::Handover { .. } = before.holder else { return Vec::new() };
+        let known = self.vms.get(&id).map(|vm| vm.known).unwrap_or_default();
+        let proof = self.proof_of(before, known, known).unwrap_or(Proof::Unowned);
+        let others = owed(before, proof).into_iter().filter(|owner| owner.host != self.me.host);
+        let written = self.written(id, before.home);
+        let debts = |owner: Owner| {
+            let debt =
+                move |datastore: &DatastoreId| Debt { host: owner.host, boot: owner.boot, datastore: *datastore };
+            written.iter().map(debt).collect::<Vec<_>>()
+        };
+        others.flat_map(debts).collect()
+    }
+
+    /// Datastores to which the VM writes, as far as this host knows; its home is always one.
+    fn written(&self, id: VmId, home: DatastoreId) -> BTreeSet<DatastoreId> {
+        let record = self.vms.get(&id).and_then(|vm| vm.record.as_ref()?.as_ref().ok());
+        record.iter().flat_map(|record| record.written()).chain([home]).collect()
     }
 
     pub(in crate::core) fn fenced(&mut self, cx: &mut Cx, id: VmId, debt: Debt, result: Result<(), String>) {

@@ -112,6 +112,7 @@ pub(in crate::core) fn change(settings: &mut ClusterSettings, change: SettingsCh
         SettingsChange::AddMember(_)
         | SettingsChange::AddDatastore(_)
         | SettingsChange::ChangeDatastore { .. }
-        | SettingsChange::SetTiming(_) => return None,
+        | SettingsChange::SetTiming(_)
+        | SettingsChange::SetForeignMigration(_) => return None,
     })
 }

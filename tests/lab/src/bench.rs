@@ -4,8 +4,11 @@
 //!  failover   N times: healthy ─► kill ─► ms since the kill:
 //!             suspected ─► proof ─► start issued        by the agents' notes (clock of day)
 //!                          ─► qemu started ─► guest up  by the judges         } one machine, one clock
+//!  freeze     what old copies gain when a frozen host goes on (bench/freeze.rs)
 //!  idle       a minute at rest, 3 VMs on each host: CPU, memory, packets and storage operations of our processes
 //! ```
+
+mod freeze;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,7 +25,9 @@ use crate::judge::Moment;
 use crate::lab::{Lab, Wish, wait};
 use crate::power::{self, Behaviour};
 use crate::storage::LockMode;
-use crate::{network, product};
+use crate::{network, processes, product};
+
+pub use freeze::{Freeze, freeze};
 
 const HOSTS: u8 = 3;
 const VMS: usize = 3;
@@ -30,7 +35,7 @@ const REST: Duration = Duration::from_secs(60);
 /// Guests beyond those of the cases, so that each host has three.
 const MORE: [&str; 3] = ["news", "blog", "auth"];
 /// Processes that are ours.
-const OURS: [&str; 2] = ["mainstayd", "mainstay-guard"];
+const OURS: [&str; 2] = [processes::AGENT, processes::GUARD];
 
 /// Which host is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
@@ -278,9 +283,10 @@ fn used(ground: &Ground) -> Result<BTreeMap<String, Used>> {
 }
 
 fn processes(host: &Host) -> Result<Vec<i32>> {
-    let name = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned();
-    let all = host.group()?.pids().into_iter().map(nix::unistd::Pid::as_raw);
-    let mut ours: Vec<i32> = all.filter(|pid| OURS.contains(&name(*pid).as_str())).collect();
+    let mut ours = Vec::new();
+    for name in OURS {
+        ours.extend(processes::named(host, name)?);
+    }
     ours.sort_unstable();
     if ours.is_empty() {
         bail!("{} runs neither agent nor guard", host.name());

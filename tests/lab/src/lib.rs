@@ -9,14 +9,15 @@
 //!               ├─► guest              what runs on them
 //!               └─► product            Mainstay, built and installed
 //! guest_disk, judge                    what guests leave behind, and who reads it
-//! agents                               what the agents say of themselves
-//! cases, test, demo, bench             what is tried with all this
+//! agents, processes                    what the agents say of themselves; their processes, from outside
+//! cases, test, demo, bench, chaos      what is tried with all this
 //! ```
 
 pub mod agents;
 pub mod bench;
 pub mod cases;
 pub mod cgroup;
+pub mod chaos;
 pub mod cli;
 pub mod command;
 pub mod demo;
@@ -29,6 +30,7 @@ pub mod mounts;
 pub mod network;
 pub mod packages;
 pub mod power;
+pub mod processes;
 pub mod product;
 pub mod root;
 pub mod storage;

@@ -63,7 +63,8 @@ impl Ground {
         self.guests_run()
     }
 
-    fn end_faults(&self) -> Result<()> {
+    /// Ends cuts, freezes and faults of the storage.
+    pub(crate) fn end_faults(&self) -> Result<()> {
         network::heal()?;
         let storage = self.lab.storage()?;
         for host in self.hosts() {
@@ -77,7 +78,8 @@ impl Ground {
         Ok(())
     }
 
-    fn hosts_up(&self) -> Result<()> {
+    /// Switches on what is off, boots anew what is fenced, and starts units that do not run.
+    pub(crate) fn hosts_up(&self) -> Result<()> {
         let status = self.lab.storage()?.status()?;
         let mut started = Vec::new();
         for host in self.hosts() {
@@ -101,7 +103,7 @@ impl Ground {
     }
 
     /// Waits until every host sees every host live, and all the same master.
-    pub(super) fn wait_cluster(&self) -> Result<()> {
+    pub(crate) fn wait_cluster(&self) -> Result<()> {
         wait(JOIN, "the cluster to be whole", || {
             std::thread::sleep(PAUSE);
             let views = self.views()?;
