@@ -5,7 +5,7 @@
 //!  Adopt ──────────► Recording ─┤
 //!  Change ─────────► Recording ─┤
 //!  Run ─► FetchingRecord ───────┼─► Expecting ─► Claiming ─► Confirming ─┬─► (Reclaim, Adopt, Change) done
-//!  Reclaim, Arrive ─────────────┘    guard's row   claim g+1   epoch same  ├─► (Hook) allowed ─► Adopting ─► done
+//!  Reclaim, Arrive, HandOver, Settle ┘ guard's row   claim g+1   epoch same  ├─► (Hook) allowed ─► Adopting ─► done
 //!                                       │             │            │       ├─► (Arrive) Defining ─► Resuming ─► done
 //!                                       │             │            │       └─► (Run) Fencing ─► Locks ─► Defining ─►
 //!                                       ▼             ▼            ▼                Starting ─► Adopting ─► Resuming
@@ -21,6 +21,7 @@
 mod claim;
 mod debts;
 mod ends;
+mod locks;
 mod start;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -30,7 +31,7 @@ use super::Core;
 use super::cx::{Cx, Pending, Timer};
 use super::event::{AskId, Outcome};
 use super::note::Note;
-use super::proofs::LateWrite;
+use super::proofs::{LateWrite, owed};
 use crate::types::control::{Denial, Reply};
 use crate::types::guard::{GuardOrder, Purpose, Refusal};
 use crate::types::store::{ClaimsOf, StoreAnswer, StoreOrder};
@@ -55,6 +56,10 @@ pub enum Kind {
     Change,
     /// It came by migration; the source said over.
     Arrive,
+    /// A person migrates it away: it runs here until the switch, and there after it.
+    HandOver { to: Owner },
+    /// It runs here under a claim that says less than that (R6), and is claimed for this host.
+    Settle,
     /// It ended here: nobody owns it any more.
     Release { wanted: Wanted, reason: ClaimReason },
 }
@@ -80,6 +85,8 @@ pub enum Stage {
     Fencing(Debt),
     /// Image locks are probed, since then.
     Locks { since: Time },
+    /// The fence program makes the server drop the locks of a host that is off.
+    Freeing { since: Time },
     /// The definition is written.
     Defining,
     /// libvirt starts it.
@@ -111,6 +118,8 @@ pub struct Attempt {
     pub record: Option<VmRecord>,
     /// Debts that a fence of this attempt has paid.
     fenced: Vec<Debt>,
+    /// The fence program was asked to free its locks.
+    freed: bool,
     /// Questions to several that are not answered, and who is asked.
     pub asked: BTreeMap<Ticket, String>,
     /// Datastores whose claims could not be read, and why.
@@ -151,7 +160,7 @@ impl Attempt {
     /// Whether a QEMU is here already.
     fn has_copy(&self) -> bool {
         match self.kind {
-            Kind::Reclaim { .. } | Kind::Adopt | Kind::Arrive => true,
+            Kind::Reclaim { .. } | Kind::Adopt | Kind::Arrive | Kind::HandOver { .. } | Kind::Settle => true,
             Kind::Change => !self.is_unowned(),
             Kind::Hook { .. } | Kind::Run { .. } | Kind::Release { .. } => false,
         }
@@ -176,7 +185,9 @@ impl Core {
             // It ran here until just now: what is defined here is the newest.
             Kind::Run { reason: ClaimReason::Crashed, .. } if persistent => vm.record.clone().and_then(Result::ok),
             Kind::Arrive => vm.incoming.as_ref().map(|incoming| incoming.record.clone()),
-            Kind::Run { .. } | Kind::Reclaim { .. } | Kind::Release { .. } => None,
+            Kind::Run { .. } | Kind::Reclaim { .. } | Kind::Release { .. } | Kind::HandOver { .. } | Kind::Settle => {
+                None
+            }
         };
         let digest = before.as_ref().map(|claim| claim.record).unwrap_or_default();
         vm.waits = None;
@@ -188,6 +199,7 @@ impl Core {
             claim: None,
             record,
             fenced: Vec::new(),
+            freed: false,
             asked: BTreeMap::new(),
             unread: BTreeMap::new(),
             follows,
@@ -216,7 +228,7 @@ impl Core {
                 let order = StoreOrder::ReadRecord { vm: id, digest: attempt.digest };
                 self.ask_store(cx, id, Stage::FetchingRecord, order);
             }
-            Kind::Reclaim { .. } | Kind::Arrive => self.expect(cx, id),
+            Kind::Reclaim { .. } | Kind::Arrive | Kind::HandOver { .. } | Kind::Settle => self.expect(cx, id),
             Kind::Release { .. } => self.create(cx, id),
         }
     }
@@ -237,6 +249,7 @@ impl Core {
             (Stage::Claiming, Outcome::Store(answer)) => self.created(cx, id, answer),
             (Stage::Confirming, Outcome::Guard(result)) => self.confirmed(cx, id, result),
             (Stage::Fencing(debt), Outcome::Fenced(result)) => self.fenced(cx, id, debt, result),
+            (Stage::Freeing { since }, Outcome::Fenced(result)) => self.locks_freed(cx, id, since, result),
             (Stage::Locks { since }, Outcome::Locks(result)) => self.locks_probed(cx, id, since, result),
             (Stage::Defining, Outcome::Domain(answer)) => self.defined(cx, id, answer),
             (Stage::Starting, Outcome::Domain(answer)) => self.started_paused(cx, id, answer),

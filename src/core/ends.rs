@@ -53,9 +53,12 @@ impl Core {
             OffReason::Saved => self.release(cx, id, claim, Wanted::Stopped, ClaimReason::Saved),
             OffReason::Migrated => {
                 let name = self.vm_name(id);
-                let text = format!("{name} was migrated away to a host outside the cluster; it is not restarted here");
+                let text = format!(
+                    "{name} was migrated away to a host that took no part in it, so outside the cluster; it is not \
+                     restarted here by itself, and nothing keeps a second copy from being started"
+                );
                 cx.note(Note::alarm("migrated-away", text).of(&name));
-                self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedByPerson);
+                self.release(cx, id, claim, Wanted::Stopped, ClaimReason::MigratedAway);
             }
             OffReason::Crashed
             | OffReason::Failed
@@ -105,6 +108,9 @@ impl Core {
         let name = self.vm_name(id);
         let home = claim.home;
         let clean = matches!(self.said_over(self.me.host, claim.tenure), Some(Over::Exited { clean: true }));
+        // Of a handover the other host's writes count as well.
+        let both = self.vms.get(&id).and_then(|vm| self.proof_of(claim, vm.known, now));
+        let proof = both.filter(|_| claim.owner().is_none()).unwrap_or(Proof::Said(Over::Exited { clean }));
         let leased = self.guard.leases.get(&home).is_some_and(|lease| lease.until.is_some());
         let vm = self.vm(id);
         vm.restarts.retain(|at| now.since(*at) < HOUR);
@@ -125,7 +131,7 @@ impl Core {
         if !told {
             cx.note(Note::warning("vm-crashed", text).of(&name));
         }
-        let kind = Kind::Run { proof: Proof::Said(Over::Exited { clean }), reason: ClaimReason::Crashed };
+        let kind = Kind::Run { proof, reason: ClaimReason::Crashed };
         self.begin(cx, id, kind, home, Vec::new());
     }
 }

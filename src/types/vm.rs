@@ -84,6 +84,8 @@ pub enum DomainChange {
     Started { by_migration: bool },
     /// vCPUs stand still.
     Suspended { migrated: bool, by_io_error: bool },
+    /// vCPUs stand still; they go on at a migration's target, which fetches missing memory from here (post-copy).
+    PostCopy,
     /// vCPUs go on.
     Resumed,
     /// QEMU is gone.

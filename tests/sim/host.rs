@@ -104,6 +104,8 @@ pub struct Host {
     pub incarnation: Incarnation,
     /// /run: rows of the guard.
     pub kept: Vec<KeptRow>,
+    /// systemd's descriptor store: what the last guard handed on.
+    pub memory: Option<Vec<u8>>,
     /// /run: VMs that the hook lets start without an agent.
     pub unprotected: BTreeSet<VmId>,
     /// /run: what the agent has begun.
@@ -135,6 +137,7 @@ impl Host {
             settings,
             incarnation: Incarnation(1000),
             kept: Vec::new(),
+            memory: None,
             unprotected: BTreeSet::new(),
             underway: Vec::new(),
             paths: BTreeMap::new(),
@@ -168,6 +171,7 @@ impl World {
         host.life = Some(life);
         host.autostarted = false;
         host.kept.clear();
+        host.memory = None;
         host.unprotected.clear();
         host.underway.clear();
         let gate = host.kernel();
@@ -348,6 +352,7 @@ impl World {
             Action::Domain { ticket, order, within } => self.domain_order(h, ticket, order, within),
             Action::Send { ticket, to, request, within } => self.send(h, ticket, to, *request, within),
             Action::Fence { ticket, host, within, .. } => self.fence(h, ticket, host, within),
+            Action::Power { ticket, device, order, within } => self.power_order(h, ticket, &device, order, within),
             Action::ProbeLocks { ticket, paths, within } => self.probe_locks(h, ticket, &paths, within),
             Action::Answer(ask, reply) => self.answered(h, ask, reply),
             Action::HookAnswer(ask, result) => self.hook_answered(h, ask, result),

@@ -1,8 +1,7 @@
-//! libvirtd and QEMU of a host: domains, starts through the hook, ends for every reason, events, hung calls.
+//! libvirtd and QEMU of a host: domains, starts through the hook, events, hung calls (how they end: `ends`).
 //!
 //! ```text
-//!  start: hook prepare ─ allowed ─► lock the image ─► QEMU (vCPUs stand) ─► started ─► vCPUs run
-//!  end:   QEMU exits ─► the guard sees it (1 ms) ─► libvirt's event (3 ms)
+//!  hook prepare ─ allowed ─► lock the image ─► QEMU (vCPUs stand) ─► started ─► vCPUs run
 //! ```
 
 use std::collections::BTreeMap;
@@ -20,8 +19,6 @@ use super::world::{Gate, H, World};
 
 /// The hook's patience with the agent.
 const HOOK: Duration = Duration::from_secs(3);
-/// A guest's time to shut itself down.
-const SHUTDOWN: Duration = Duration::from_secs(1);
 
 /// One QEMU.
 #[derive(Clone, Debug)]
@@ -38,6 +35,10 @@ pub struct Qemu {
     pub incoming: bool,
     /// The server has dropped the state of its client: nothing that it writes lands any more.
     pub stale: bool,
+    /// Nanoseconds that its vCPUs have executed.
+    pub spent: u64,
+    /// When libvirt let it go on after a migration's switch.
+    pub let_go: Option<u64>,
     /// Which change of its definition it was started with.
     pub edit: u32,
     /// The generation that it is marked with.
@@ -345,8 +346,18 @@ impl World {
         let domain = self.domain(h, vm);
         domain.starting = false;
         let edit = domain.edit;
-        domain.qemu =
-            Some(Qemu { key, cpus: false, halted: false, dying: false, incoming, stale: false, edit, mark: None });
+        domain.qemu = Some(Qemu {
+            key,
+            cpus: false,
+            halted: false,
+            dying: false,
+            incoming,
+            stale: false,
+            spent: 0,
+            let_go: None,
+            edit,
+            mark: None,
+        });
         let gate = self.hosts[h].kernel();
         let delay = self.latency(5000);
         self.after(gate, delay, move |world| world.watch(h));
@@ -363,7 +374,8 @@ impl World {
         }
     }
 
-    fn resume(&mut self, h: H, vm: VmId, then: Then) {
+    /// `virsh resume`, or libvirt by itself.
+    pub fn resume(&mut self, h: H, vm: VmId, then: Then) {
         match self.qemu(h, vm) {
             None => then(self, Err(DomainFailure::NoDomain)),
             Some(qemu) if qemu.halted => {
@@ -405,66 +417,6 @@ impl World {
         });
         self.after(gate, HOOK, move |world| {
             world.hook_answered(h, AskId(ask), Err("mainstay: mainstayd does not answer".to_owned()));
-        });
-    }
-
-    // ---- ends ---------------------------------------------------------------------------------------------------
-
-    /// The guest is asked to shut down, or does it by itself.
-    pub fn shut_down(&mut self, h: H, vm: VmId, by_guest: bool) {
-        let Some(qemu) = self.qemu(h, vm) else { return };
-        if !qemu.cpus || qemu.halted {
-            return; // Nobody in there listens.
-        }
-        let key = qemu.key;
-        // libvirt tells a guest's own power-off and `virsh shutdown` alike.
-        self.domain_event(h, vm, DomainChange::ShuttingDown { by_guest: true });
-        let gate = self.hosts[h].kernel();
-        let takes = if by_guest { Duration::from_millis(50) } else { SHUTDOWN };
-        self.after(gate, takes, move |world| world.exit(h, vm, key, OffReason::Shutdown));
-    }
-
-    /// `virsh destroy`: a stopped process takes ten seconds.
-    pub fn destroy(&mut self, h: H, vm: VmId, then: Then) {
-        let Some(qemu) = self.qemu(h, vm) else {
-            return then(self, Err(DomainFailure::NoDomain));
-        };
-        let (key, takes) = (qemu.key, if qemu.halted { 10_000 } else { 20 });
-        let gate = Gate::Libvirt(h, self.hosts[h].libvirtd.unwrap_or(0));
-        self.after(gate, Duration::from_millis(takes), move |world| {
-            world.exit(h, vm, key, OffReason::Destroyed);
-            then(world, Ok(()));
-        });
-    }
-
-    /// SIGKILL by the guard.
-    pub fn kill_qemu(&mut self, h: H, vm: VmId, key: ProcessKey) {
-        let gate = self.hosts[h].kernel();
-        self.after(gate, Duration::from_millis(6), move |world| world.exit(h, vm, key, OffReason::Failed));
-    }
-
-    /// The process ends; on hung storage it cannot, until the storage is back.
-    pub fn exit(&mut self, h: H, vm: VmId, key: ProcessKey, reason: OffReason) {
-        let home = self.vms[&vm].record.home;
-        let hung = self.hosts[h].path(home) == Path::Hung || self.stores[&home].hung;
-        let gate = self.hosts[h].kernel();
-        let Some(qemu) = self.qemu(h, vm).filter(|qemu| qemu.key == key) else { return };
-        if hung {
-            qemu.dying = true;
-            return self.after(gate, Duration::from_millis(100), move |world| world.exit(h, vm, key, reason));
-        }
-        let boot = self.hosts[h].life.unwrap_or(0);
-        if self.hosts[h].path(home) == Path::Well {
-            self.stores.get_mut(&home).expect("its home").release(vm, h, boot);
-        }
-        let seen = self.hosts[h].libvirtd.is_some();
-        let domain = self.domain(h, vm);
-        domain.qemu = None;
-        domain.off = if seen { reason } else { OffReason::Daemon };
-        self.tell_capacity(h);
-        self.after(gate, Duration::from_millis(1), move |world| world.saw_exit(h, vm, key, reason));
-        self.after(gate, Duration::from_millis(3), move |world| {
-            world.domain_event(h, vm, DomainChange::Stopped(reason));
         });
     }
 

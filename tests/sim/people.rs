@@ -81,12 +81,12 @@ impl World {
     /// A machine with a copy of this host's disk, and thus with its id, beats on every datastore for so long.
     pub fn twin_beats(&mut self, h: H, left: u64) {
         const PERIOD: u64 = 1_000_000_000;
-        let id = self.hosts[h].id;
+        let (id, now) = (self.hosts[h].id, self.now);
         for store in self.stores.values_mut() {
             if let (_, Some(mut beat)) = store.own(id) {
                 beat.boot = mainstay::types::BootId(super::world::id(0x7, 0));
                 beat.counter = beat.counter.next();
-                store.write_beat(id, beat);
+                store.write_beat(id, beat, now);
             }
         }
         if PERIOD <= left {

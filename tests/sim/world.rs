@@ -8,7 +8,10 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::fmt::Write;
 use std::time::Duration;
 
-use mainstay::types::settings::{ClusterSettings, DatastoreSettings, LateWrites, MemberSettings, Timing, VmDefaults};
+use mainstay::types::power::{FenceAt, PowerSettings};
+use mainstay::types::settings::{
+    ClusterSettings, DatastoreSettings, ForeignMigration, LateWrites, MemberSettings, Timing, VmDefaults,
+};
 use mainstay::types::{ClusterId, DatastoreId, DiskNeed, HostId, HostIndex, StorageFence, Time, VmId, VmRecord};
 use uuid::Uuid;
 
@@ -17,6 +20,7 @@ use super::host::Host;
 use super::invariants::Judge;
 use super::network::Links;
 use super::people::Waiter;
+use super::power::{Switch, device};
 
 /// Index of a host in the world.
 pub type H = usize;
@@ -104,10 +108,16 @@ pub struct Setup {
     pub fence: StorageFence,
     /// What if there is no fence.
     pub late_writes: LateWrites,
+    /// Power switches: name, host, level.
+    pub switches: Vec<(String, String, u8)>,
+    /// When silent hosts are switched off.
+    pub fence_at: FenceAt,
     /// How long the storage server keeps the state of a silent client; none = locks do not reach other hosts.
     pub locks: Option<Duration>,
     /// Profile.
     pub timing: Timing,
+    /// `virsh migrate` by people.
+    pub foreign_migration: ForeignMigration,
     /// Everything random comes from it; 0 = nothing is random.
     pub seed: u64,
 }
@@ -121,8 +131,11 @@ impl Default for Setup {
             clones: Vec::new(),
             fence: StorageFence::Command { program: "/etc/mainstay/fence".to_owned() },
             late_writes: LateWrites::Exclude,
+            switches: Vec::new(),
+            fence_at: FenceAt::Lapse,
             locks: Some(Duration::from_secs(10)),
             timing: Timing::DEFAULT,
+            foreign_migration: ForeignMigration::Allow,
             seed: 0,
         }
     }
@@ -159,10 +172,14 @@ pub struct World {
     pub story: Vec<String>,
     /// What the judge knows.
     pub judge: Judge,
+    /// Power switches that do not just work.
+    pub switches: BTreeMap<String, Switch>,
     /// Storage fences fail.
     pub fence_fails: bool,
     /// Migrations break in the middle.
     pub migrations_fail: bool,
+    /// A target's last word never reaches the source.
+    pub answers_lost: bool,
     /// Starts fail on these hosts.
     pub starts_fail: BTreeSet<H>,
     /// Every step of every agent is told.
@@ -195,6 +212,8 @@ impl World {
             fence: setup.fence.clone(),
             late_writes: setup.late_writes,
         });
+        let id_of = |name: &String| HostId(id(0xa, setup.hosts.iter().position(|host| host == name).expect("a host")));
+        let devices = setup.switches.iter().map(|(name, host, level)| device(name, id_of(host), *level));
         let settings = ClusterSettings {
             schema: 1,
             version: 1,
@@ -204,6 +223,8 @@ impl World {
             members: members.collect(),
             datastores: datastores.collect(),
             vms: VmDefaults::default(),
+            power: PowerSettings { fence_at: setup.fence_at, devices: devices.collect() },
+            foreign_migration: setup.foreign_migration,
         };
         let stores = settings.datastores.iter().map(|d| (d.id, Datastore::new(&settings, d.id, setup.locks)));
         let mut world = Self {
@@ -222,8 +243,10 @@ impl World {
             open: BTreeSet::new(),
             story: Vec::new(),
             judge: Judge::default(),
+            switches: BTreeMap::new(),
             fence_fails: false,
             migrations_fail: false,
+            answers_lost: false,
             starts_fail: BTreeSet::new(),
             trace: false,
             files: BTreeMap::new(),

@@ -104,8 +104,13 @@ impl Core {
                 attempt.record = Some(*record);
                 match attempt.kind {
                     Kind::Run { reason: ClaimReason::StartedByPerson, .. } => self.ask_for_twins(cx, id),
+                    Kind::Settle => self.define(cx, id),
                     _ => self.expect(cx, id),
                 }
+            }
+            // It runs and is claimed; the definition can be written later.
+            StoreAnswer::Failed(_) if self.vm(id).attempt.as_ref().is_some_and(|a| a.kind == Kind::Settle) => {
+                self.finish(cx, id);
             }
             StoreAnswer::Failed(why) => self.fail(cx, id, Denial::Host(format!("its record cannot be read: {why}"))),
             _ => {}
@@ -132,7 +137,8 @@ impl Core {
             deadline: cx.now + ROW_DEADLINE,
             purpose: match attempt.kind {
                 Kind::Hook { .. } | Kind::Run { .. } => Purpose::Start,
-                Kind::Adopt | Kind::Arrive | Kind::Change => Purpose::Adopt,
+                Kind::Adopt | Kind::Arrive | Kind::Change | Kind::Settle => Purpose::Adopt,
+                Kind::HandOver { .. } => Purpose::HandOver,
                 Kind::Reclaim { .. } => Purpose::Reclaim,
                 Kind::Release { .. } => return,
             },
@@ -190,6 +196,11 @@ impl Core {
             Kind::Adopt => (Holder::Host(owner), Wanted::Running, ClaimReason::Adopted),
             Kind::Reclaim { .. } => (Holder::Host(owner), Wanted::Running, ClaimReason::Reclaimed),
             Kind::Arrive => (Holder::Host(owner), Wanted::Running, ClaimReason::Migrated),
+            Kind::HandOver { to } => {
+                (Holder::Handover { from: owner, to: *to }, Wanted::Running, ClaimReason::HandedOver)
+            }
+            Kind::Settle if self.came_here(before) => (Holder::Host(owner), Wanted::Running, ClaimReason::Migrated),
+            Kind::Settle => (Holder::Host(owner), Wanted::Running, ClaimReason::Reclaimed),
             Kind::Change => match before {
                 Some(before) if before.owner().is_none() => (before.holder, before.wanted, ClaimReason::RecordChanged),
                 Some(_) | None => (Holder::Host(owner), Wanted::Running, ClaimReason::RecordChanged),
@@ -209,6 +220,7 @@ impl Core {
         };
         if let Kind::Release { .. } = attempt.kind {
             debts.extend(self.own_debts(id, attempt.home));
+            debts.extend(before.iter().flat_map(|before| self.handover_debts(id, before)));
         }
         Claim {
             kind: ObjectKind::Vm,
@@ -224,6 +236,11 @@ impl Core {
             made_unix_ms: 0,
             debts: debts.into_iter().filter(|debt| !attempt.fenced.contains(debt)).take(16).collect(),
         }
+    }
+
+    /// Whether that claim handed the VM to this host.
+    pub(in crate::core) fn came_here(&self, before: Option<&Claim>) -> bool {
+        before.is_some_and(|before| matches!(before.holder, Holder::Handover { to, .. } if to.host == self.me.host))
     }
 
     pub(in crate::core) fn created(&mut self, cx: &mut Cx, id: VmId, answer: StoreAnswer) {
@@ -289,7 +306,7 @@ impl Core {
         let newest = other.tenure.generation;
         let kind = self.vm(id).attempt.as_ref().map(|attempt| attempt.kind.clone());
         if let Some(Kind::Reclaim { old }) = kind {
-            let ours = other.owner().is_some_and(|owner| owner.host == self.me.host);
+            let ours = other.names(self.me.host);
             let free = matches!(other.holder, Holder::None) && other.wanted == Wanted::Running;
             if !ours && !free {
                 cx.guard(GuardOrder::Kill { tenure: old, seen: newest }, Pending::Nothing);
@@ -322,11 +339,25 @@ impl Core {
                 cx.hook_answer(ask, Ok(()));
                 self.await_adoption(cx, id);
             }
-            Kind::Adopt | Kind::Change => self.finish(cx, id),
+            Kind::Adopt | Kind::Change | Kind::HandOver { .. } => self.finish(cx, id),
+            Kind::Settle => self.settled(cx, id, &attempt),
             Kind::Reclaim { .. } => self.lift_late_pause(cx, id),
             Kind::Arrive => self.define(cx, id),
             Kind::Run { .. } => self.pay_debts(cx, id),
             Kind::Release { .. } => {}
+        }
+    }
+
+    /// It is claimed for this host. A VM that came is defined here, too; one that goes on here may stand since the switch.
+    fn settled(&mut self, cx: &mut Cx, id: VmId, attempt: &Attempt) {
+        let persistent = self.libvirt.domains.get(&id).is_some_and(|domain| domain.persistent);
+        if !self.came_here(attempt.before.as_ref()) {
+            if self.paused_by_switch(id) { self.lift_late_pause(cx, id) } else { self.finish(cx, id) }
+        } else if persistent {
+            self.finish(cx, id);
+        } else {
+            let order = StoreOrder::ReadRecord { vm: id, digest: attempt.digest };
+            self.ask_store(cx, id, Stage::FetchingRecord, order);
         }
     }
 

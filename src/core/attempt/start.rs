@@ -41,8 +41,10 @@ impl Core {
     }
 
     pub(in crate::core) fn defined(&mut self, cx: &mut Cx, id: VmId, answer: DomainAnswer) {
-        let arrives = self.vm(id).attempt.as_ref().is_some_and(|attempt| attempt.kind == Kind::Arrive);
+        let kind = self.vm(id).attempt.as_ref().map(|attempt| attempt.kind.clone());
+        let arrives = kind == Some(Kind::Arrive);
         match answer {
+            _ if kind == Some(Kind::Settle) => self.finish(cx, id), // It runs, whether it could be written or not.
             DomainAnswer::Done | DomainAnswer::Listed(_) if arrives => self.resume(cx, id),
             DomainAnswer::Done | DomainAnswer::Listed(_) => {
                 let before = self.vm(id).attempt.as_ref().and_then(|attempt| attempt.before.clone());
@@ -86,9 +88,7 @@ impl Core {
     pub(in crate::core) fn start_failed(&mut self, cx: &mut Cx, id: VmId, why: DomainFailure) {
         match why {
             DomainFailure::ImageLocked(holder) => {
-                let what = format!(
-                    "the image lock of its old copy ({holder}), held at the storage server until its client's lease ends"
-                );
+                let what = self.lock_text(id, &holder, Duration::ZERO);
                 self.wait_in(cx, id, Stage::Locks { since: cx.now }, RETRY, what);
             }
             DomainFailure::NoDaemon(why) => {
@@ -161,9 +161,8 @@ impl Core {
                 cx.set(Timer::Attempt(id), cx.now + RETRY);
             }
             DomainAnswer::Failed(why) => {
-                let reclaim =
-                    self.vm(id).attempt.as_ref().is_some_and(|attempt| matches!(attempt.kind, Kind::Reclaim { .. }));
-                if reclaim {
+                let kind = self.vm(id).attempt.as_ref().map(|attempt| attempt.kind.clone());
+                if matches!(kind, Some(Kind::Reclaim { .. } | Kind::Settle)) {
                     return self.finish(cx, id); // It runs under its claim; reconcile looks at the pause again.
                 }
                 self.destroy(cx, id);

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::types::power::PowerSettings;
 use crate::types::settings::{ClusterSettings, DatastoreSettings, LateWrites, Timing, VmDefaults};
 use crate::types::{ClusterId, DatastoreId, DiskNeed, StorageFence};
 
@@ -92,6 +93,8 @@ fn settings() -> ClusterSettings {
         members: Vec::new(),
         datastores: vec![datastore(1, "/vm/a"), datastore(2, "/vm/b")],
         vms: VmDefaults::default(),
+        power: PowerSettings::default(),
+        foreign_migration: Default::default(),
     }
 }
 

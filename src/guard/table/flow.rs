@@ -1,6 +1,6 @@
 //! What happens to rows and QEMUs by themselves: they appear, end, lapse, miss deadlines; and what to do about it.
 
-use super::{Hold, Phase, ProcessKey, Qemu, Row, Table};
+use super::{Hold, Part, Phase, ProcessKey, Qemu, Row, Table};
 use crate::types::guard::Purpose;
 use crate::types::{DatastoreId, Over, Tenure, Time, VmId};
 
@@ -51,6 +51,13 @@ impl Table {
             Phase::Expected { confirmed: true, .. } => self.run(newest),
             Phase::Expected { .. } | Phase::Incoming { .. } | Phase::Running { .. } | Phase::Over { .. } => {}
         }
+        // One that came up while no guard was there may stand: lifting does nothing to one that runs.
+        if self.carried_on
+            && self.may_run(vm)
+            && let Some(qemu) = self.qemus.get_mut(&vm)
+        {
+            qemu.hold = Hold::Stopping;
+        }
         false
     }
 
@@ -63,7 +70,7 @@ impl Table {
         let tenures: Vec<Tenure> = self.rows_of(vm).map(|(at, _)| at).collect();
         for tenure in tenures {
             let row = self.row(tenure);
-            let exited = Over::Exited { clean: clean(row.home) };
+            let exited = row.exited(clean(row.home));
             match &mut row.phase {
                 Phase::Running { to: Some(to) } => {
                     let to = *to;
@@ -182,6 +189,22 @@ impl Table {
         newest.filter(|at| self.rows.get(at).is_some_and(|row| row.home == home && row.is_over())).collect()
     }
 
+    /// Every QEMU that may run, once for each home on whose lease that stands.
+    pub fn runs(&self) -> impl Iterator<Item = (DatastoreId, ProcessKey)> {
+        let running = self.qemus.iter().filter(|(vm, _)| self.may_run(**vm));
+        running.flat_map(|(vm, qemu)| {
+            self.rows_of(*vm).filter(|(_, row)| !row.is_over()).map(|(_, row)| (row.home, qemu.key))
+        })
+    }
+
+    /// This process was stopped before the table was asked: what may run all the same is lifted again.
+    pub fn struck(&mut self, key: ProcessKey) {
+        let known = self.qemus.values_mut().find(|qemu| qemu.key == key && qemu.hold == Hold::Free);
+        if let Some(qemu) = known {
+            qemu.hold = Hold::Stopping;
+        }
+    }
+
     /// The process of `vm`, if one is known.
     #[must_use]
     pub fn process(&self, vm: VmId) -> Option<ProcessKey> {
@@ -223,7 +246,7 @@ impl Table {
         }
         let starting = match phase {
             Phase::Expected { purpose: Purpose::Start, .. } | Phase::Incoming { .. } => true,
-            Phase::Expected { purpose: Purpose::Adopt | Purpose::Reclaim, .. } => false,
+            Phase::Expected { purpose: Purpose::Adopt | Purpose::Reclaim | Purpose::HandOver, .. } => false,
             Phase::Running { .. } | Phase::Over { .. } => return,
         };
         self.end_all(tenure.vm);
@@ -252,10 +275,11 @@ impl Table {
     }
 
     /// What is over may be said now: no QEMU runs under it, and none ever will.
-    fn say_all(&mut self, vm: VmId) {
+    pub(super) fn say_all(&mut self, vm: VmId) {
         let tenures: Vec<Tenure> = self.rows_of(vm).map(|(at, _)| at).collect();
         for tenure in tenures {
-            if let Phase::Over { unsaid, .. } = &mut self.row(tenure).phase {
+            let undecided = self.row(tenure).undecided();
+            if let (Phase::Over { unsaid, .. }, false) = (&mut self.row(tenure).phase, undecided) {
                 *unsaid = None;
             }
             self.changed(tenure);
@@ -263,7 +287,7 @@ impl Table {
     }
 
     /// Lapsed, until a fresh look shows that no QEMU ever came (`absent`).
-    fn end_all(&mut self, vm: VmId) {
+    pub(super) fn end_all(&mut self, vm: VmId) {
         let tenures: Vec<Tenure> = self.rows_of(vm).map(|(at, _)| at).collect();
         tenures.into_iter().for_each(|tenure| self.end(tenure, Over::Lapsed));
     }
@@ -285,11 +309,11 @@ impl Table {
         }
     }
 
-    fn may_run(&self, vm: VmId) -> bool {
+    pub(super) fn may_run(&self, vm: VmId) -> bool {
         self.qemus.get(&vm).is_some_and(|qemu| qemu.doomed.is_none())
             && self.rows_of(vm).any(|(_, row)| match row.phase {
                 Phase::Running { .. } | Phase::Incoming { .. } => true,
-                Phase::Expected { purpose: Purpose::Adopt, .. } => true,
+                Phase::Expected { purpose: Purpose::Adopt | Purpose::HandOver, .. } => true,
                 Phase::Expected { purpose: Purpose::Start | Purpose::Reclaim, .. } | Phase::Over { .. } => false,
             })
     }
@@ -298,6 +322,8 @@ impl Table {
     fn deadlines_set(&self) -> impl Iterator<Item = (Tenure, Time)> {
         self.rows.iter().filter_map(|(at, row)| match row.phase {
             Phase::Expected { deadline, .. } => Some((*at, deadline)),
+            // How long a person's migration takes is not ours to say.
+            Phase::Incoming { .. } if row.seen && row.part != Part::None => None,
             Phase::Incoming { deadline } if self.rows_of(at.vm).all(|(other, row)| other <= *at || row.is_over()) => {
                 Some((*at, deadline))
             }
