@@ -51,7 +51,9 @@ fn a_source_runs_until_the_switch_and_is_stopped_after_it() {
     sample(&mut table, 905, 1610, false);
     sample(&mut table, 905, 1700, false);
     assert_eq!((enforce(&mut table).as_str(), state(&table, 5)), ("", Some(VmState::Running)));
-    sample(&mut table, 907, 1710, false);
+    sample(&mut table, 912, 1705, false);
+    assert_eq!(enforce(&mut table), "", "a QEMU that ends does that, too");
+    sample(&mut table, 914, 1710, false);
     assert_eq!((enforce(&mut table).as_str(), over(&table)), ("stop", Some(Over::Lapsed)));
     assert_eq!(table.watched().count(), 0);
     table.discard(tenure(5)).unwrap();
