@@ -7,7 +7,7 @@
 //! ```
 //!
 //! - `ground`: the words in which cases are told. `restore`: from whatever a case left to a healthy lab.
-//! - `kill`, `freeze`, `cut`, `storage`, `people`, `restarts`, `moves`, `junk`, `chaos`: the cases.
+//! - `kill`, `freeze`, `cut`, `storage`, `people`, `restarts`, `guards`, `moves`, `junk`, `chaos`: the cases.
 //! - `report`: what is kept of a case that failed.
 //!
 //! Cases are ordered by setting, since another kind of locks needs other mounts, and thus a power loss of all hosts.
@@ -17,6 +17,7 @@ mod chaos;
 mod cut;
 mod freeze;
 mod ground;
+mod guards;
 mod junk;
 mod kill;
 mod moves;
@@ -111,6 +112,11 @@ pub const ALL: &[Case] = &[
         "libvirtd restarted while mainstayd is stopped: no VM is touched",
         restarts::libvirtd_alone,
     ),
+    case(
+        "reload-restart",
+        "guard reloaded, agent and libvirtd restarted, in every order: no VM is touched; guard restarted: at most 1 s",
+        guards::reloaded,
+    ),
     case("libvirtd-hangs", "libvirtd stopped, then hanging: VMs go on, a note names it", restarts::libvirtd_hangs),
     case(
         "junk-datagrams",
@@ -141,6 +147,11 @@ pub const ALL: &[Case] = &[
         "cut-and-hang",
         "no network and no storage: stopped before L, taken once, the old copies are killed",
         cut::and_hang,
+    ),
+    case(
+        "guard-killed",
+        "guard's child or parent, agent, libvirtd killed or stopped, then no storage: stopped in time, taken once",
+        guards::killed,
     ),
     case("chaos", "a minute of random faults and operators: never two, all as wanted when healed", chaos::short),
     with(Setting::FAST, case("kill-subordinate-fast", "profile fast: within 3 s", kill::subordinate_fast)),
