@@ -23,6 +23,7 @@ use crate::cases::{GUESTS, Ground, Setting};
 use crate::host::Host;
 use crate::judge::Moment;
 use crate::lab::{Lab, Wish, wait};
+use crate::power::{self, Behaviour};
 use crate::storage::LockMode;
 use crate::{network, processes, product};
 
@@ -59,6 +60,8 @@ pub struct Failover {
     pub locks: LockMode,
     /// As asked.
     pub locks_text: String,
+    /// How the hosts' power switch behaves, and when it is used; none = no fence devices.
+    pub power: Option<(Behaviour, String)>,
 }
 
 /// One run: milliseconds since the kill, each of the last VM that came so far.
@@ -82,12 +85,14 @@ pub fn failover(asked: &Failover, as_json: bool) -> Result<()> {
     let setting = setting(asked)?;
     let mut runs = Vec::new();
     for number in 1..=asked.runs {
-        let run = one_run(&mut ground, setting, asked.victim).with_context(|| format!("run {number}"))?;
+        let behaviour = asked.power.as_ref().map(|(behaviour, _)| *behaviour);
+        let run = one_run(&mut ground, setting, asked.victim, behaviour).with_context(|| format!("run {number}"))?;
         eprintln!("run {number} of {}: {}", asked.runs, serde_json::to_string(&run)?);
         runs.push(run);
     }
     let whole = json!({
-        "profile": asked.profile, "victim": asked.victim, "locks": asked.locks_text, "runs": runs,
+        "profile": asked.profile, "victim": asked.victim, "locks": asked.locks_text,
+        "power": asked.power.as_ref().map(|(switch, at)| format!("{switch:?}, fence-at {at}").to_lowercase()), "runs": runs,
         "median": fold(&runs, median), "min": fold(&runs, |sorted| sorted[0]),
         "max": fold(&runs, |sorted| sorted[sorted.len() - 1]),
     });
@@ -121,11 +126,18 @@ fn setting(asked: &Failover) -> Result<Setting> {
         LockMode::Server { .. } if asked.locks_text.contains('=') => Setting::LEASED,
         LockMode::Server { .. } => Setting::SERVER,
     };
-    Ok(Setting { profile, locks: asked.locks, ..base })
+    let power = match asked.power.as_ref().map(|(_, at)| at.as_str()) {
+        None => None,
+        Some("lapse") => Some("lapse"),
+        Some("suspect") => Some("suspect"),
+        Some(other) => bail!("hosts are switched off at lapse or suspect, not {other}"),
+    };
+    Ok(Setting { profile, locks: asked.locks, power, ..base })
 }
 
-fn one_run(ground: &mut Ground, setting: Setting, victim: Victim) -> Result<Run> {
+fn one_run(ground: &mut Ground, setting: Setting, victim: Victim, switch: Option<Behaviour>) -> Result<Run> {
     ground.prepare(setting)?;
+    power::set(switch.unwrap_or(Behaviour::Works))?;
     let host = match victim {
         Victim::Master => ground.master()?,
         Victim::Subordinate => ground.subordinate()?,

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::lab::{Lab, Wish};
 use crate::storage::{self, Fault, LockMode};
-use crate::{EXPIRE_INSIDE, bench, cases, chaos, demo, network, product, test};
+use crate::{EXPIRE_INSIDE, bench, cases, chaos, demo, network, power, product, test};
 
 /// A lab for Mainstay on one machine: hosts (containers with systemd, libvirt and QEMU), a switch, a datastore, and the
 /// faults of all three.
@@ -89,6 +89,8 @@ enum Command {
         #[command(subcommand)]
         command: Option<StorageCommand>,
     },
+    /// How the hosts' power switch behaves, for fence_lab in the hosts
+    Power { behaviour: power::Behaviour },
     /// Guests
     Vm {
         #[command(subcommand)]
@@ -154,6 +156,10 @@ enum Command {
         id: Option<String>,
     },
     #[command(hide = true)]
+    PowerDaemon { run: PathBuf },
+    #[command(hide = true)]
+    FenceFromInside,
+    #[command(hide = true)]
     JunkFromInside { group: std::net::Ipv4Addr, port: u16 },
 }
 
@@ -172,6 +178,12 @@ enum BenchCommand {
         /// `server` (with a fence), `server=SECONDS` (their lease decides) or `local` (late writes are accepted)
         #[arg(long, default_value = "server")]
         locks: String,
+        /// Hosts have a fence device, whose switch behaves like this
+        #[arg(long)]
+        power: Option<power::Behaviour>,
+        /// When they are switched off: lapse or suspect
+        #[arg(long, default_value = "suspect", requires = "power", value_parser = ["lapse", "suspect"])]
+        fence_at: String,
     },
     /// From the freeze of a host with three VMs to its old copies' end: what they gained in vCPU time after the thaw
     ///
@@ -284,8 +296,11 @@ fn act(cli: Cli) -> Result<ExitCode> {
             let violations = chaos::run(chaos::Asked { minutes, seed, hosts, dry_run })?;
             return Ok(if violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
-        Command::Bench { command: BenchCommand::Failover { runs, profile, victim, locks } } => {
-            let asked = bench::Failover { runs, profile, victim, locks: parse_locks(&locks)?, locks_text: locks };
+        Command::Bench { command: BenchCommand::Failover { runs, profile, victim, locks, power, fence_at } } => {
+            let locks_text = locks;
+            let locks = parse_locks(&locks_text)?;
+            let power = power.map(|power| (power, fence_at));
+            let asked = bench::Failover { runs, profile, victim, locks, locks_text, power };
             bench::failover(&asked, cli.json)?;
         }
         Command::Bench { command: BenchCommand::Freeze { runs, seconds } } => {
@@ -295,6 +310,9 @@ fn act(cli: Cli) -> Result<ExitCode> {
         Command::JunkFromInside { group, port } => cases::send_junk(group, port)?,
         Command::StorageDaemon { dir, run } => storage::run_daemon(&dir, &run)?,
         Command::ExpireFromInside { host, .. } => expire_from_inside(&host)?,
+        Command::PowerDaemon { run } => power::run_daemon(&run)?,
+        Command::FenceFromInside => return power::agent(),
+        Command::Power { behaviour } => power::set(behaviour)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -245,6 +245,18 @@ impl Guest {
         self.define_by(host, &self.xml(accelerator).replacen("<memory", other, 1))
     }
 
+    /// Defines it with a title: a change that any guest survives.
+    pub fn define_titled(&self, host: &Host, accelerator: Accelerator, title: &str) -> Result<()> {
+        let titled = format!("<title>{title}</title>\n  <memory");
+        self.define_by(host, &self.xml(accelerator).replacen("<memory", &titled, 1))
+    }
+
+    /// Defines a VM with its disk under another name, and with this UUID.
+    pub fn define_clone(&self, host: &Host, accelerator: Accelerator, name: &str, uuid: Uuid) -> Result<()> {
+        let xml = self.xml(accelerator).replacen(&format!("<name>{}<", self.name), &format!("<name>{name}<"), 1);
+        self.define_by(host, &xml.replacen(&self.uuid().to_string(), &uuid.to_string(), 1))
+    }
+
     /// Writes its definition into a host; names the file as the host sees it.
     pub fn write_definition(&self, host: &Host, accelerator: Accelerator) -> Result<String> {
         self.write_xml(host, &self.xml(accelerator))

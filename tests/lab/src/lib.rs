@@ -4,6 +4,7 @@
 //! cli ──► lab ──┬─► packages, root     what must be there: programs of the machine, the hosts' file system
 //!               ├─► network            the switch, and cuts
 //!               ├─► storage            the datastore, and its faults
+//!               ├─► power              the hosts' power switch, and its faults
 //!               ├─► host ──► cgroup    containers: start, kill, freeze, run commands
 //!               ├─► guest              what runs on them
 //!               └─► product            Mainstay, built and installed
@@ -28,6 +29,7 @@ pub mod lab;
 pub mod mounts;
 pub mod network;
 pub mod packages;
+pub mod power;
 pub mod processes;
 pub mod product;
 pub mod root;
