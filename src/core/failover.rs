@@ -209,7 +209,7 @@ impl Core {
     pub(super) fn proof_text(&self, claim: &Claim, proof: Proof) -> String {
         let owner = claim.owner().map_or_else(|| "its owner".to_owned(), |owner| self.name_of(owner.host));
         match proof {
-            Proof::Said(Over::Exited { .. }) => format!("{owner} said it ended"),
+            Proof::Said(Over::Exited { .. } | Over::Draining) => format!("{owner} said it ended"),
             Proof::Said(Over::NeverStarted) => format!("{owner} said it never started"),
             Proof::Said(Over::Lapsed) => format!("{owner} said its lease lapsed"),
             Proof::Said(Over::HandedTo(to)) => format!("{owner} handed it to {}", self.name_of(to)),

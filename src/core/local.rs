@@ -266,7 +266,7 @@ impl Core {
             VmState::Over(Over::NeverStarted) => {
                 self.release(cx, id, claim, Wanted::Running, ClaimReason::StartFailed);
             }
-            VmState::Over(Over::Exited { .. } | Over::Lapsed) => self.judge_end(cx, id, claim),
+            VmState::Over(Over::Exited { .. } | Over::Draining | Over::Lapsed) => self.judge_end(cx, id, claim),
         }
     }
 

@@ -29,13 +29,15 @@ pub fn obey(shared: &Arc<Shared>, order: GuardOrder) -> Result<(), Refusal> {
             state.agent_beat(*beat, now);
             Ok(())
         }),
-        GuardOrder::Expect { tenure, name, home, epoch, deadline, purpose } => row(shared, tenure, |state, now| {
-            let present = state.epoch(home, now)?;
-            if present != epoch {
-                return Err(Refusal::EpochChanged { now: present });
-            }
-            state.table.expect(Expected { tenure, name, home, epoch, deadline, purpose })
-        }),
+        GuardOrder::Expect { tenure, name, home, epoch, deadline, purpose, writes } => {
+            row(shared, tenure, |state, now| {
+                let present = state.epoch(home, now)?;
+                if present != epoch {
+                    return Err(Refusal::EpochChanged { now: present });
+                }
+                state.table.expect(Expected { tenure, name, home, epoch, deadline, purpose, writes })
+            })
+        }
         GuardOrder::Incoming { tenure, name, home, deadline } => row(shared, tenure, |state, now| {
             let epoch = state.epoch(home, now)?;
             state.table.incoming(tenure, name, home, epoch, deadline)

@@ -277,18 +277,14 @@ impl Renew {
         if state.incarnation != taken.incarnation {
             return Vec::new();
         }
-        let Some(store) = state.stores.get_mut(&self.id).filter(|store| store.life == self.life) else {
+        let Some(store) = state.stores.get(&self.id).filter(|store| store.life == self.life) else {
             return Vec::new();
         };
         if let Some(trouble) = &store.trouble {
             let text = format!("datastore {}: beats again after: {trouble}", store.path);
-            store.counted(taken, now, &block.attestations);
             state.say(text);
-        } else {
-            store.counted(taken, now, &block.attestations);
         }
-        state.persisted(self.id, taken.counter, now);
-        state.report_lease(self.id, now);
+        state.counted(self.id, taken, &block.attestations, now);
         state.table.lapsed_on(self.id)
     }
 
@@ -371,7 +367,8 @@ impl Renew {
         })
     }
 
-    /// Until the next beat; shorter when the rows changed, the stage, or the configuration.
+    /// Until the next beat; shorter when the rows changed, the stage, or the configuration; shortest while an exit waits
+    /// for a beat: so does a move.
     fn pause(&mut self, began: Time, facts: &Facts) {
         let timing = facts.config.timing;
         let stage = self.facts().map(|facts| facts.stage);
@@ -379,11 +376,14 @@ impl Renew {
             return;
         }
         let next = began + timing.renew;
-        self.shared.wait((began + timing::hurried_renew(&timing)).min(next), |_| false);
+        self.shared.wait((began + timing::SHORTEST_PERIOD).min(next), |_| false);
+        let drains = |state: &State| state.table.drains_on(self.id);
+        self.shared.wait((began + timing::hurried_renew(&timing)).min(next), drains);
         loop {
             let version = self.seen_version;
             self.shared.wait(next, |state| {
                 state.table.version() != version
+                    || drains(state)
                     || state.config.as_ref().is_none_or(|(_, config)| !Arc::ptr_eq(config, &facts.config))
                     || state.stores.get(&self.id).is_none_or(|store| store.life != self.life)
             });
@@ -393,7 +393,8 @@ impl Renew {
                     .as_ref()
                     .is_some_and(|(of, listed, _)| *of == state.incarnation && *listed == state.table.list(self.id));
                 let configured = state.config.as_ref().is_some_and(|(_, config)| Arc::ptr_eq(config, &facts.config));
-                (listed && configured && state.stores.contains_key(&self.id)).then_some(state.table.version())
+                (listed && configured && !drains(state) && state.stores.contains_key(&self.id))
+                    .then_some(state.table.version())
             });
             match same {
                 Some(version) if clock::now() < next => self.seen_version = version,

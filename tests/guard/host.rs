@@ -136,6 +136,7 @@ impl Host {
             epoch: self.epoch(),
             deadline: clock::now() + within,
             purpose,
+            writes: Vec::new(),
         })
     }
 

@@ -312,9 +312,9 @@ fn obey(state: &mut State, order: GuardOrder, now: Time) -> Result<(), Refusal> 
             state.agent_beat(*beat, now);
             Ok(())
         }
-        GuardOrder::Expect { tenure, name, home, epoch, deadline, purpose } => {
+        GuardOrder::Expect { tenure, name, home, epoch, deadline, purpose, writes } => {
             present(state, home, epoch)?;
-            state.table.expect(Expected { tenure, name, home, epoch, deadline, purpose })
+            state.table.expect(Expected { tenure, name, home, epoch, deadline, purpose, writes })
         }
         GuardOrder::Incoming { tenure, name, home, deadline } => {
             let epoch = state.epoch(home, now)?;
