@@ -108,7 +108,8 @@ impl Core {
                 }
                 SettingsChange::AddMember(_)
                 | SettingsChange::ChangeDatastore { .. }
-                | SettingsChange::SetTiming(_) => {
+                | SettingsChange::SetTiming(_)
+                | SettingsChange::SetOnDoubt(_) => {
                     self.carry_out(cx, change);
                     cx.answer(ask, Reply::Done);
                 }
@@ -170,6 +171,7 @@ impl Core {
                 super::timing::check(timing).map_err(|why| Denial::Contradiction(why.to_string()))?;
                 Ok(settings.timing != *timing)
             }
+            SettingsChange::SetOnDoubt(on_doubt) => Ok(settings.vms.on_doubt != *on_doubt),
         }
     }
 
@@ -213,6 +215,10 @@ impl Core {
             SettingsChange::SetTiming(timing) => {
                 cx.note(Note::info("timing", format!("timing was changed: L is {} ms now", timing.lease.as_millis())));
                 settings.timing = timing;
+            }
+            SettingsChange::SetOnDoubt(on_doubt) => {
+                cx.note(Note::info("vm-defaults", format!("what VMs do in doubt was changed: {on_doubt:?}")));
+                settings.vms.on_doubt = on_doubt;
             }
         }
         self.use_settings(cx, settings);

@@ -33,6 +33,8 @@ pub enum Timer {
     Incoming(VmId),
     /// A VM's end waits for libvirt's reason.
     Judge(VmId),
+    /// A lease has not been renewed for 0.8 L.
+    Doubt(DatastoreId),
     /// Report to the master.
     Report,
 }
@@ -72,6 +74,8 @@ pub enum Pending {
     Stop(VmId, AskId),
     /// The removal of a stale definition.
     Undefine(VmId),
+    /// A pause because of doubt, or its end.
+    Pause(VmId),
 }
 
 /// Tickets and timers: survive a step.

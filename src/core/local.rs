@@ -138,6 +138,7 @@ impl Core {
             self.libvirt.domains.insert(domain.vm, domain);
         }
         self.note_unprotected(cx, unprotected);
+        self.note_held(cx);
         self.check = true;
         self.look = true;
         self.tell = true;
@@ -181,6 +182,9 @@ impl Core {
             if let DomainState::Off(_) = state {
                 domain.pid = None;
             }
+        }
+        if let DomainChange::Suspended { by_io_error: false, .. } = change {
+            self.pause_shows(id);
         }
         self.move_saw(cx, id, change);
         self.list_domains(cx);
@@ -321,6 +325,9 @@ impl Core {
             self.resume_after_error(cx, id, row);
         }
         let Some(underway) = self.underway.get(&id).copied() else { return };
+        if underway == Underway::Pause {
+            return self.lift_pause(cx, id, row.home, state);
+        }
         match state {
             DomainState::Paused { by_io_error: false } => {
                 self.vm(id).pause = cx.now + PATIENCE;

@@ -19,6 +19,7 @@ mod asks;
 mod attempt;
 mod beats;
 pub mod cx;
+mod doubt;
 mod election;
 mod ends;
 pub mod event;

@@ -82,6 +82,7 @@ impl Core {
                 Timer::Place(_) => self.look = true,
                 Timer::Incoming(vm) => self.incoming_due(cx, vm),
                 Timer::Judge(vm) => self.judge_due(cx, vm),
+                Timer::Doubt(datastore) => self.doubt_due(cx, datastore),
                 Timer::Report => self.report(cx),
             }
         }
@@ -122,6 +123,7 @@ impl Core {
             (Pending::List, Outcome::Domain(DomainAnswer::Listed(_))) => {} // Comes as `Event::Listed`.
             (Pending::Stop(vm, ask), Outcome::Domain(answer)) => self.stop_done(cx, vm, ask, answer),
             (Pending::Undefine(vm), Outcome::Domain(answer)) => self.undefined(cx, vm, &answer),
+            (Pending::Pause(vm), Outcome::Domain(answer)) => self.pause_done(cx, vm, ticket, &answer),
             // Any other pair: an answer of the wrong kind, or a failure that nobody waits for.
             (Pending::Stop(_, ask) | Pending::Forward(ask), Outcome::Store(StoreAnswer::Failed(why))) => {
                 cx.answer(

@@ -352,10 +352,13 @@ impl Core {
                 silence.persisted(lease.written, now);
             }
         }
+        self.follow_doubt(cx, &lease);
         let name = self.store_name(id);
         let before = self.guard.leases.insert(id, lease.clone());
         let was = before.as_ref().is_some_and(|lease| lease.until.is_some());
         let is = lease.until.is_some();
+        let renewed = before.as_ref().is_some_and(|before| before.until < lease.until) && !self.underway.is_empty();
+        self.check |= renewed; // What was paused in doubt goes on.
         if was != is || before.as_ref().is_none_or(|before| before.epoch != lease.epoch) {
             self.check = true;
             self.look = true;

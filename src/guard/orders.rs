@@ -62,7 +62,9 @@ pub fn obey(shared: &Arc<Shared>, order: GuardOrder) -> Result<(), Refusal> {
         }),
         GuardOrder::Found { tenure, pid } => found(shared, tenure, pid),
         GuardOrder::Attest { datastore, attestations } => {
-            shared.with(|state, now| attest(state, datastore, attestations, now))
+            shared.with(|state, now| attest(state, datastore, attestations, now))?;
+            shared.wake_all(); // The datastore's thread hurries.
+            Ok(())
         }
         GuardOrder::Attested { datastore, incarnation, counter } => {
             shared.with(|state, now| attested(state, datastore, incarnation, counter, now))
@@ -192,6 +194,7 @@ fn attested(
     }
     if incarnation == state.incarnation {
         state.persisted(datastore, counter, now);
+        state.report_lease(datastore, now); // The agent's doubt goes by it.
     }
     Ok(())
 }

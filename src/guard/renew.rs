@@ -367,7 +367,7 @@ impl Renew {
         })
     }
 
-    /// Until the next beat; shorter when the rows changed, the stage, or the configuration; shortest while an exit waits
+    /// Until the next beat; shorter when the rows changed, an attestation came, the stage, or the configuration; shortest while an exit waits
     /// for a beat: so does a move.
     fn pause(&mut self, began: Time, facts: &Facts) {
         let timing = facts.config.timing;
@@ -379,11 +379,12 @@ impl Renew {
         self.shared.wait((began + timing::SHORTEST_PERIOD).min(next), |_| false);
         let drains = |state: &State| state.table.drains_on(self.id);
         self.shared.wait((began + timing::hurried_renew(&timing)).min(next), drains);
+        let hurries = |state: &State| drains(state) || state.stores.get(&self.id).is_some_and(Store::owes);
         loop {
             let version = self.seen_version;
             self.shared.wait(next, |state| {
                 state.table.version() != version
-                    || drains(state)
+                    || hurries(state)
                     || state.config.as_ref().is_none_or(|(_, config)| !Arc::ptr_eq(config, &facts.config))
                     || state.stores.get(&self.id).is_none_or(|store| store.life != self.life)
             });
@@ -393,7 +394,7 @@ impl Renew {
                     .as_ref()
                     .is_some_and(|(of, listed, _)| *of == state.incarnation && *listed == state.table.list(self.id));
                 let configured = state.config.as_ref().is_some_and(|(_, config)| Arc::ptr_eq(config, &facts.config));
-                (listed && configured && !drains(state) && state.stores.contains_key(&self.id))
+                (listed && configured && !hurries(state) && state.stores.contains_key(&self.id))
                     .then_some(state.table.version())
             });
             match same {

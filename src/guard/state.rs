@@ -32,7 +32,7 @@ const LOG_MAX: usize = 256;
 /// How many hints of pids wait for the watcher. When full, further ones are dropped: pid files tell as well.
 const HINTS_MAX: usize = 1024;
 /// How many attestations a network beat names.
-const ATTESTED_MAX: usize = 8;
+const ATTESTED_MAX: usize = 6;
 
 /// A counter with its t_c, taken together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -253,7 +253,7 @@ impl State {
             lease: taken.lease,
             list: self.list,
             reaches: set(&|store| store.lease.is_valid(now)),
-            attest_me: set(&|store| !store.own_path(config.timing.lease, now)),
+            attest_me: set(&|store| !store.own_path(config.timing.lease, now) || store.is_overdue(&config.timing, now)),
             attested: self.attested(),
             software: software(),
             agent,

@@ -15,6 +15,7 @@ use super::state::Taken;
 use crate::core::lease::Lease;
 use crate::core::timing;
 use crate::types::guard::{GuardDatastore, LeaseView};
+use crate::types::settings::Timing;
 use crate::types::{Attestation, Attested, Counter, DatastoreId, HostIndex, Incarnation, Time};
 
 /// How far the thread of a datastore is.
@@ -89,6 +90,18 @@ impl Store {
             && self.counted.is_some_and(|(taken, _)| now.since(taken.at) <= timing::witness_gap(lease))
     }
 
+    /// Whether a beat of ours should have counted by now: others are asked to attest before it is too late for that.
+    #[must_use]
+    pub fn is_overdue(&self, timing: &Timing, now: Time) -> bool {
+        self.counted.is_none_or(|(taken, _)| timing::attest_after(timing) < now.since(taken.at))
+    }
+
+    /// Whether some attestation for others waits for our next beat. One that cannot be written is not hurried.
+    #[must_use]
+    pub fn owes(&self) -> bool {
+        self.trouble.is_none() && self.attestations.values().any(|heard| !heard.persisted)
+    }
+
     /// The newest beat that it acknowledged to this guard: it must never show less.
     #[must_use]
     pub fn acknowledged(&self) -> Option<(Incarnation, Counter)> {
@@ -130,6 +143,7 @@ impl Store {
         persisted.map(|heard| Attested {
             datastore: self.position,
             index: heard.attestation.index,
+            incarnation_low: heard.attestation.incarnation.low32(),
             counter: heard.attestation.counter,
         })
     }

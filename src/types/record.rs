@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::settings::OnDoubt;
 use super::{
     BootId, ClusterId, Counter, DatastoreId, Digest, Flags, HostId, HostIndex, Incarnation, ListName, Nonce, Sequence,
     Tenure, Time, VmId,
@@ -334,6 +335,8 @@ pub struct VmRecord {
     pub networks: Vec<String>,
     /// Why it is only partly protected (NVRAM or TPM state on a local disk); empty = fully.
     pub gaps: Vec<String>,
+    /// What is done in doubt, if its definition says so.
+    pub on_doubt: Option<OnDoubt>,
 }
 
 impl VmRecord {

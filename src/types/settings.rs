@@ -95,6 +95,17 @@ pub struct MemberSettings {
     pub migration_uri: String,
 }
 
+/// What is done with a VM whose lease is in doubt, before the guard stops it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnDoubt {
+    /// libvirt pauses it at 0.8 L, so that its clock stands.
+    #[default]
+    Pause,
+    /// It runs on until the guard's stop.
+    RunUntilStop,
+}
+
 /// Defaults for VMs that do not say otherwise.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct VmDefaults {
@@ -102,11 +113,14 @@ pub struct VmDefaults {
     pub restarts_per_hour: u32,
     /// Memory in MiB that stays free on every host.
     pub reserve_mib: u64,
+    /// What is done in doubt.
+    #[serde(default)]
+    pub on_doubt: OnDoubt,
 }
 
 impl Default for VmDefaults {
     fn default() -> Self {
-        Self { restarts_per_hour: 3, reserve_mib: 64 }
+        Self { restarts_per_hour: 3, reserve_mib: 64, on_doubt: OnDoubt::default() }
     }
 }
 
@@ -163,6 +177,8 @@ pub enum SettingsChange {
     ChangeDatastore { name: String, fence: Option<StorageFence>, late_writes: Option<LateWrites> },
     /// Other timing.
     SetTiming(Timing),
+    /// Another default for VMs in doubt.
+    SetOnDoubt(OnDoubt),
 }
 
 /// Durations as whole milliseconds, in JSON and in messages.

@@ -18,7 +18,8 @@ impl World {
         let Some(timing) = guard.state.config.as_ref().map(|(_, config)| config.timing) else { return };
         let differs = |home: &DatastoreId, renew: &Renew| {
             let list = guard.state.table.list(*home);
-            renew.listed.as_ref().is_none_or(|(_, listed, _)| *listed != list)
+            let owes = guard.state.stores.get(home).is_some_and(|store| store.owes());
+            owes || renew.listed.as_ref().is_none_or(|(_, listed, _)| *listed != list)
         };
         let idle = guard.renew.iter().filter(|(_, renew)| !renew.busy && renew.opened);
         let pace = |(home, renew): (&DatastoreId, &Renew)| {

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::fmt::Write;
 use std::time::Duration;
 
-use mainstay::types::settings::{ClusterSettings, DatastoreSettings, LateWrites, MemberSettings, Timing, VmDefaults};
+use mainstay::types::settings::{
+    ClusterSettings, DatastoreSettings, LateWrites, MemberSettings, OnDoubt, Timing, VmDefaults,
+};
 use mainstay::types::{ClusterId, DatastoreId, DiskNeed, HostId, HostIndex, StorageFence, Time, VmId, VmRecord};
 use uuid::Uuid;
 
@@ -104,6 +106,8 @@ pub struct Setup {
     pub locks: Option<Duration>,
     /// Profile.
     pub timing: Timing,
+    /// What definitions say of doubt.
+    pub on_doubt: Option<OnDoubt>,
     /// Everything random comes from it; 0 = nothing is random.
     pub seed: u64,
 }
@@ -118,6 +122,7 @@ impl Default for Setup {
             late_writes: LateWrites::Exclude,
             locks: Some(Duration::from_secs(10)),
             timing: Timing::DEFAULT,
+            on_doubt: None,
             seed: 0,
         }
     }
@@ -224,13 +229,13 @@ impl World {
             world.hosts.push(Host::new(n, member.clone(), settings.clone(), rate));
         }
         for (n, (name, _, store)) in setup.vms.iter().enumerate() {
-            let spec = world.spec(n, name, store);
+            let spec = world.spec(setup, n, name, store);
             world.vms.insert(spec.id, spec);
         }
         world
     }
 
-    fn spec(&self, n: usize, name: &str, store: &str) -> Spec {
+    fn spec(&self, setup: &Setup, n: usize, name: &str, store: &str) -> Spec {
         let vm = VmId(id(0xf, n));
         let home = self.settings.datastores.iter().find(|d| d.name == store).expect("a datastore of the world").id;
         let disk = DiskNeed {
@@ -249,6 +254,7 @@ impl World {
             disks: vec![disk],
             networks: Vec::new(),
             gaps: Vec::new(),
+            on_doubt: setup.on_doubt,
         };
         Spec { id: vm, name: name.to_owned(), record }
     }

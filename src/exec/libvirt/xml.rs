@@ -14,11 +14,13 @@ use quick_xml::reader::Reader;
 use uuid::Uuid;
 
 use super::needs;
-use crate::types::settings::ClusterSettings;
+use crate::types::settings::{ClusterSettings, OnDoubt};
 use crate::types::{VmId, VmRecord};
 
 /// Longest definition, as in a protection record.
 pub const XML_MAX: usize = 256 * 1024;
+/// Namespace of Mainstay's metadata: `<m:policy xmlns:m='urn:mainstay:vm:1' on-doubt='pause|run-until-stop'/>`.
+pub const POLICY: &str = "urn:mainstay:vm:1";
 /// Deepest nesting.
 const DEPTH_MAX: usize = 64;
 /// Disks of one domain; libvirt itself runs out of addresses before.
@@ -107,6 +109,8 @@ pub struct DomainXml {
     pub shares: Vec<String>,
     /// Devices of the host are passed through.
     pub hostdevs: bool,
+    /// Mainstay's own metadata: what is done in doubt.
+    pub on_doubt: Option<OnDoubt>,
 }
 
 /// Reads a definition.
@@ -148,6 +152,15 @@ pub fn parse(xml: &str) -> Result<DomainXml, BadXml> {
 /// When the definition cannot be read, or no disk is on a datastore.
 pub fn record(xml: &str, settings: &ClusterSettings) -> Result<VmRecord, BadXml> {
     needs::record(&parse(xml)?, xml, settings)
+}
+
+/// A word of the metadata; one that is not known counts as unsaid.
+fn on_doubt(word: &str) -> Option<OnDoubt> {
+    match word {
+        "pause" => Some(OnDoubt::Pause),
+        "run-until-stop" => Some(OnDoubt::RunUntilStop),
+        _ => None,
+    }
 }
 
 fn not_xml(error: impl std::fmt::Display) -> BadXml {
@@ -231,6 +244,12 @@ impl Parser {
                 }
             }
             ["domain", "devices", "hostdev"] => self.found.hostdevs = true,
+            ["domain", "metadata", name] if name.ends_with(":policy") => {
+                let prefix = name.trim_end_matches(":policy");
+                if attribute(element, &format!("xmlns:{prefix}"))?.as_deref() == Some(POLICY) {
+                    self.found.on_doubt = attribute(element, "on-doubt")?.and_then(|word| on_doubt(&word));
+                }
+            }
             _ => {}
         }
         Ok(())

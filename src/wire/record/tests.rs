@@ -88,6 +88,7 @@ fn vm_record(xml: usize) -> VmRecord {
         disks: Vec::new(),
         networks: vec!["br0".to_owned()],
         gaps: Vec::new(),
+        on_doubt: None,
     }
 }
 
