@@ -61,7 +61,7 @@ fn fault(dice: &mut Dice, hosts: u64) -> (String, Option<String>) {
     let host = name(dice.roll(hosts));
     let other = name(dice.roll(hosts));
     let vm = ["web", "db", "mail", "dns"][dice.roll(4) as usize];
-    match dice.roll(24) {
+    match dice.roll(25) {
         0..=2 => (format!("kill {host}"), Some(format!("boot {host}"))),
         3 | 4 => (format!("freeze {host}"), Some(format!("thaw {host}"))),
         5 | 6 => (format!("cut {host}"), Some("heal".to_owned())),
@@ -79,6 +79,7 @@ fn fault(dice: &mut Dice, hosts: u64) -> (String, Option<String>) {
         20 => (format!("person starts {vm} on {host}"), None),
         21 => ("restart agents all".to_owned(), None),
         22 => ("restart guards all".to_owned(), None),
+        23 => (format!("person edits {vm} on {host}"), None),
         _ => (format!("stop {vm} at {host}"), Some(format!("start {vm} at {other}"))),
     }
 }

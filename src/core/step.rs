@@ -124,6 +124,7 @@ impl Core {
             (Pending::Stop(vm, ask), Outcome::Domain(answer)) => self.stop_done(cx, vm, ask, answer),
             (Pending::Undefine(vm), Outcome::Domain(answer)) => self.undefined(cx, vm, &answer),
             (Pending::Pause(vm), Outcome::Domain(answer)) => self.pause_done(cx, vm, ticket, &answer),
+            (Pending::Recorded(vm, digest), Outcome::Store(answer)) => self.record_looked_for(vm, digest, &answer),
             // Any other pair: an answer of the wrong kind, or a failure that nobody waits for.
             (Pending::Stop(_, ask) | Pending::Forward(ask), Outcome::Store(StoreAnswer::Failed(why))) => {
                 cx.answer(

@@ -14,6 +14,7 @@
 #![allow(dead_code)] // Each of the two test programs uses a part of it.
 
 pub mod datastore;
+pub mod definitions;
 pub mod fences;
 pub mod guard;
 pub mod guard_beats;

@@ -167,6 +167,8 @@ pub struct World {
     pub starts_fail: BTreeSet<H>,
     /// Every step of every agent is told.
     pub trace: bool,
+    /// How often the definition of each VM was changed, anywhere.
+    pub edits: BTreeMap<VmId, u32>,
 }
 
 /// An id that says what it is.
@@ -222,6 +224,7 @@ impl World {
             migrations_fail: false,
             starts_fail: BTreeSet::new(),
             trace: false,
+            edits: BTreeMap::new(),
         };
         for (n, member) in settings.members.iter().enumerate() {
             // Clocks of different hosts have nothing to do with each other.
