@@ -109,7 +109,8 @@ impl Core {
                 SettingsChange::AddMember(_)
                 | SettingsChange::ChangeDatastore { .. }
                 | SettingsChange::SetTiming(_)
-                | SettingsChange::SetOnDoubt(_) => {
+                | SettingsChange::SetOnDoubt(_)
+                | SettingsChange::SetApdAfter(_) => {
                     self.carry_out(cx, change);
                     cx.answer(ask, Reply::Done);
                 }
@@ -172,6 +173,10 @@ impl Core {
                 Ok(settings.timing != *timing)
             }
             SettingsChange::SetOnDoubt(on_doubt) => Ok(settings.vms.on_doubt != *on_doubt),
+            SettingsChange::SetApdAfter(span) if *span <= settings.timing.suspect => {
+                no(format!("apd-after must be longer than the suspect time, {} ms", settings.timing.suspect.as_millis()))
+            }
+            SettingsChange::SetApdAfter(span) => Ok(settings.vms.apd_after != *span),
         }
     }
 
@@ -219,6 +224,11 @@ impl Core {
             SettingsChange::SetOnDoubt(on_doubt) => {
                 cx.note(Note::info("vm-defaults", format!("what VMs do in doubt was changed: {on_doubt:?}")));
                 settings.vms.on_doubt = on_doubt;
+            }
+            SettingsChange::SetApdAfter(span) => {
+                let text = format!("a datastore that is silent for {} ms counts as down now", span.as_millis());
+                cx.note(Note::info("apd-after", text));
+                settings.vms.apd_after = span;
             }
         }
         self.use_settings(cx, settings);

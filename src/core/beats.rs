@@ -40,6 +40,7 @@ impl Core {
         }
         self.tell_beat(cx);
         self.look_at_stopped(cx);
+        self.look_at_datastores(cx);
         self.check = true; // Catches what no event told.
         self.look = true;
     }

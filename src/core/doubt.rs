@@ -151,7 +151,7 @@ impl Core {
         let held = self.guard.rows.values().filter(|row| row.stopped && stopped(row.state)).filter(|row| {
             let domain = self.libvirt.domains.get(&row.tenure.vm);
             let vm = self.vms.get(&row.tenure.vm);
-            domain.is_some_and(|domain| domain.busy && domain.state == DomainState::Paused { by_io_error: false })
+            domain.is_some_and(|domain| domain.busy && matches!(domain.state, DomainState::Paused { .. }))
                 && vm.is_some_and(|vm| vm.pause_call.is_none() && vm.held != Some(row.tenure.generation))
         });
         let held: Vec<_> = held.map(|row| (row.tenure, row.home)).collect();

@@ -26,6 +26,7 @@ mod election;
 mod ends;
 pub mod event;
 mod failover;
+mod health;
 mod hooks;
 pub mod lease;
 mod local;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::Core;
 use super::cx::{Cx, Pending, Timer};
+use super::health::Health;
 use super::lease::{Seen as SilenceSeen, Silence};
 use super::note::Note;
 use crate::types::guard::LeaseView;
@@ -34,6 +35,8 @@ pub struct Store {
     roster: Option<Roster>,
     writing_roster: bool,
     trouble: Option<String>,
+    /// As people were told last.
+    pub health: Health,
 }
 
 #[derive(Debug)]
@@ -83,6 +86,11 @@ impl Store {
     #[must_use]
     pub fn window_ends(&self, host: HostId) -> Option<Time> {
         self.silence.get(&host).and_then(Silence::next_due)
+    }
+    /// When the last complete read ended.
+    #[must_use]
+    pub fn read_at(&self) -> Option<Time> {
+        self.read_at
     }
     /// What is wrong with reading it.
     #[must_use]

@@ -77,6 +77,10 @@ pub struct Vm {
     pub pause_call: Option<PauseCall>,
     /// When a pause because of doubt can no longer show; none = not known yet.
     pub pause_over: Option<Time>,
+    /// Its last I/O error was that there is no space.
+    pub no_space: bool,
+    /// QEMU paused it for an I/O error: not resumed again before.
+    pub io_retry: Time,
     /// Of which generation people were told that the guard holds it against a resume.
     pub held: Option<crate::types::Generation>,
 }

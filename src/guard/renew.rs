@@ -40,6 +40,8 @@ struct Facts {
 enum Failed {
     /// The storage, or what lies there.
     Store(String),
+    /// It has no space left.
+    Full(String),
     /// The path leads to other files: open anew.
     Replaced(String),
     /// It contradicts us: no beats here any more.
@@ -50,7 +52,8 @@ enum Failed {
 
 impl From<StoreFailure> for Failed {
     fn from(failure: StoreFailure) -> Self {
-        Self::Store(failure.to_string())
+        let text = failure.to_string();
+        if let StoreFailure::Full { .. } = failure { Self::Full(text) } else { Self::Store(text) }
     }
 }
 
@@ -58,7 +61,8 @@ impl From<WriteFailed> for Failed {
     fn from(failure: WriteFailed) -> Self {
         let text = failure.to_string();
         match failure {
-            WriteFailed::NoSlot { .. } | WriteFailed::Store(_) => Self::Store(text),
+            WriteFailed::Store(failure) => failure.into(),
+            WriteFailed::NoSlot { .. } => Self::Store(text),
             WriteFailed::Replaced { .. } => Self::Replaced(text),
             WriteFailed::Doubt { doubt, .. } => Self::Doubt(text, matches!(doubt, Doubt::TwiceUsed { .. })),
             WriteFailed::Outdated { newest } => Self::Outdated(newest.incarnation),
@@ -309,14 +313,15 @@ impl Renew {
 
     fn failed(&mut self, failed: Failed) {
         match failed {
-            Failed::Store(text) => self.trouble(text),
+            Failed::Store(text) => self.trouble(text, false),
+            Failed::Full(text) => self.trouble(text, true),
             Failed::Replaced(text) => {
                 self.file = None;
-                self.trouble(text);
+                self.trouble(text, false);
             }
             Failed::Outdated(shown) => {
                 if let Err(error) = self.shared.rise(shown) {
-                    self.trouble(format!("a higher incarnation cannot be kept: {error}"));
+                    self.trouble(format!("a higher incarnation cannot be kept: {error}"), false);
                 }
             }
             Failed::Doubt(text, twice) => self.shared.with(|state, now| {
@@ -337,11 +342,12 @@ impl Renew {
         }
     }
 
-    fn trouble(&self, text: String) {
+    fn trouble(&self, text: String, full: bool) {
         self.shared.with(|state, now| {
             let Some(store) = state.stores.get_mut(&self.id).filter(|store| store.life == self.life) else { return };
             let new = store.trouble.is_none();
             store.trouble = Some(text.clone());
+            store.full = full;
             if new {
                 let path = store.path.clone();
                 state.alarm(format!("datastore {path}: {text}"));

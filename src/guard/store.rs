@@ -55,6 +55,8 @@ pub struct Store {
     pub doubt: Option<String>,
     /// What is wrong with the last try, for people.
     pub trouble: Option<String>,
+    /// It was that there is no space.
+    pub full: bool,
     /// The last own write that counted, and when that was known.
     counted: Option<(Taken, Time)>,
     attestations: BTreeMap<HostIndex, Heard>,
@@ -72,6 +74,7 @@ impl Store {
             stage: Stage::Opening,
             doubt: None,
             trouble: None,
+            full: false,
             counted: None,
             attestations: BTreeMap::new(),
         }
@@ -112,6 +115,7 @@ impl Store {
     pub fn counted(&mut self, taken: Taken, known: Time, with: &[Attestation]) {
         self.counted = Some((taken, known));
         self.trouble = None;
+        self.full = false;
         for attestation in with {
             if let Some(heard) = self.attestations.get_mut(&attestation.index) {
                 heard.persisted |= heard.attestation == *attestation;
@@ -170,6 +174,7 @@ impl Store {
             own_path: self.own_path(lease, now),
             written,
             latency: known.since(written),
+            full: self.full,
             trouble: self.doubt.clone().or_else(|| self.trouble.clone()),
         }
     }

@@ -167,6 +167,8 @@ pub struct LeaseView {
     pub written: Time,
     /// How long that write took.
     pub latency: Duration,
+    /// The last write found no space.
+    pub full: bool,
     /// What is wrong, for people.
     pub trouble: Option<String>,
 }

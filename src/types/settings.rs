@@ -116,12 +116,19 @@ pub struct VmDefaults {
     /// What is done in doubt.
     #[serde(default)]
     pub on_doubt: OnDoubt,
+    /// A datastore that does not answer a host for so long counts as down there.
+    #[serde(with = "millis", default = "apd_after")]
+    pub apd_after: Duration,
 }
 
 impl Default for VmDefaults {
     fn default() -> Self {
-        Self { restarts_per_hour: 3, reserve_mib: 64, on_doubt: OnDoubt::default() }
+        Self { restarts_per_hour: 3, reserve_mib: 64, on_doubt: OnDoubt::default(), apd_after: apd_after() }
     }
+}
+
+fn apd_after() -> Duration {
+    Duration::from_secs(20)
 }
 
 /// The document.
@@ -179,6 +186,8 @@ pub enum SettingsChange {
     SetTiming(Timing),
     /// Another default for VMs in doubt.
     SetOnDoubt(OnDoubt),
+    /// Another patience with datastores that do not answer.
+    SetApdAfter(#[serde(with = "millis")] Duration),
 }
 
 /// Durations as whole milliseconds, in JSON and in messages.

@@ -100,8 +100,8 @@ pub enum DomainChange {
     Panicked,
     /// The guest's watchdog fired.
     WatchdogFired,
-    /// A disk reported an error; QEMU's action is in the domain's state.
-    IoError,
+    /// A disk reported an error; QEMU's action is in the domain's state. `full`: there was no space.
+    IoError { full: bool },
 }
 
 /// What was ordered of libvirt, and what became of it.

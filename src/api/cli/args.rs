@@ -165,7 +165,9 @@ pub enum ClusterCommand {
     Token,
     /// Change a setting of the whole cluster, for example profile=fast.
     Set {
-        /// KEY=VALUE; the only key is profile (default, fast, patient).
+        /// KEY=VALUE; profile (default, fast, patient), or on-doubt (pause, run-until-stop): what is done with a VM whose
+        /// lease will probably lapse, before it is stopped; or apd-after (20s): after which silence a datastore counts
+        /// as down for a host.
         setting: String,
     },
 }

@@ -24,7 +24,7 @@ use super::{agent, vm};
 use crate::api::dbus::Bus;
 use crate::api::dbus::client::Agent;
 use crate::config;
-use crate::types::settings::{SettingsChange, Timing};
+use crate::types::settings::{OnDoubt, SettingsChange, Timing};
 use crate::types::view::VIEW_SCHEMA;
 
 /// In this order: the agent needs its guard.
@@ -52,15 +52,17 @@ pub async fn run(out: &mut Out, json: bool, command: ClusterCommand) -> Result<(
         }
         ClusterCommand::Set { setting } => {
             let what = format!("{setting} was not set");
-            let timing = match setting.split_once('=') {
-                Some(("profile", profile)) => Timing::profile(profile),
+            let change = match setting.split_once('=') {
+                Some(("profile", profile)) => Timing::profile(profile).map(SettingsChange::SetTiming),
+                Some(("on-doubt", "pause")) => Some(SettingsChange::SetOnDoubt(OnDoubt::Pause)),
+                Some(("on-doubt", "run-until-stop")) => Some(SettingsChange::SetOnDoubt(OnDoubt::RunUntilStop)),
+                Some(("apd-after", span)) => crate::config::duration(span).ok().map(SettingsChange::SetApdAfter),
                 _ => None,
             };
-            let timing = timing.ok_or_else(|| {
-                let next = "say profile=default, profile=fast or profile=patient";
+            let change = change.ok_or_else(|| {
+                let next = "say profile=default, fast or patient, on-doubt=pause or run-until-stop, or apd-after=20s";
                 Trouble::new(USAGE, &what, "there is no such setting or value", next)
             })?;
-            let change = SettingsChange::SetTiming(timing);
             let agent = agent(&what).await?;
             let said = out.progress("changing the settings", agent.change(&change)).await.what(&what)?;
             vm::done(out, json, &setting, &said)

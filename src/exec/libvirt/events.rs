@@ -281,11 +281,13 @@ unsafe extern "C" fn on_io_error(
     _path: *const c_char,
     _alias: *const c_char,
     _action: c_int,
-    _reason: *const c_char,
+    reason: *const c_char,
     opaque: *mut c_void,
 ) {
+    // SAFETY: libvirt lends the text, which ends with NUL, for the time of the callback.
+    let full = !reason.is_null() && unsafe { CStr::from_ptr(reason) } == c"enospc";
     // SAFETY: libvirt's contract for callbacks is `tell`'s.
-    unsafe { tell(domain, DomainChange::IoError, opaque) };
+    unsafe { tell(domain, DomainChange::IoError { full }, opaque) };
 }
 
 unsafe extern "C" fn on_close(_connect: sys::virConnectPtr, reason: c_int, opaque: *mut c_void) {
