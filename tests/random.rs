@@ -72,7 +72,7 @@ fn fault(dice: &mut Dice, hosts: u64) -> (String, Option<String>) {
         12 => (format!("break storage {host}"), Some(format!("heal storage {host}"))),
         13 => (format!("crash {vm}"), None),
         14 => (format!("restart agent {host}"), None),
-        15 => (format!("restart guard {host}"), None),
+        15 => (format!("restart guard {host}{}", if dice.roll(2) == 0 { "" } else { " anew" }), None),
         16 => (format!("restart libvirtd {host}"), None),
         17 | 18 => (format!("move {vm} to {other}"), None),
         19 => (format!("poweroff {host}"), Some(format!("boot {host}"))),

@@ -173,9 +173,10 @@ impl Core {
                 Ok(settings.timing != *timing)
             }
             SettingsChange::SetOnDoubt(on_doubt) => Ok(settings.vms.on_doubt != *on_doubt),
-            SettingsChange::SetApdAfter(span) if *span <= settings.timing.suspect => {
-                no(format!("apd-after must be longer than the suspect time, {} ms", settings.timing.suspect.as_millis()))
-            }
+            SettingsChange::SetApdAfter(span) if *span <= settings.timing.suspect => no(format!(
+                "apd-after must be longer than the suspect time, {} ms",
+                settings.timing.suspect.as_millis()
+            )),
             SettingsChange::SetApdAfter(span) => Ok(settings.vms.apd_after != *span),
         }
     }

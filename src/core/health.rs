@@ -59,7 +59,7 @@ pub fn judge(signs: Signs, suspect: Duration, apd_after: Duration) -> Health {
 }
 
 impl Core {
-    fn signs(&self, id: DatastoreId, now: Time) -> Option<Signs> {
+    fn signs_of(&self, id: DatastoreId, now: Time) -> Option<Signs> {
         let lease = self.guard.leases.get(&id)?;
         let since = |at: Time| now.since(at.max(self.awake_since).max(self.guard.since));
         let read = self.stores.get(&id)?.read_at().unwrap_or(Time::ZERO);
@@ -68,7 +68,7 @@ impl Core {
 
     /// How a datastore is for this host, and for how long it has been silent.
     pub(super) fn health(&self, id: DatastoreId, now: Time) -> (Health, Duration) {
-        let Some(signs) = self.signs(id, now) else { return (Health::default(), Duration::ZERO) };
+        let Some(signs) = self.signs_of(id, now) else { return (Health::default(), Duration::ZERO) };
         let health = judge(signs, self.settings.timing.suspect, self.settings.vms.apd_after);
         (health, signs.wrote.max(signs.read))
     }

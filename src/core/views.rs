@@ -179,7 +179,10 @@ impl Core {
             }),
             protected: vm.claim.is_some() && unprotected.is_none(),
             home: vm.claim.as_ref().map(|claim| self.store_name(claim.home)),
-            why: unprotected.or(doing).or(held).or_else(|| vm.waits.clone().filter(|_| state != "running" && state != "off")),
+            why: unprotected
+                .or(doing)
+                .or(held)
+                .or_else(|| vm.waits.clone().filter(|_| state != "running" && state != "off")),
             explain: self.explain(vm, now),
             name,
         })

@@ -11,12 +11,14 @@
 
 use std::collections::BTreeSet;
 
+use serde::{Deserialize, Serialize};
+
 use super::Table;
 use super::{Phase, Row};
 use crate::types::{Counter, DatastoreId, HostId, Over, Tenure};
 
 /// An exit whose writes are not yet known to have landed.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(super) struct Drain {
     /// Beats above it were begun after the exit.
     after: Counter,

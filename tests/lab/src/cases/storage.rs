@@ -46,7 +46,8 @@ pub fn hangs_for_one(ground: &mut Ground) -> Result<()> {
         seen.map(drop)
     })?;
     let notes = agents::all_notes(&ground.hosts_on(), Moment::now().since(from));
-    let touched = |note: &&agents::Note| from <= note.at() && ["vm-doubt", "vm-stopped-by-guard"].contains(&&*note.kind);
+    let touched =
+        |note: &&agents::Note| from <= note.at() && ["vm-doubt", "vm-stopped-by-guard"].contains(&&*note.kind);
     if let Some(note) = notes.iter().find(touched) {
         bail!("its lease stands by the others' word, and still: {}", note.text);
     }
