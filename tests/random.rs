@@ -8,6 +8,7 @@ mod sim;
 use std::time::{Duration, Instant};
 
 use mainstay::types::StorageFence;
+use mainstay::types::power::FenceAt;
 use mainstay::types::settings::{LateWrites, Timing};
 
 use sim::host::Path;
@@ -51,17 +52,24 @@ fn setup(dice: &mut Dice, seed: u64) -> Setup {
         2 => (command, LateWrites::Exclude, None),
         _ => (command, LateWrites::Exclude, Some(Duration::from_secs(10))),
     };
+    let (power, fence_at) = match dice.roll(3) {
+        0 => (false, FenceAt::Lapse),
+        1 => (true, FenceAt::Lapse),
+        _ => (true, FenceAt::Suspect),
+    };
+    let switch = |host: &String| (format!("switch-{host}"), host.clone(), 1);
+    let switches = hosts.iter().filter(|_| power).map(switch).collect();
     let timing = if dice.roll(3) == 0 { Timing::FAST } else { Timing::DEFAULT };
-    Setup { hosts, vms, fence, late_writes, locks, timing, seed, ..Setup::default() }
+    Setup { hosts, vms, fence, late_writes, locks, switches, fence_at, timing, seed, ..Setup::default() }
 }
 
 /// One fault, and what ends it.
-fn fault(dice: &mut Dice, hosts: u64) -> (String, Option<String>) {
+fn fault(dice: &mut Dice, hosts: u64, lies: bool) -> (String, Option<String>) {
     let name = |n: u64| ["a", "b", "c", "d"][n as usize];
     let host = name(dice.roll(hosts));
     let other = name(dice.roll(hosts));
     let vm = ["web", "db", "mail", "dns"][dice.roll(4) as usize];
-    match dice.roll(25) {
+    match dice.roll(38) {
         0..=2 => (format!("kill {host}"), Some(format!("boot {host}"))),
         3 | 4 => (format!("freeze {host}"), Some(format!("thaw {host}"))),
         5 | 6 => (format!("cut {host}"), Some("heal".to_owned())),
@@ -79,7 +87,18 @@ fn fault(dice: &mut Dice, hosts: u64) -> (String, Option<String>) {
         20 => (format!("person starts {vm} on {host}"), None),
         21 => ("restart agents all".to_owned(), None),
         22 => ("restart guards all".to_owned(), None),
+        24 => (format!("person saves {vm}"), Some(format!("person starts {vm} on {other}"))),
+        25 => (format!("person saves {vm} to f"), Some(format!("person restores {vm} from f on {other}"))),
+        26 => (format!("poweroff {host} saving"), Some(format!("boot {host}"))),
         23 => (format!("person edits {vm} on {host}"), None),
+        27 | 28 => (format!("switch switch-{host} hangs"), Some(format!("switch switch-{host} works"))),
+        29 => (format!("switch switch-{host} fails"), Some(format!("switch switch-{host} works"))),
+        30 => (format!("switch switch-{host} idles"), Some(format!("switch switch-{host} works"))),
+        // A switch that says of a living host that it is off breaks what is assumed of a proof. It may do so where nothing
+        // hangs on it: after the lapse, with late writes accepted.
+        31 if lies => (format!("switch switch-{host} lies"), Some(format!("switch switch-{host} works"))),
+        32..=35 => (format!("person migrates {vm} to {other}"), None),
+        36 => ("answers are lost".to_owned(), Some("answers come".to_owned())),
         _ => (format!("stop {vm} at {host}"), Some(format!("start {vm} at {other}"))),
     }
 }
@@ -89,6 +108,8 @@ fn heal(world: &mut World) {
     world.links.heal();
     world.act_out("heal storage");
     world.fence_fails = false;
+    world.switches.clear();
+    world.answers_lost = false;
     for h in 0..world.hosts.len() as H {
         world.thaw(h);
         world.set_path(h, Path::Well);
@@ -106,13 +127,23 @@ fn run(seed: u64, trace: bool) -> Result<(), (String, Vec<String>)> {
     });
     let setup = setup(&mut dice, seed);
     let hosts = setup.hosts.len() as u64;
+    let lies = setup.fence_at == FenceAt::Lapse && setup.late_writes == LateWrites::Accept;
     let mut world = settled(&setup);
     world.trace = trace;
     let zero = nanos(SETTLING);
     for _ in 0..2 + dice.roll(15) {
         let at = dice.roll(nanos(TROUBLE));
-        let (what, end) = fault(&mut dice, hosts);
+        let (what, end) = fault(&mut dice, hosts, lies);
         let length = [500_000_000, 4_000_000_000, 20_000_000_000, 60_000_000_000][dice.roll(4) as usize];
+        if what.starts_with("person migrates") && dice.roll(2) == 0 {
+            // Something else in the second that it takes.
+            let (meanwhile, end) = fault(&mut dice, hosts, lies);
+            let at = at + dice.roll(1_200_000_000);
+            plan(&mut world, zero + at, meanwhile);
+            if let Some(end) = end {
+                plan(&mut world, zero + at + dice.roll(length), end);
+            }
+        }
         plan(&mut world, zero + at, what);
         if let Some(end) = end {
             plan(&mut world, zero + at + dice.roll(length), end);
@@ -122,8 +153,8 @@ fn run(seed: u64, trace: bool) -> Result<(), (String, Vec<String>)> {
     world.run_until(end);
     world.tell("--", "everything heals");
     world.at(Gate::World, end, heal);
-    for n in 0..4_u64 {
-        // A host that was powering off is off by now.
+    for n in 0..8_u64 {
+        // A host that was powering off, or that was switched off while it came back, is off by now.
         world.at(Gate::World, end + 5_000_000_000 * (n + 1), |world| {
             (0..world.hosts.len()).for_each(|h| world.boot(h));
         });

@@ -9,7 +9,7 @@
 //! A client that is silent for `locks` loses its state: image locks go, and what it had under way is refused. A storage
 //! fence does that at once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use mainstay::core::event::Outcome;
@@ -40,6 +40,8 @@ struct Slots {
     blocks: BTreeMap<(u64, u64), BeatBlock>,
     list: Option<VmList>,
     writes: u64,
+    /// When the last beats landed, in the world's time.
+    landed: VecDeque<u64>,
 }
 
 /// One datastore.
@@ -104,13 +106,20 @@ impl Datastore {
     }
 
     /// A beat lands, perhaps late: it never hides a newer one.
-    pub fn write_beat(&mut self, host: HostId, block: BeatBlock) {
+    pub fn write_beat(&mut self, host: HostId, block: BeatBlock, now: u64) {
         let slots = self.slots.entry(host).or_default();
         slots.writes += 1;
+        slots.landed.push_back(now);
+        slots.landed.drain(..slots.landed.len().saturating_sub(16));
         slots.blocks.insert((block.incarnation.0, block.counter.0), block);
         while 4 < slots.blocks.len() {
             slots.blocks.pop_first();
         }
+    }
+
+    /// When a host's last beats landed.
+    pub fn landed(&self, host: HostId) -> impl Iterator<Item = u64> {
+        self.slots.get(&host).into_iter().flat_map(|slots| slots.landed.iter().copied())
     }
 
     /// A list lands.

@@ -275,8 +275,9 @@ impl World {
         let with = block.attestations.clone();
         let gate = self.guard_gate(h);
         let write = move |world: &mut World| {
+            let now = world.now;
             let store = world.stores.get_mut(&home).expect("a datastore of the world");
-            store.write_beat(me, block);
+            store.write_beat(me, block, now);
             store.roster.names(me)
         };
         self.io(h, home, gate, 2000, write, move |world, result| match result {

@@ -92,6 +92,8 @@ pub struct Host {
     pub agent: Option<Agent>,
     /// Its guard.
     pub guard: Option<Guard>,
+    /// libvirtd has started what it starts at boot.
+    pub autostarted: bool,
     /// libvirtd's life.
     pub libvirtd: Option<u64>,
     /// Definitions, and QEMUs.
@@ -129,6 +131,7 @@ impl Host {
             going_down: false,
             agent: None,
             guard: None,
+            autostarted: false,
             libvirtd: None,
             domains: BTreeMap::new(),
             settings,
@@ -166,6 +169,7 @@ impl World {
         let life = self.new_life();
         let host = &mut self.hosts[h];
         host.life = Some(life);
+        host.autostarted = false;
         host.kept.clear();
         host.memory = None;
         host.unprotected.clear();
@@ -348,6 +352,7 @@ impl World {
             Action::Domain { ticket, order, within } => self.domain_order(h, ticket, order, within),
             Action::Send { ticket, to, request, within } => self.send(h, ticket, to, *request, within),
             Action::Fence { ticket, host, within, .. } => self.fence(h, ticket, host, within),
+            Action::Power { ticket, device, order, within } => self.power_order(h, ticket, &device, order, within),
             Action::ProbeLocks { ticket, paths, within } => self.probe_locks(h, ticket, &paths, within),
             Action::Answer(ask, reply) => self.answered(h, ask, reply),
             Action::HookAnswer(ask, result) => self.hook_answered(h, ask, result),

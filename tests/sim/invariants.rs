@@ -6,18 +6,23 @@
 //! - nobody runs beyond its lease
 //! - nobody makes a claim that names its host without a row at its guard (R5)
 //! - nobody starts while an earlier copy's writes may still land (unless the administrator accepts that)
+//! - a copy never goes on after another one has executed: its memory would be older than the disks
 //! - no storage fence hits a host that runs something
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use mainstay::guard::table::ProcessKey;
 use mainstay::types::store::StoreAnswer;
-use mainstay::types::{Claim, DatastoreId, Generation, Holder, Time, VmId, Wanted};
+use mainstay::types::{Claim, DatastoreId, Generation, Holder, Owner, Time, VmId, Wanted};
 
 use super::world::{H, World, nanos};
 
 /// What an old copy may do in the moment of the thaw (design 2, assumption 4).
 const THAW: Duration = Duration::from_millis(20);
+
+/// What a source may execute that libvirt lets go on after the switch (R6): until it is sampled, and stopped.
+const SAMPLED: Duration = Duration::from_millis(25);
 
 /// What the judge remembers.
 #[derive(Default)]
@@ -32,6 +37,11 @@ pub struct Judge {
     /// When each VM last stood still, and began to run again.
     pub gaps: Vec<(VmId, u64, u64)>,
     stood: BTreeMap<VmId, u64>,
+    /// Copies that have executed, and the one of each VM that did last.
+    executed: BTreeSet<ProcessKey>,
+    newest: BTreeMap<VmId, ProcessKey>,
+    looked: u64,
+    busy: BTreeSet<ProcessKey>,
 }
 
 impl World {
@@ -45,16 +55,27 @@ impl World {
 
     /// Looks at everything after an event.
     pub fn look(&mut self) {
+        self.spend();
         let mut running: BTreeMap<VmId, BTreeSet<H>> = BTreeMap::new();
         for (h, vm, qemu) in self.qemus() {
             let host = &self.hosts[h];
             let waking = host.thawed.is_some_and(|at| self.now < at + nanos(THAW))
                 && !self.judge.running.get(&vm).is_some_and(|hosts| hosts.contains(&h));
+            // libvirt let a source go on after the switch: its guard sees that at its next sample.
+            let waking = waking || qemu.let_go.is_some_and(|at| self.now < at + nanos(SAMPLED));
             if qemu.cpus && !qemu.halted && !qemu.dying && !host.frozen && !waking {
                 running.entry(vm).or_default().insert(h);
             }
         }
         self.check_leases(&running);
+        let clone = running.keys().find(|vm| {
+            let disks_of = self.vms[*vm].disks_of;
+            disks_of != **vm && running.contains_key(&disks_of)
+        });
+        if let Some(clone) = clone.copied() {
+            let (name, other) = (self.vm_name(clone), self.vm_name(self.vms[&clone].disks_of));
+            self.violated(&format!("{name} and {other} run on the same disks"));
+        }
         if running == self.judge.running {
             return;
         }
@@ -93,9 +114,37 @@ impl World {
                 }
                 for h in new.difference(old) {
                     self.check_late_writes(vm, *h);
+                    self.check_memory(vm, *h);
                 }
                 let _ = h;
             }
+        }
+    }
+
+    /// vCPU time passes for what has been running since the last look.
+    fn spend(&mut self) {
+        let passed = self.now - std::mem::replace(&mut self.judge.looked, self.now);
+        let before = std::mem::take(&mut self.judge.busy);
+        for host in &mut self.hosts {
+            let frozen = host.frozen;
+            for qemu in host.domains.values_mut().filter_map(|domain| domain.qemu.as_mut()) {
+                if before.contains(&qemu.key) {
+                    qemu.spent += passed;
+                }
+                if qemu.cpus && !qemu.halted && !frozen {
+                    self.judge.busy.insert(qemu.key);
+                }
+            }
+        }
+    }
+
+    fn check_memory(&mut self, vm: VmId, h: H) {
+        let Some(key) = self.qemu(h, vm).map(|qemu| qemu.key) else { return };
+        let ran = !self.judge.executed.insert(key);
+        let newest = self.judge.newest.insert(vm, key);
+        if ran && newest != Some(key) {
+            let (name, host) = (self.vm_name(vm), self.hosts[h].name.clone());
+            self.violated(&format!("{name} goes on at {host} with memory that is older than its disks"));
         }
     }
 
@@ -152,7 +201,14 @@ impl World {
 
     /// An agent orders a claim.
     pub fn claim_ordered(&mut self, h: H, claim: &Claim) {
-        let Some(owner) = claim.owner() else { return };
+        if let Holder::Handover { to, .. } = claim.holder {
+            let target = self.host_of(to.host).map(|h| &self.hosts[h]).filter(|target| target.boot() == to.boot);
+            let guard = target.and_then(|target| target.guard.as_ref());
+            if guard.is_some_and(|guard| !guard.state.table.knows(claim.tenure)) {
+                self.violated(&format!("{} is handed over without a row at the target's guard", claim.name));
+            }
+        }
+        let Some(owner) = claim.owners().first().copied() else { return };
         let name = claim.name.clone();
         let host = self.hosts[h].name.clone();
         if owner.host != self.hosts[h].id {
@@ -173,7 +229,8 @@ impl World {
         a: &StoreAnswer,
     ) {
         let name = claim.name.clone();
-        if now < before || before.next() < now {
+        // The first claim on a datastore counts on from what lies on others.
+        if now < before || (before != Generation(0) && before.next() < now) {
             self.violated(&format!("claims of {name} went from generation {before} to {now}"));
         }
         if self.trace {
@@ -211,7 +268,10 @@ impl World {
                     let edit = if edit == 0 { String::new() } else { format!(" as of edit {edit}") };
                     format!("runs on {}{edit}", self.hosts[*h].name)
                 }
-                None => "does not run".to_owned(),
+                None => match self.hosts.iter().find(|host| host.domains.get(vm).is_some_and(|d| d.saved.is_some())) {
+                    Some(host) => format!("does not run, its memory lies on {}", host.name),
+                    None => "does not run".to_owned(),
+                },
             };
             let claim = match self.stores[&home].highest(*vm) {
                 Some(Ok(claim)) => {
@@ -219,6 +279,14 @@ impl World {
                         Holder::Host(owner) => {
                             let h = self.host_of(owner.host).expect("a host of the world");
                             format!("owned by {}", self.hosts[h].name)
+                        }
+                        Holder::Deleted => "deleted".to_owned(),
+                        Holder::Handover { from, to } => {
+                            let name = |owner: Owner| {
+                                let h = self.host_of(owner.host).expect("a host of the world");
+                                self.hosts[h].name.clone()
+                            };
+                            format!("handed from {} to {}", name(from), name(to))
                         }
                         _ => "owned by nobody".to_owned(),
                     };

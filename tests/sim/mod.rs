@@ -15,14 +15,18 @@
 
 pub mod datastore;
 pub mod definitions;
+pub mod ends;
 pub mod fences;
+pub mod foreign;
 pub mod guard;
 pub mod guard_beats;
 pub mod host;
 pub mod hypervisor;
+pub mod images;
 pub mod invariants;
 pub mod migration;
 pub mod network;
 pub mod people;
+pub mod power;
 pub mod scenario;
 pub mod world;

@@ -18,10 +18,12 @@ use std::path::Path as FilePath;
 use std::time::Duration;
 
 use mainstay::types::control::VmCommand;
-use mainstay::types::settings::{LateWrites, OnDoubt, Timing};
+use mainstay::types::power::FenceAt;
+use mainstay::types::settings::{ForeignMigration, LateWrites, OnDoubt, Timing};
 use mainstay::types::{StorageFence, VmId};
 
 use super::host::Path;
+use super::power::Switch;
 use super::world::{Gate, H, SETTLING, Setup, World, nanos};
 
 /// A story to run.
@@ -65,15 +67,23 @@ impl Scenario {
                     self.setup.vms.push(((*name).to_owned(), (*host).to_owned(), home));
                 }
             }
+            ["clone", name, "of", vm] => self.setup.clones.push(((*name).to_owned(), (*vm).to_owned())),
             ["fence", "lock"] => self.setup.fence = StorageFence::Lock,
             ["fence", "command"] => {}
             ["fence", "none"] => self.setup.fence = StorageFence::None,
             ["fence", "accept"] => {
                 (self.setup.fence, self.setup.late_writes) = (StorageFence::None, LateWrites::Accept);
             }
+            ["fence", "at", at] => self.setup.fence_at = fence_at(at),
+            ["switch", name, "of", host] => self.setup.switches.push(((*name).to_owned(), (*host).to_owned(), 1)),
+            ["switch", name, "of", host, "level", level] => {
+                let level = level.parse().expect("a level");
+                self.setup.switches.push(((*name).to_owned(), (*host).to_owned(), level));
+            }
             ["locks", "local"] => self.setup.locks = None,
             ["locks", "held", span] => self.setup.locks = Some(self::span(span)),
             ["vms", "run", "until", "stopped"] => self.setup.on_doubt = Some(OnDoubt::RunUntilStop),
+            ["foreign-migration", "refuse"] => self.setup.foreign_migration = ForeignMigration::Refuse,
             ["profile", name] => self.setup.timing = Timing::profile(name).expect("a profile"),
             ["run", length] => self.length = span(length),
             ["from", "the", "beginning"] => self.early = true,
@@ -142,6 +152,14 @@ fn span(text: &str) -> Duration {
     Duration::from_secs_f64(number * unit)
 }
 
+fn fence_at(word: &str) -> FenceAt {
+    match word {
+        "lapse" => FenceAt::Lapse,
+        "suspect" => FenceAt::Suspect,
+        other => panic!("hosts are switched off at lapse or suspect, not {other}"),
+    }
+}
+
 impl World {
     fn named(&self, host: &str) -> H {
         self.host(host).unwrap_or_else(|| panic!("no host {host}"))
@@ -164,6 +182,7 @@ impl World {
         match words.as_slice() {
             ["kill", host] => self.kill(self.named(host)),
             ["boot", host] => self.boot(self.named(host)),
+            ["poweroff", host, "saving"] => self.power_off_saving(self.named(host)),
             ["poweroff", host] => self.power_off(self.named(host)),
             ["freeze", host] => self.freeze(self.named(host)),
             ["thaw", host] => self.thaw(self.named(host)),
@@ -198,7 +217,13 @@ impl World {
             }
             ["fence", "fails"] => self.fence_fails = true,
             ["fence", "works"] => self.fence_fails = false,
+            ["switch", name, how] => {
+                let how = Switch::named(how).unwrap_or_else(|| panic!("no switch {how}"));
+                self.switches.insert((*name).to_owned(), how);
+            }
             ["migrations", "fail"] => self.migrations_fail = true,
+            ["answers", "are", "lost"] => self.answers_lost = true,
+            ["answers", "come"] => self.answers_lost = false,
             ["starts", "fail", "on", host] => {
                 let h = self.named(host);
                 self.starts_fail.insert(h);
@@ -221,8 +246,33 @@ impl World {
                     self.crash(h, vm);
                 }
             }
+            ["person", "saves", vm] | ["person", "saves", vm, "to", _] => {
+                let vm = self.named_vm(vm);
+                let file = words.get(4).map(|file| (*file).to_owned());
+                if let Some(h) = self.place_of(vm) {
+                    self.virsh_save(h, vm, file);
+                }
+            }
+            ["person", "restores", vm, "from", file, "on", host] => {
+                self.virsh_restore(self.named(host), self.named_vm(vm), file);
+            }
+            ["person", "undefines", vm, "on", host] => self.virsh_undefine(self.named(host), self.named_vm(vm)),
+            ["twin", "of", host, "beats", "for", length] => self.twin_beats(self.named(host), nanos(span(length))),
+            ["autostart", vm, "on", host] => self.virsh_autostart(self.named(host), self.named_vm(vm)),
             ["person", "edits", vm, "on", host] => self.virsh_edit(self.named(host), self.named_vm(vm)),
             ["person", "starts", vm, "on", host] => self.virsh_start(self.named(host), self.named_vm(vm)),
+            ["person", "migrates", vm, "away"] => {
+                let vm = self.named_vm(vm);
+                if let Some(h) = self.place_of(vm) {
+                    self.virsh_migrate_away(h, vm);
+                }
+            }
+            ["person", "migrates", vm, "to", to] => {
+                let (vm, to) = (self.named_vm(vm), self.named(to));
+                if let Some(h) = self.place_of(vm) {
+                    self.virsh_migrate(h, vm, to);
+                }
+            }
             ["person", "shuts", "down", vm] => {
                 let vm = self.named_vm(vm);
                 if let Some(h) = self.place_of(vm) {

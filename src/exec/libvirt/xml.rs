@@ -15,8 +15,10 @@ use uuid::Uuid;
 
 use super::needs;
 use crate::types::settings::{ClusterSettings, OnDoubt};
-use crate::types::{VmId, VmRecord};
+use crate::types::{Generation, VmId, VmRecord};
 
+/// Namespace of the element in a running domain's metadata that says under which generation it runs.
+pub const MARK: &str = "urn:mainstay:claim:1";
 /// Longest definition, as in a protection record.
 pub const XML_MAX: usize = 256 * 1024;
 /// Namespace of Mainstay's metadata: `<m:policy xmlns:m='urn:mainstay:vm:1' on-doubt='pause|run-until-stop'/>`.
@@ -59,6 +61,8 @@ pub struct XmlDisk {
     pub path: String,
     /// QEMU never writes to it.
     pub readonly: bool,
+    /// Several VMs may write to it at once.
+    pub shareable: bool,
     /// A CD-ROM or floppy.
     pub removable: bool,
     /// `startupPolicy` lets the VM start without it.
@@ -111,6 +115,8 @@ pub struct DomainXml {
     pub hostdevs: bool,
     /// Mainstay's own metadata: what is done in doubt.
     pub on_doubt: Option<OnDoubt>,
+    /// The generation that it runs, or was saved, under.
+    pub mark: Option<Generation>,
 }
 
 /// Reads a definition.
@@ -163,6 +169,12 @@ fn on_doubt(word: &str) -> Option<OnDoubt> {
     }
 }
 
+/// Under which generation the memory of this image ran; none if its definition does not say.
+#[must_use]
+pub fn mark(xml: &str) -> Option<Generation> {
+    parse(xml).ok()?.mark
+}
+
 fn not_xml(error: impl std::fmt::Display) -> BadXml {
     BadXml::NotXml(error.to_string())
 }
@@ -184,6 +196,7 @@ struct Parser {
 struct Disk {
     removable: bool,
     readonly: bool,
+    shareable: bool,
     optional: bool,
     source: Option<(String, bool)>,
     /// Sources of its backing chain (read only) and data files (written).
@@ -210,6 +223,7 @@ impl Parser {
                 self.found.nvram_by_libvirt = !stateless && (flash || self.found.nvram_by_libvirt);
             }
             ["domain", "os", "nvram", "source"] => self.found.nvram = source(element)?.map(|(path, _)| path),
+            ["domain", "metadata", name] => self.metadata(&(*name).to_owned(), element)?,
             ["domain", "devices", "disk"] => {
                 let device = attribute(element, "device")?;
                 let removable = matches!(device.as_deref(), Some("cdrom" | "floppy"));
@@ -244,11 +258,23 @@ impl Parser {
                 }
             }
             ["domain", "devices", "hostdev"] => self.found.hostdevs = true,
-            ["domain", "metadata", name] if name.ends_with(":policy") => {
-                let prefix = name.trim_end_matches(":policy");
-                if attribute(element, &format!("xmlns:{prefix}"))?.as_deref() == Some(POLICY) {
-                    self.found.on_doubt = attribute(element, "on-doubt")?.and_then(|word| on_doubt(&word));
-                }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// What we, or people for us, have written: an element counts if it is in our namespace.
+    fn metadata(&mut self, name: &str, element: &BytesStart<'_>) -> Result<(), BadXml> {
+        let (space, name) = match name.split_once(':') {
+            Some((prefix, name)) => (format!("xmlns:{prefix}"), name),
+            None => ("xmlns".to_owned(), name),
+        };
+        match (name, attribute(element, &space)?.as_deref()) {
+            ("claim", Some(MARK)) => {
+                self.found.mark = attribute(element, "generation")?.and_then(|text| text.parse().ok()).map(Generation);
+            }
+            ("policy", Some(POLICY)) => {
+                self.found.on_doubt = attribute(element, "on-doubt")?.and_then(|word| on_doubt(&word));
             }
             _ => {}
         }
@@ -260,6 +286,7 @@ impl Parser {
         let Some(disk) = &mut self.disk else { return Ok(()) };
         match path {
             "readonly" => disk.readonly = true,
+            "shareable" => disk.shareable = true,
             "source" => {
                 disk.optional = attribute(element, "startupPolicy")?.as_deref() == Some("optional");
                 disk.source = source(element)?;
@@ -315,11 +342,12 @@ impl Parser {
     fn end_disk(&mut self) -> Result<(), BadXml> {
         let Some(disk) = self.disk.take() else { return Ok(()) };
         let Some((path, network)) = disk.source else { return Ok(()) };
-        let Disk { removable, readonly, optional, behind, .. } = disk;
-        self.found.disks.push(XmlDisk { path, readonly, removable, optional, network });
+        let Disk { removable, readonly, shareable, optional, behind, .. } = disk;
+        self.found.disks.push(XmlDisk { path, readonly, shareable, removable, optional, network });
         self.found.disks.extend(behind.into_iter().map(|(path, network, written)| XmlDisk {
             path,
             readonly: readonly || !written,
+            shareable,
             removable,
             optional,
             network,

@@ -62,8 +62,9 @@ impl Table {
     ) -> Over {
         let row = self.row(tenure);
         let left: BTreeSet<DatastoreId> = row.writes.iter().copied().chain([row.home]).collect();
-        if !left.iter().all(|store| works(*store)) {
-            return Over::Exited { clean: false };
+        let said = row.exited(left.iter().all(|store| works(*store)));
+        if said != (Over::Exited { clean: true }) {
+            return said; // Some path does not work, or it never executed anything.
         }
         self.drains.insert(tenure, Drain { after: last, left, to });
         Over::Draining

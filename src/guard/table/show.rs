@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Hold, Phase, ProcessKey, Qemu, Row, Table};
+use super::{Hold, Part, Phase, ProcessKey, Qemu, Row, Table};
 use crate::types::guard::{GuardReport, RowView};
 use crate::types::{DatastoreId, Epoch, MAX_VMS_PER_HOST, Over, Tenure, VmEntry, VmState};
 
@@ -37,6 +37,9 @@ pub struct KeptRow {
     pub seen: bool,
     /// The tenure is another host's.
     pub foreign: bool,
+    /// In a handover claim.
+    #[serde(default)]
+    pub part: Part,
     /// Its QEMU, if one is known.
     pub process: Option<KeptProcess>,
 }
@@ -89,6 +92,7 @@ impl Table {
             ran: row.ran,
             seen: row.seen,
             foreign: row.foreign,
+            part: row.part,
             process: self.qemus.get(&at.vm).map(|qemu| KeptProcess { key: qemu.key, scope: scope(qemu.key) }),
         };
         self.rows.iter().map(keep).collect()
@@ -98,7 +102,7 @@ impl Table {
     /// that is still alive; a row whose process is gone has exited. Nobody watched meanwhile, so nothing of it can be
     /// said to have never started, and nothing that comes up for it is killed.
     pub fn restore(&mut self, kept: KeptRow, process: Option<ProcessKey>) {
-        let KeptRow { tenure, name, home, state, writes, ran, seen, foreign, process: had } = kept;
+        let KeptRow { tenure, name, home, state, writes, ran, seen, foreign, part, process: had } = kept;
         let why = match state {
             VmState::Over(Over::Draining) => Over::Exited { clean: false }, // Nobody watched its paths since.
             VmState::Over(why) => why,
@@ -111,10 +115,12 @@ impl Table {
         let unsaid = (process.is_some() && why == Over::Lapsed).then_some(before);
         self.ended += 1;
         let phase = Phase::Over { why, unsaid, order: self.ended };
-        self.insert(
-            tenure,
-            Row { name, home, epoch: Epoch::default(), writes, phase, seen, ran, foreign, starts: false },
-        );
+        let part = match part {
+            Part::Target { .. } => Part::Target { ran: true },
+            Part::None | Part::Source { .. } => part,
+        };
+        let row = Row::new(name, home, Epoch::default(), phase);
+        self.insert(tenure, Row { seen, ran, foreign, part, writes, ..row });
         if let Some(key) = process {
             self.qemus.insert(tenure.vm, Qemu { key, hold: Hold::Free, doomed: None, killed: false });
         }
