@@ -87,6 +87,13 @@ pub fn pause_after(lease: Duration) -> Duration {
     lease * 4 / 5
 }
 
+/// A guard whose own beat on a datastore has not counted for this long asks others to attest. So early that their answer
+/// comes before 0.8 L: one network beat there, one beat of theirs on the datastore (hurried), one network beat back.
+#[must_use]
+pub fn attest_after(timing: &Timing) -> Duration {
+    timing.renew + timing.renew / 4
+}
+
 /// A guard that heard no beat of its agent for this long says "agent dead".
 #[must_use]
 pub fn agent_dead_after(timing: &Timing) -> Duration {
@@ -127,6 +134,10 @@ pub fn check(timing: &Timing) -> Result<(), Contradiction> {
         (
             rho_loss(lease) + STOPPING <= margin(lease, false),
             format!("a lease of {lease:?} is too short to stop VMs in time; take at least 1100 ms"),
+        ),
+        (
+            attest_after(timing) + beat * 2 + hurried_renew(timing) <= pause_after(lease),
+            format!("a lease of {lease:?} is too short for others to attest; take longer, or shorter beat and renew"),
         ),
         (
             pause_after(lease) + STOPPING <= lease.saturating_sub(reserve(lease)),

@@ -18,6 +18,7 @@ use crate::core::lease::Lease;
 use crate::core::timing;
 use crate::exec::datastore::SlotsKept;
 use crate::types::guard::{GuardDatastore, LeaseView};
+use crate::types::settings::Timing;
 use crate::types::{Attestation, Attested, Counter, DatastoreId, HostIndex, Incarnation, Time};
 
 /// How far the thread of a datastore is.
@@ -57,6 +58,8 @@ pub struct Store {
     pub doubt: Option<String>,
     /// What is wrong with the last try, for people.
     pub trouble: Option<String>,
+    /// It was that there is no space.
+    pub full: bool,
     /// The last own write that counted, and when that was known.
     counted: Option<(Taken, Time)>,
     /// Which of its slots rest, and which is being written: those go on resting in the next guard.
@@ -76,6 +79,7 @@ impl Store {
             stage: Stage::Opening,
             doubt: None,
             trouble: None,
+            full: false,
             counted: None,
             slots: None,
             attestations: BTreeMap::new(),
@@ -107,6 +111,18 @@ impl Store {
             && self.counted.is_some_and(|(taken, _)| now.since(taken.at) <= timing::witness_gap(lease))
     }
 
+    /// Whether a beat of ours should have counted by now: others are asked to attest before it is too late for that.
+    #[must_use]
+    pub fn is_overdue(&self, timing: &Timing, now: Time) -> bool {
+        self.counted.is_none_or(|(taken, _)| timing::attest_after(timing) < now.since(taken.at))
+    }
+
+    /// Whether some attestation for others waits for our next beat. One that cannot be written is not hurried.
+    #[must_use]
+    pub fn owes(&self) -> bool {
+        self.trouble.is_none() && self.attestations.values().any(|heard| !heard.persisted)
+    }
+
     /// The newest beat that it acknowledged to this guard: it must never show less.
     #[must_use]
     pub fn acknowledged(&self) -> Option<(Incarnation, Counter)> {
@@ -117,6 +133,7 @@ impl Store {
     pub fn counted(&mut self, taken: Taken, known: Time, with: &[Attestation]) {
         self.counted = Some((taken, known));
         self.trouble = None;
+        self.full = false;
         for attestation in with {
             if let Some(heard) = self.attestations.get_mut(&attestation.index) {
                 heard.persisted |= heard.attestation == *attestation;
@@ -148,6 +165,7 @@ impl Store {
         persisted.map(|heard| Attested {
             datastore: self.position,
             index: heard.attestation.index,
+            incarnation_low: heard.attestation.incarnation.low32(),
             counter: heard.attestation.counter,
         })
     }
@@ -174,6 +192,7 @@ impl Store {
             own_path: self.own_path(lease, now),
             written,
             latency: known.since(written),
+            full: self.full,
             trouble: self.doubt.clone().or_else(|| self.trouble.clone()),
         }
     }

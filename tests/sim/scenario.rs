@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use mainstay::types::control::VmCommand;
 use mainstay::types::power::FenceAt;
-use mainstay::types::settings::{ForeignMigration, LateWrites, Timing};
+use mainstay::types::settings::{ForeignMigration, LateWrites, OnDoubt, Timing};
 use mainstay::types::{StorageFence, VmId};
 
 use super::host::Path;
@@ -82,6 +82,7 @@ impl Scenario {
             }
             ["locks", "local"] => self.setup.locks = None,
             ["locks", "held", span] => self.setup.locks = Some(self::span(span)),
+            ["vms", "run", "until", "stopped"] => self.setup.on_doubt = Some(OnDoubt::RunUntilStop),
             ["foreign-migration", "refuse"] => self.setup.foreign_migration = ForeignMigration::Refuse,
             ["profile", name] => self.setup.timing = Timing::profile(name).expect("a profile"),
             ["run", length] => self.length = span(length),
@@ -103,8 +104,10 @@ impl Scenario {
         let zero = nanos(SETTLING);
         for (at, what) in self.acts {
             world.at(Gate::World, zero + nanos(at), move |world| {
-                if matches!(what.split(' ').next(), Some("kill" | "boot" | "freeze" | "thaw" | "cut" | "heal" | "hang"))
-                {
+                if matches!(
+                    what.split(' ').next(),
+                    Some("person" | "kill" | "boot" | "freeze" | "thaw" | "cut" | "heal" | "hang")
+                ) {
                     world.tell("--", &what);
                 }
                 world.act_out(&what);
@@ -280,6 +283,18 @@ impl World {
                 let vm = self.named_vm(vm);
                 if let Some(h) = self.place_of(vm) {
                     self.virsh_destroy(h, vm);
+                }
+            }
+            ["person", "pauses", vm] => {
+                let vm = self.named_vm(vm);
+                if let Some(h) = self.place_of(vm) {
+                    self.suspend(h, vm, Box::new(|_, _| {}));
+                }
+            }
+            ["person", "resumes", vm] => {
+                let vm = self.named_vm(vm);
+                if let Some(h) = self.place_of(vm) {
+                    self.virsh_resume(h, vm);
                 }
             }
             ["guest", "powers", "off", vm] => {

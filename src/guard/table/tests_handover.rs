@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::tests::{EPOCH, HOME, QEMU, appeared, at, claimed, enforce, expect, running, state, tenure, vm};
+use super::tests::{EPOCH, HOME, LAST, QEMU, appeared, at, claimed, enforce, expect, running, state, tenure, vm};
 use super::*;
 
 fn ms(millis: u64) -> Duration {
@@ -58,8 +58,8 @@ fn a_source_runs_until_the_switch_and_is_stopped_after_it() {
     assert_eq!(table.watched().count(), 0);
     table.discard(tenure(5)).unwrap();
     assert_eq!(enforce(&mut table), "kill");
-    table.exited(vm(), QEMU, |_| true);
-    assert_eq!(over(&table), Some(Over::Exited { clean: true }));
+    table.exited(vm(), QEMU, LAST, |_| true);
+    assert_eq!(over(&table), Some(Over::Draining));
 }
 
 #[test]
@@ -81,14 +81,14 @@ fn only_a_copy_that_never_ran_never_started() {
     let mut table = target();
     sample(&mut table, 3, 700, false);
     sample(&mut table, 3, 710, false);
-    table.exited(vm(), QEMU, |_| true);
+    table.exited(vm(), QEMU, LAST, |_| true);
     assert_eq!(over(&table), Some(Over::NeverStarted));
 
     let mut table = target();
     sample(&mut table, 3, 700, false);
     sample(&mut table, 9, 710, false);
     assert_eq!(table.watched().count(), 0, "it has run: nothing more is to be found out");
-    table.exited(vm(), QEMU, |_| false);
+    table.exited(vm(), QEMU, LAST, |_| false);
     assert_eq!(over(&table), Some(Over::Exited { clean: false }));
 }
 
@@ -101,7 +101,7 @@ fn a_copy_that_lapses_before_it_ran_is_killed_and_never_started() {
     assert_eq!(over(&table), None, "lapsed would mean that it may have run");
     sample(&mut table, 3, 720, false);
     assert_eq!(enforce(&mut table), "kill");
-    table.exited(vm(), QEMU, |_| true);
+    table.exited(vm(), QEMU, LAST, |_| true);
     assert_eq!(over(&table), Some(Over::NeverStarted));
 
     // One that began to run in its last moments keeps what it has.
@@ -127,7 +127,7 @@ fn a_copy_that_lapses_before_it_ran_is_killed_and_never_started() {
     let mut table = target();
     table.discard(tenure(5)).unwrap();
     assert_eq!(enforce(&mut table), "stop kill");
-    table.exited(vm(), QEMU, |_| true);
+    table.exited(vm(), QEMU, LAST, |_| true);
     assert_eq!(over(&table), Some(Over::NeverStarted));
 }
 
@@ -175,6 +175,6 @@ fn a_new_guard_does_not_know_whether_an_incoming_copy_ran() {
     assert_eq!(enforce(&mut table), "");
     table.discard(tenure(5)).unwrap();
     assert_eq!(enforce(&mut table), "kill");
-    table.exited(vm(), QEMU, |_| true);
-    assert_eq!(over(&table), Some(Over::Exited { clean: true }));
+    table.exited(vm(), QEMU, LAST, |_| true);
+    assert_eq!(over(&table), Some(Over::Draining));
 }

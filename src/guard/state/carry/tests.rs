@@ -60,7 +60,10 @@ fn state() -> State {
     let tenure = Tenure { vm: VM, generation: Generation(1) };
     let epoch = state.epoch(HOME, at(1220)).unwrap();
     let (name, deadline) = ("web".to_owned(), at(2000));
-    state.table.expect(Expected { tenure, name, home: HOME, epoch, deadline, purpose: Purpose::Start }).unwrap();
+    state
+        .table
+        .expect(Expected { tenure, name, home: HOME, epoch, deadline, purpose: Purpose::Start, writes: vec![] })
+        .unwrap();
     state.table.claimed(tenure, epoch, deadline, at(1220)).unwrap();
     assert!(!state.table.appeared(VM, QEMU, at(1230)));
     state.take(at(1240));
