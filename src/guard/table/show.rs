@@ -132,6 +132,10 @@ impl Table {
     pub fn carry_on(&mut self) {
         self.carried_on = true;
         self.rows.values_mut().filter(|row| !row.seen).for_each(|row| row.starts = false);
+        // A target may have run unseen: were that called "never started", the source's memory would meet newer disks.
+        for row in self.rows.values_mut().filter(|row| matches!(row.part, Part::Target { .. })) {
+            row.part = Part::Target { ran: true };
+        }
         let vms: Vec<_> = self.qemus.keys().copied().collect();
         for vm in vms {
             let may_run = self.may_run(vm);

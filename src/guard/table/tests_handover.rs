@@ -178,3 +178,18 @@ fn a_new_guard_does_not_know_whether_an_incoming_copy_ran() {
     table.exited(vm(), QEMU, LAST, |_| true);
     assert_eq!(over(&table), Some(Over::Draining));
 }
+
+#[test]
+fn the_next_guard_of_a_carried_table_does_not_know_either() {
+    let bytes = postcard::to_stdvec(&target()).unwrap();
+    let mut next: Table = postcard::from_bytes(&bytes).unwrap();
+    next.carry_on();
+    // It dies before any guard has seen a vCPU move; it may have run while none was there.
+    next.exited(vm(), QEMU, |_| true);
+    let said = over(&next);
+    assert!(said.is_some() && said != Some(Over::NeverStarted), "{said:?}");
+    // The one that was watched all the time says so.
+    let mut watched = target();
+    watched.exited(vm(), QEMU, |_| true);
+    assert_eq!(over(&watched), Some(Over::NeverStarted));
+}
