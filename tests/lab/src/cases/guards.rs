@@ -79,6 +79,7 @@ pub fn killed(ground: &mut Ground) -> Result<()> {
         strike(ground, way, &victim).with_context(|| format!("{} on {}", way.what, victim.name()))?;
         // Its storage was fenced from it: it boots anew.
         if victim.power()? != crate::host::Power::Off {
+            ground.judges()?.kill(&victim.name());
             ground.lab().kill(&victim)?;
         }
         network::heal()?;
