@@ -223,7 +223,10 @@ impl Parser {
                 self.found.nvram_by_libvirt = !stateless && (flash || self.found.nvram_by_libvirt);
             }
             ["domain", "os", "nvram", "source"] => self.found.nvram = source(element)?.map(|(path, _)| path),
-            ["domain", "metadata", name] => self.metadata(&(*name).to_owned(), element)?,
+            ["domain", "metadata", name] => {
+                let name = (*name).to_owned();
+                self.metadata(&name, element)?;
+            }
             ["domain", "devices", "disk"] => {
                 let device = attribute(element, "device")?;
                 let removable = matches!(device.as_deref(), Some("cdrom" | "floppy"));

@@ -185,11 +185,11 @@ fn the_next_guard_of_a_carried_table_does_not_know_either() {
     let mut next: Table = postcard::from_bytes(&bytes).unwrap();
     next.carry_on();
     // It dies before any guard has seen a vCPU move; it may have run while none was there.
-    next.exited(vm(), QEMU, |_| true);
+    next.exited(vm(), QEMU, LAST, |_| true);
     let said = over(&next);
     assert!(said.is_some() && said != Some(Over::NeverStarted), "{said:?}");
     // The one that was watched all the time says so.
     let mut watched = target();
-    watched.exited(vm(), QEMU, |_| true);
+    watched.exited(vm(), QEMU, LAST, |_| true);
     assert_eq!(over(&watched), Some(Over::NeverStarted));
 }
