@@ -2,6 +2,7 @@
 //! that another host owned. Absence, silence on the network, errors and verdicts are no proofs.
 
 use super::Core;
+use crate::mutants::{Mutant, planted};
 use crate::types::settings::LateWrites;
 use crate::types::{
     BootId, Claim, Debt, Holder, HostId, Incarnation, Over, Proof, StorageFence, Tenure, Time, VmRecord, VmState,
@@ -32,7 +33,7 @@ impl Core {
                 }
                 if let Some((incarnation, boot)) = self.boot_of(owner.host)
                     && owner.incarnation < incarnation
-                    && owner.boot != boot
+                    && (owner.boot != boot || planted(Mutant::RebootWithoutBoot))
                 {
                     return Some(Proof::Rebooted { boot, incarnation });
                 }

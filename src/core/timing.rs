@@ -21,6 +21,7 @@
 
 use std::time::Duration;
 
+use crate::mutants::{Mutant, planted};
 use crate::types::settings::Timing;
 
 /// 1/rho: the rate error of CLOCK_BOOTTIME is at most 1/1000.
@@ -63,6 +64,9 @@ pub fn margin(lease: Duration, unpunctual: bool) -> Duration {
 /// R3's window, (L + margin)(1 + rho): from the end of the read that opens it to the begin of the read that closes it.
 #[must_use]
 pub fn window(lease: Duration, unpunctual: bool) -> Duration {
+    if planted(Mutant::NoMargin) {
+        return lease;
+    }
     let silent = lease.saturating_add(margin(lease, unpunctual));
     // One nanosecond more, because the division rounds down.
     silent.saturating_add(silent / RHO_DIVISOR).saturating_add(Duration::from_nanos(1))
@@ -85,6 +89,12 @@ pub fn pause_after(lease: Duration) -> Duration {
 #[must_use]
 pub fn agent_dead_after(timing: &Timing) -> Duration {
     timing.suspect
+}
+
+/// A host whose newest own beat on a datastore is older than this asks others to attest it there.
+#[must_use]
+pub fn attestation_wanted(timing: &Timing) -> Duration {
+    timing.renew * 3 / 2
 }
 
 /// How long an attestation stays in later beats without a newer one.
@@ -183,6 +193,15 @@ mod tests {
         assert_eq!(pause_after(lease), ms(4000));
         assert_eq!(window(lease, false), ms(5200) + Duration::from_micros(5200) + Duration::from_nanos(1));
         assert_eq!(late_limit(lease), ms(100));
+    }
+
+    /// Asked at the next beat, persisted at the attester's next, told at its next but one: in time.
+    #[test]
+    fn attestations_come_before_the_stop() {
+        for timing in [Timing::DEFAULT, Timing::FAST, Timing::PATIENT] {
+            let worst = attestation_wanted(&timing) + timing.beat * 2 + timing.renew;
+            assert!(worst < timing.lease - reserve(timing.lease), "{timing:?}");
+        }
     }
 
     /// The argument of the module's text, with both clocks wrong in the worst direction.

@@ -34,9 +34,11 @@ use anyhow::Context;
 
 use crate::exec::clock;
 use crate::exec::state::{HostState, Read, StateFile};
+use crate::mutants::{Mutant, planted};
 use crate::types::Incarnation;
 
 pub use kept::stop_all;
+pub use renew::ends;
 pub use shared::Paths;
 
 /// Stack of each thread: they are few and shallow, and locked in memory.
@@ -106,7 +108,7 @@ fn next_incarnation(path: &Path) -> anyhow::Result<(StateFile<HostState>, HostSt
     }
     let mut file = StateFile::<HostState>::open(path)?;
     let identity = match file.read()? {
-        Read::Known(known) => HostState { incarnation: known.incarnation.next(), ..known },
+        Read::Known(known) => HostState { incarnation: risen(known.incarnation), ..known },
         Read::Unknown { why } => {
             tracing::warn!("{why}; the incarnation begins with the clock of day");
             HostState { host: None, incarnation: Incarnation(clock::unix_ms() * 1000) }
@@ -114,6 +116,12 @@ fn next_incarnation(path: &Path) -> anyhow::Result<(StateFile<HostState>, HostSt
     };
     file.write(&identity)?;
     Ok((file, identity))
+}
+
+/// The incarnation of a guard that begins after one of incarnation `known`.
+#[must_use]
+pub fn risen(known: Incarnation) -> Incarnation {
+    if planted(Mutant::CounterReused) { known } else { known.next() }
 }
 
 /// Everything that makes it less likely that this process is late or killed. What is refused is told, and goes on.

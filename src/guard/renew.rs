@@ -20,6 +20,7 @@ use super::store::{Stage, Store};
 use crate::core::timing;
 use crate::exec::clock;
 use crate::exec::datastore::{BeatFile, Doubt, WriteFailed, highest_claim};
+use crate::mutants::{Mutant, planted};
 use crate::types::guard::GuardConfig;
 use crate::types::store::StoreFailure;
 use crate::types::{
@@ -416,7 +417,8 @@ fn member(file: &BeatFile, config: &GuardConfig) -> Result<u64, Failed> {
 }
 
 /// Why this claim ends the tenure for good, if it does: it names another, or says stopped or deleted.
-fn ends(claim: &Claim, tenure: Tenure, me: HostId) -> Option<String> {
+#[must_use]
+pub fn ends(claim: &Claim, tenure: Tenure, me: HostId) -> Option<String> {
     if claim.tenure.vm != tenure.vm || claim.tenure.generation <= tenure.generation {
         return None;
     }
@@ -430,6 +432,7 @@ fn ends(claim: &Claim, tenure: Tenure, me: HostId) -> Option<String> {
             Some(format!("claim {generation} hands it from {} to {}", from.host, to.host))
         }
         Holder::Deleted => Some(format!("claim {generation} says that it was deleted")),
+        Holder::None if planted(Mutant::KilledUnclaimed) => Some(format!("claim {generation} names nobody")),
         Holder::Host(_) | Holder::Handover { .. } | Holder::None | Holder::MovedTo(_) => None,
     }
 }

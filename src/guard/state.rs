@@ -239,7 +239,7 @@ impl State {
             lease: taken.lease,
             list: self.list,
             reaches: set(&|store| store.lease.is_valid(now)),
-            attest_me: set(&|store| !store.own_path(config.timing.lease, now)),
+            attest_me: set(&|store| store.asks_attestation(&config.timing, now)),
             attested: self.attested(),
             software: software(),
             agent,

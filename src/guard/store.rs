@@ -14,7 +14,9 @@ use std::time::Duration;
 use super::state::Taken;
 use crate::core::lease::Lease;
 use crate::core::timing;
+use crate::mutants::{Mutant, planted};
 use crate::types::guard::{GuardDatastore, LeaseView};
+use crate::types::settings::Timing;
 use crate::types::{Attestation, Attested, Counter, DatastoreId, HostIndex, Incarnation, Time};
 
 /// How far the thread of a datastore is.
@@ -89,6 +91,14 @@ impl Store {
             && self.counted.is_some_and(|(taken, _)| now.since(taken.at) <= timing::witness_gap(lease))
     }
 
+    /// Whether others shall attest our counter: one own beat is late. Sooner than `own_path` says so, because an answer
+    /// takes up to one beat to ask, one `renew` to persist, and one beat to come back.
+    #[must_use]
+    pub fn asks_attestation(&self, timing: &Timing, now: Time) -> bool {
+        self.trouble.is_some()
+            || self.counted.is_none_or(|(taken, _)| timing::attestation_wanted(timing) < now.since(taken.at))
+    }
+
     /// The newest beat that it acknowledged to this guard: it must never show less.
     #[must_use]
     pub fn acknowledged(&self) -> Option<(Incarnation, Counter)> {
@@ -121,15 +131,18 @@ impl Store {
         self.attestations.retain(|index, heard| {
             *index != own && now.since(heard.since) < timing::attestation_kept(heard.attestation.lease)
         });
-        self.attestations.values().map(|heard| heard.attestation).collect()
+        let stands = |heard: &&Heard| !(heard.persisted && planted(Mutant::AttestationDropped));
+        self.attestations.values().filter(stands).map(|heard| heard.attestation).collect()
     }
 
     /// Those that are persisted, for the hosts that they are about.
     pub fn attested(&self) -> impl Iterator<Item = Attested> {
-        let persisted = self.attestations.values().filter(|heard| heard.persisted);
+        let persisted =
+            self.attestations.values().filter(|heard| heard.persisted || planted(Mutant::AttestedUnwritten));
         persisted.map(|heard| Attested {
             datastore: self.position,
             index: heard.attestation.index,
+            incarnation_low: (heard.attestation.incarnation.0 & 0xffff) as u16,
             counter: heard.attestation.counter,
         })
     }

@@ -81,6 +81,8 @@ pub struct Attested {
     pub datastore: u8,
     /// For whom.
     pub index: HostIndex,
+    /// Low 16 bits of its incarnation: an answer to an earlier one says nothing.
+    pub incarnation_low: u16,
     /// Its counter, full, since a lease hangs on it.
     pub counter: Counter,
 }

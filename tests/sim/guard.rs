@@ -11,14 +11,12 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
 use mainstay::core::event::Event;
-use mainstay::guard::state::State;
+use mainstay::exec::datastore::slots::Book;
+use mainstay::guard::state::{State, Taken};
 use mainstay::guard::table::{Act, Expected, ProcessKey, Table};
 use mainstay::types::guard::{GuardOrder, GuardReport, Refusal};
 use mainstay::types::vm::OffReason;
-use mainstay::types::{
-    Attestation, Claim, DatastoreId, Digest, Holder, HostId, Incarnation, ListName, Sequence, Tenure, Time, VmEntry,
-    VmId, Wanted,
-};
+use mainstay::types::{Attestation, DatastoreId, Digest, Incarnation, ListName, Sequence, Time, VmEntry, VmId};
 
 use super::world::{Gate, H, World};
 
@@ -33,6 +31,8 @@ pub(super) struct Renew {
     /// Names the wake-up that counts.
     pub(super) wake: u64,
     pub(super) opened: bool,
+    /// The real memory of its slots.
+    pub(super) book: Option<Book>,
     pub(super) watch: Option<((Digest, Vec<Attestation>), Time, Duration)>,
     pub(super) sequence: Sequence,
     pub(super) listed: Option<(Incarnation, Vec<VmEntry>, ListName)>,
@@ -70,9 +70,10 @@ impl World {
         if self.hosts[h].guard.is_some() || self.hosts[h].life.is_none() {
             return;
         }
+        self.excuse(h);
         let life = self.new_life();
         let host = &mut self.hosts[h];
-        host.incarnation = host.incarnation.next();
+        host.incarnation = mainstay::guard::risen(host.incarnation);
         let mut table = Table::default();
         for row in &host.kept {
             let alive = |key: ProcessKey| host.domains.values().any(|d| d.qemu.as_ref().is_some_and(|q| q.key == key));
@@ -107,6 +108,7 @@ impl World {
         if self.hosts[h].guard.take().is_none() {
             return;
         }
+        self.excuse(h);
         let gate = self.hosts[h].kernel();
         self.after(gate, Duration::from_millis(20), move |world| {
             let rows: Vec<VmId> = world.hosts[h].kept.iter().map(|row| row.tenure.vm).collect();
@@ -141,6 +143,7 @@ impl World {
     pub fn with_guard<R>(&mut self, h: H, work: impl FnOnce(&mut State, Time) -> R) -> Option<R> {
         let now = self.local(h);
         let guard = self.hosts[h].guard.as_mut()?;
+        self.judge.lapses += u64::from(guard.state.next_stop().is_some_and(|stop| stop <= now));
         guard.state.lapse_if_due(now);
         let result = work(&mut guard.state, now);
         guard.state.flush();
@@ -150,6 +153,7 @@ impl World {
         let changed = guard.enforced != guard.state.table.version();
         guard.enforced = guard.state.table.version();
         for report in told {
+            self.reported(h, &report);
             let gate = Gate::Agent(h, agent.unwrap_or(0));
             self.after(gate, Duration::from_micros(100), move |world| world.agent_event(h, Event::Guard(report)));
         }
@@ -197,8 +201,11 @@ impl World {
         let Some(life) = self.hosts[h].guard.as_ref().map(|guard| guard.life) else { return };
         for act in acts {
             match act {
-                Act::Stop(vm, _) => {
-                    self.halt(h, vm);
+                Act::Stop(vm, key) => {
+                    self.begin_halt(h, vm, key);
+                    self.after(Gate::Guard(h, life), Duration::from_millis(1), move |world| world.enforce(h));
+                }
+                Act::Check(vm, key) if self.qemu(h, vm).is_some_and(|qemu| qemu.key == key && !qemu.halted) => {
                     self.after(Gate::Guard(h, life), Duration::from_millis(1), move |world| world.enforce(h));
                 }
                 Act::Check(vm, key) => {
@@ -209,6 +216,7 @@ impl World {
                     let name = self.vm_name(vm);
                     let host = self.hosts[h].name.clone();
                     self.tell(&host, &format!("guard kills {name}: {why}"));
+                    self.kills(h, vm);
                     self.kill_qemu(h, vm, key);
                 }
             }
@@ -273,6 +281,9 @@ impl World {
         let period = guard.state.config.as_ref().map_or(Duration::from_millis(200), |(_, config)| config.timing.beat);
         let period = if beat.is_some() { period } else { period.min(Duration::from_millis(200)) };
         if let Some((beat, _)) = beat {
+            let at = self.local(h);
+            let (incarnation, counter, lease) = (beat.incarnation, beat.counter, beat.lease);
+            self.given(h, Taken { incarnation, counter, at, lease });
             self.multicast(h, &beat);
             self.with_guard(h, |state, _| state.report(GuardReport::Beaten { counter: beat.counter }));
         }
@@ -343,21 +354,5 @@ fn obey(state: &mut State, order: GuardOrder, now: Time) -> Result<(), Refusal> 
             }
             Ok(())
         }
-    }
-}
-
-/// `guard::renew::ends`.
-pub(super) fn ends(claim: &Claim, tenure: Tenure, me: HostId) -> Option<String> {
-    let generation = claim.tenure.generation;
-    if generation <= tenure.generation {
-        return None;
-    }
-    if claim.wanted == Wanted::Stopped {
-        return Some(format!("claim {generation} says that it is to be stopped"));
-    }
-    match claim.holder {
-        Holder::Host(owner) if owner.host != me => Some(format!("claim {generation} names another host")),
-        Holder::Deleted => Some(format!("claim {generation} says that it was deleted")),
-        Holder::Host(_) | Holder::Handover { .. } | Holder::None | Holder::MovedTo(_) => None,
     }
 }

@@ -31,12 +31,16 @@ pub struct Qemu {
     pub cpus: bool,
     /// Stopped by signal and freezer.
     pub halted: bool,
+    /// The stop is under way.
+    pub halting: bool,
     /// Killed; it cannot exit while its storage hangs.
     pub dying: bool,
     /// Waits for memory from another host.
     pub incoming: bool,
     /// The server has dropped the state of its client: nothing that it writes lands any more.
     pub stale: bool,
+    /// When its memory was made, if it came from elsewhere; the end of time: it is what it was when it last stood.
+    pub memory: Option<u64>,
 }
 
 /// One domain of libvirt.
@@ -95,6 +99,9 @@ impl World {
         if self.hosts[h].libvirtd.take().is_none() {
             return;
         }
+        self.excuse(h);
+        self.hosts[h].libvirt_held = false;
+        self.hosts[h].libvirt_backlog.clear();
         for domain in self.hosts[h].domains.values_mut() {
             domain.starting = false;
         }
@@ -155,11 +162,13 @@ impl World {
 
     /// The domain, made if it is not there.
     pub fn domain(&mut self, h: H, vm: VmId) -> &mut Domain {
+        self.changes += 1;
         self.hosts[h].domains.entry(vm).or_insert_with(Domain::new)
     }
 
     /// Its QEMU.
     pub fn qemu(&mut self, h: H, vm: VmId) -> Option<&mut Qemu> {
+        self.changes += 1;
         self.hosts[h].domains.get_mut(&vm)?.qemu.as_mut()
     }
 
@@ -169,15 +178,12 @@ impl World {
     pub fn domain_order(&mut self, h: H, ticket: Ticket, order: DomainOrder, within: Duration) {
         let Some(life) = self.hosts[h].agent.as_ref().map(|agent| agent.life) else { return };
         let gate = Gate::Agent(h, life);
-        self.open.insert((h, life, ticket.0));
         let told = move |world: &mut Self, answer: DomainAnswer| {
             world.after(gate, Duration::from_micros(300), move |world| {
                 world.done(h, life, ticket, Outcome::Domain(answer));
             });
         };
-        self.after(gate, within, move |world| {
-            world.done(h, life, ticket, Outcome::Domain(DomainAnswer::Failed(DomainFailure::Timeout)));
-        });
+        self.due(gate, within, ticket, Outcome::Domain(DomainAnswer::Failed(DomainFailure::Timeout)));
         let Some(daemon) = self.hosts[h].libvirtd else {
             return told(self, DomainAnswer::Failed(DomainFailure::NoDaemon("connection refused".to_owned())));
         };
@@ -306,9 +312,19 @@ impl World {
     pub fn spawn(&mut self, h: H, vm: VmId, incoming: bool) {
         let pid = self.new_life();
         let key = ProcessKey { pid: pid as u32, started: pid };
+        let memory = incoming.then_some(0); // Nothing yet.
         let domain = self.domain(h, vm);
         domain.starting = false;
-        domain.qemu = Some(Qemu { key, cpus: false, halted: false, dying: false, incoming, stale: false });
+        domain.qemu = Some(Qemu {
+            key,
+            cpus: false,
+            halted: false,
+            halting: false,
+            dying: false,
+            incoming,
+            stale: false,
+            memory,
+        });
         let gate = self.hosts[h].kernel();
         let delay = self.latency(5000);
         self.after(gate, delay, move |world| world.watch(h));
@@ -392,6 +408,9 @@ impl World {
             return then(self, Err(DomainFailure::NoDomain));
         };
         let (key, takes) = (qemu.key, if qemu.halted { 10_000 } else { 20 });
+        if self.stops_fail {
+            return then(self, Err(DomainFailure::Host("failed to terminate process: device or resource busy".into())));
+        }
         let gate = Gate::Libvirt(h, self.hosts[h].libvirtd.unwrap_or(0));
         self.after(gate, Duration::from_millis(takes), move |world| {
             world.exit(h, vm, key, OffReason::Destroyed);
@@ -432,7 +451,7 @@ impl World {
 
     // ---- signals of the guard -----------------------------------------------------------------------------------
 
-    /// SIGSTOP and freezer.
+    /// It stands.
     pub fn halt(&mut self, h: H, vm: VmId) {
         if let Some(qemu) = self.qemu(h, vm) {
             qemu.halted = true;
@@ -442,7 +461,7 @@ impl World {
     /// The reverse.
     pub fn lift(&mut self, h: H, vm: VmId, key: ProcessKey) {
         if let Some(qemu) = self.qemu(h, vm).filter(|qemu| qemu.key == key) {
-            qemu.halted = false;
+            (qemu.halted, qemu.halting) = (false, false);
         }
     }
 

@@ -1,23 +1,35 @@
 //! The judge: what must hold after every event, and what is true at the end. It looks at the world, not at what agents
-//! say.
+//! say. What it knows of claims and beats: `ownership.rs`.
 //!
 //! - never two running copies of one VM (running = vCPUs go, not stopped by the guard, host neither frozen nor dead)
-//! - generations of claims only rise, each by one
-//! - nobody runs beyond its lease
-//! - nobody makes a claim that names its host without a row at its guard (R5)
+//! - nobody runs beyond its lease, and no lease reaches beyond what truly lies on its datastore
+//! - no copy goes on with memory that is older than its disks: nobody else ran since it stood
 //! - nobody starts while an earlier copy's writes may still land (unless the administrator accepts that)
 //! - no storage fence hits a host that runs something
+//! - no VM stops on a host that nothing happened to (a cut network is nothing), unless something was done to the VM
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use mainstay::types::store::StoreAnswer;
-use mainstay::types::{Claim, DatastoreId, Generation, Holder, Time, VmId, Wanted};
+use mainstay::types::{Counter, DatastoreId, Generation, Holder, HostId, Incarnation, Tenure, Time, VmId, Wanted};
 
-use super::world::{H, World, nanos};
+use super::host::Path;
+use super::world::{Gate, H, SETTLING, World, nanos};
 
 /// What an old copy may do in the moment of the thaw (design 2, assumption 4).
 const THAW: Duration = Duration::from_millis(20);
+/// What was done to a VM explains its stops for so long.
+const TOUCHED: Duration = Duration::from_secs(150);
+/// What happened to a host explains stops on it for so long, and two leases more.
+const EXCUSED: Duration = Duration::from_secs(60);
+
+/// A counter that a guard gave away.
+#[derive(Clone, Copy)]
+pub(super) struct Given {
+    pub(super) incarnation: Incarnation,
+    pub(super) counter: Counter,
+    pub(super) until: Time,
+}
 
 /// What the judge remembers.
 #[derive(Default)]
@@ -25,13 +37,28 @@ pub struct Judge {
     /// The first violation.
     pub verdict: Option<String>,
     running: BTreeMap<VmId, BTreeSet<H>>,
-    /// Leases of guards that have died.
-    last: BTreeMap<(H, DatastoreId), Time>,
-    /// How often each VM began to run.
-    pub starts: BTreeMap<VmId, u32>,
-    /// When each VM last stood still, and began to run again.
-    pub gaps: Vec<(VmId, u64, u64)>,
-    stood: BTreeMap<VmId, u64>,
+    /// The world as it was looked at last.
+    looked: u64,
+    /// No lease of a running VM ends before.
+    calm_until: u64,
+    /// Leases as last seen, also of guards that have died.
+    pub(super) last: BTreeMap<(H, DatastoreId), Time>,
+    /// The newest counters of each host.
+    pub(super) given: BTreeMap<H, VecDeque<Given>>,
+    /// Until when a lease can reach, by what lies on its datastore.
+    pub(super) grounds: BTreeMap<(H, DatastoreId), Time>,
+    /// What guards have said to be over.
+    pub(super) said: BTreeSet<(HostId, Tenure)>,
+    /// When a copy stopped running, by VM and host.
+    stood: BTreeMap<(VmId, H), u64>,
+    touched: BTreeMap<VmId, u64>,
+    stall: Option<u64>,
+    /// Claims that came about.
+    pub claims: u64,
+    /// Those by which a VM went to another host without a move.
+    pub takeovers: u64,
+    /// Leases that lapsed under a living guard.
+    pub lapses: u64,
 }
 
 impl World {
@@ -43,8 +70,21 @@ impl World {
         }
     }
 
-    /// Looks at everything after an event.
-    pub fn look(&mut self) {
+    /// Looks at everything that an event in this host may have changed.
+    pub fn look(&mut self, host: Option<H>) {
+        if let Some(h) = host {
+            self.look_at_leases(h);
+        }
+        if self.judge.looked != self.changes {
+            self.judge.looked = self.changes;
+            self.look_at_copies();
+        }
+        if self.judge.calm_until <= self.now {
+            self.look_at_ends();
+        }
+    }
+
+    fn look_at_copies(&mut self) {
         let mut running: BTreeMap<VmId, BTreeSet<H>> = BTreeMap::new();
         for (h, vm, qemu) in self.qemus() {
             let host = &self.hosts[h];
@@ -54,10 +94,10 @@ impl World {
                 running.entry(vm).or_default().insert(h);
             }
         }
-        self.check_leases(&running);
         if running == self.judge.running {
             return;
         }
+        self.judge.calm_until = 0;
         let before = std::mem::replace(&mut self.judge.running, running);
         let vms: BTreeSet<VmId> = before.keys().chain(self.judge.running.keys()).copied().collect();
         for vm in vms {
@@ -69,34 +109,107 @@ impl World {
         }
     }
 
+    /// Copies count again when the moment of a thaw is over.
+    pub fn look_after_thaw(&mut self) {
+        self.after(Gate::World, THAW, |world| world.changes += 1);
+    }
+
     fn moved(&mut self, vm: VmId, old: &BTreeSet<H>, new: &BTreeSet<H>) {
         let name = self.vm_name(vm);
         let names = |world: &Self, hosts: &BTreeSet<H>| -> Vec<String> {
             hosts.iter().map(|h| world.hosts[*h].name.clone()).collect()
         };
-        match new.first() {
-            None => {
-                let was = names(self, old).join(", ");
-                self.tell("", &format!("{name} runs nowhere (was on {was})"));
-                self.judge.stood.insert(vm, self.now);
-            }
-            Some(h) => {
-                let on = names(self, new).join(", ");
-                self.tell("", &format!("{name} runs on {on}"));
-                if old.is_empty() {
-                    *self.judge.starts.entry(vm).or_default() += 1;
-                    let stood = self.judge.stood.remove(&vm).unwrap_or(self.now);
-                    self.judge.gaps.push((vm, stood, self.now));
-                }
-                if 1 < new.len() {
-                    self.violated(&format!("{name} runs {} times: on {on}", new.len()));
-                }
-                for h in new.difference(old) {
-                    self.check_late_writes(vm, *h);
-                }
-                let _ = h;
+        if new.is_empty() {
+            let was = names(self, old).join(", ");
+            self.tell("", &format!("{name} runs nowhere (was on {was})"));
+        } else {
+            let on = names(self, new).join(", ");
+            self.tell("", &format!("{name} runs on {on}"));
+            if 1 < new.len() {
+                self.violated(&format!("{name} runs {} times: on {on}", new.len()));
             }
         }
+        for h in old.difference(new).copied() {
+            let now = self.now;
+            self.judge.stood.insert((vm, h), now);
+            self.check_blame(vm, h);
+        }
+        for h in new.difference(old).copied() {
+            self.check_memory(vm, h);
+            self.check_late_writes(vm, h);
+        }
+    }
+
+    /// A copy that stood goes on, or an incoming one begins: nobody may have run since its memory was made.
+    fn check_memory(&mut self, vm: VmId, h: H) {
+        let made = self.hosts[h].domains.get(&vm).and_then(|domain| domain.qemu.as_ref()).and_then(|qemu| qemu.memory);
+        let own = self.judge.stood.get(&(vm, h)).copied();
+        if let Some(qemu) = self.qemu(h, vm) {
+            qemu.memory = Some(u64::MAX); // From now on: whenever it stands.
+        }
+        let made = match made {
+            None => return, // Begun anew, from its disks.
+            Some(u64::MAX) => own.unwrap_or(0),
+            Some(made) => made,
+        };
+        let since = |(of, at): (&(VmId, H), &u64)| (of.0 == vm && of.1 != h && made < *at).then_some(of.1);
+        if let Some(other) = self.judge.stood.iter().find_map(since) {
+            let (name, host, other) = (self.vm_name(vm), self.hosts[h].name.clone(), self.hosts[other].name.clone());
+            self.violated(&format!(
+                "{name} goes on at {host} with memory that is older than its disks: {other} ran it"
+            ));
+        }
+    }
+
+    // ---- blame --------------------------------------------------------------------------------------------------
+
+    /// Something happened to a host that explains stops on it.
+    pub fn excuse(&mut self, h: H) {
+        self.hosts[h].excused = self.now;
+    }
+
+    /// Something was done to a VM.
+    pub fn touch(&mut self, vm: VmId) {
+        let now = self.now;
+        self.judge.touched.insert(vm, now);
+    }
+
+    /// The storage hangs for everybody, or goes on.
+    pub fn stalled(&mut self) {
+        self.judge.stall = Some(self.now);
+    }
+
+    /// Whether something is wrong with a host, or was lately.
+    pub fn troubled(&self, h: H) -> bool {
+        let host = &self.hosts[h];
+        let sick = &self.sick[h];
+        let lately = nanos(EXCUSED + self.settings.timing.lease * 2);
+        host.life.is_none()
+            || host.frozen
+            || host.agent_held
+            || host.libvirt_held
+            || host.going_down
+            || host.agent.is_none()
+            || host.libvirtd.is_none()
+            || host.guard.is_none()
+            || host.paths.values().any(|path| *path != Path::Well)
+            || sick.flaky
+            || sick.unreadable
+            || sick.slow != Duration::ZERO
+            || self.starts_fail.contains(&h)
+            || self.now < host.excused + lately
+    }
+
+    fn check_blame(&mut self, vm: VmId, h: H) {
+        let lately = nanos(EXCUSED + self.settings.timing.lease * 2);
+        let hung = self.stores.values().any(|store| store.hung);
+        let stalled = hung || self.judge.stall.is_some_and(|at| self.now < at + lately);
+        let touched = self.judge.touched.get(&vm).is_some_and(|at| self.now < at + nanos(TOUCHED));
+        if touched || stalled || self.now < nanos(SETTLING) || self.troubled(h) {
+            return;
+        }
+        let (name, host) = (self.vm_name(vm), self.hosts[h].name.clone());
+        self.violated(&format!("{name} stops on {host} although nothing has happened to either"));
     }
 
     fn check_late_writes(&mut self, vm: VmId, h: H) {
@@ -119,65 +232,56 @@ impl World {
         }
     }
 
+    // ---- leases -------------------------------------------------------------------------------------------------
+
     /// Whether a VM was ever claimed; one that was not may run without a lease.
     fn is_claimed(&self, vm: VmId) -> bool {
         self.stores[&self.vms[&vm].record.home].generation(vm) != Generation(0)
     }
 
-    fn check_leases(&mut self, running: &BTreeMap<VmId, BTreeSet<H>>) {
+    /// Leases of a host that have changed.
+    fn look_at_leases(&mut self, h: H) {
+        let Some(guard) = &self.hosts[h].guard else { return };
         let mut beyond = None;
-        for (vm, hosts) in running {
+        for (home, store) in &guard.state.stores {
+            let Some(until) = store.lease.valid_until() else { continue };
+            let last = self.judge.last.entry((h, *home)).or_default();
+            if *last == until {
+                continue;
+            }
+            *last = until;
+            self.judge.calm_until = 0;
+            if self.judge.grounds.get(&(h, *home)).is_none_or(|ground| *ground < until) {
+                beyond = Some(until);
+            }
+        }
+        if beyond.is_some() {
+            let host = self.hosts[h].name.clone();
+            self.violated(&format!("{host} believes in a lease for which nothing lies on the datastore"));
+        }
+    }
+
+    /// Whether a running VM has come to the end of its lease; and when the next could.
+    fn look_at_ends(&mut self) {
+        let (mut beyond, mut calm) = (None, u64::MAX);
+        for (vm, hosts) in &self.judge.running {
             if !self.is_claimed(*vm) {
                 continue;
             }
             let home = self.vms[vm].record.home;
             for h in hosts {
-                let now = self.local(*h);
-                let guard = self.hosts[*h].guard.as_ref();
-                let until = guard.and_then(|guard| guard.state.stores.get(&home)?.lease.valid_until());
-                if let Some(until) = until {
-                    self.judge.last.insert((*h, home), until);
-                }
-                let until = until.or_else(|| self.judge.last.get(&(*h, home)).copied());
-                if until.is_none_or(|until| until <= now) {
-                    beyond = Some((*vm, *h));
+                match self.judge.last.get(&(*h, home)) {
+                    Some(until) if self.local(*h) < *until => {
+                        calm = calm.min(self.hosts[*h].clock.when(*until).saturating_sub(1_000_000).max(self.now + 1));
+                    }
+                    Some(_) | None => beyond = Some((*vm, *h)),
                 }
             }
         }
+        self.judge.calm_until = calm;
         if let Some((vm, h)) = beyond {
             let (name, host) = (self.vm_name(vm), self.hosts[h].name.clone());
             self.violated(&format!("{name} runs on {host} beyond its lease"));
-        }
-    }
-
-    /// An agent orders a claim.
-    pub fn claim_ordered(&mut self, h: H, claim: &Claim) {
-        let Some(owner) = claim.owner() else { return };
-        let name = claim.name.clone();
-        let host = self.hosts[h].name.clone();
-        if owner.host != self.hosts[h].id {
-            self.violated(&format!("{host} claims {name} for another host"));
-        } else if self.hosts[h].guard.as_ref().is_some_and(|guard| !guard.state.table.knows(claim.tenure)) {
-            let generation = claim.tenure.generation;
-            self.violated(&format!("{host} claims {name} (generation {generation}) without a row at its guard"));
-        }
-    }
-
-    /// A claim was tried at the storage.
-    pub fn claim_landed(
-        &mut self,
-        _: DatastoreId,
-        claim: &Claim,
-        before: Generation,
-        now: Generation,
-        a: &StoreAnswer,
-    ) {
-        let name = claim.name.clone();
-        if now < before || before.next() < now {
-            self.violated(&format!("claims of {name} went from generation {before} to {now}"));
-        }
-        if self.trace {
-            self.tell("", &format!("claim {name} {}: {a:?}", claim.tenure.generation));
         }
     }
 

@@ -13,6 +13,7 @@ use mainstay::types::{ClusterId, DatastoreId, DiskNeed, HostId, HostIndex, Stora
 use uuid::Uuid;
 
 use super::datastore::Datastore;
+use super::faults::{Sick, Weather};
 use super::host::Host;
 use super::invariants::Judge;
 use super::network::Links;
@@ -51,7 +52,8 @@ impl Gate {
 
 /// Something that will happen.
 pub struct Item {
-    at: u64,
+    /// When.
+    pub at: u64,
     order: u64,
     /// Where.
     pub gate: Gate,
@@ -106,6 +108,8 @@ pub struct Setup {
     pub timing: Timing,
     /// Everything random comes from it; 0 = nothing is random.
     pub seed: u64,
+    /// Clocks with a rate of their own: host, parts per million by which it is fast.
+    pub clocks: Vec<(String, i64)>,
 }
 
 impl Default for Setup {
@@ -119,6 +123,7 @@ impl Default for Setup {
             locks: Some(Duration::from_secs(10)),
             timing: Timing::DEFAULT,
             seed: 0,
+            clocks: Vec::new(),
         }
     }
 }
@@ -131,6 +136,10 @@ pub struct World {
     /// Nanoseconds of the world's time.
     pub now: u64,
     order: u64,
+    /// How many events have happened.
+    pub events: u64,
+    /// Rises whenever a copy may have begun to run, or stopped.
+    pub changes: u64,
     lives: u64,
     random: u64,
     /// Whether latencies vary.
@@ -160,6 +169,14 @@ pub struct World {
     pub migrations_fail: bool,
     /// Starts fail on these hosts.
     pub starts_fail: BTreeSet<H>,
+    /// QEMUs that libvirt is told to end do not.
+    pub stops_fail: bool,
+    /// How the storage path of each host is sick.
+    pub sick: Vec<Sick>,
+    /// How the network is sick.
+    pub weather: Weather,
+    /// Lines of the story that belong to the settling.
+    pub told: usize,
     /// Every step of every agent is told.
     pub trace: bool,
 }
@@ -200,6 +217,8 @@ impl World {
         let mut world = Self {
             now: 0,
             order: 0,
+            events: 0,
+            changes: 0,
             lives: 0,
             random: setup.seed,
             jitter: setup.seed != 0,
@@ -216,11 +235,22 @@ impl World {
             fence_fails: false,
             migrations_fail: false,
             starts_fail: BTreeSet::new(),
+            stops_fail: false,
+            sick: vec![Sick::default(); setup.hosts.len()],
+            weather: Weather::default(),
+            told: 0,
             trace: false,
         };
         for (n, member) in settings.members.iter().enumerate() {
-            // Clocks of different hosts have nothing to do with each other.
-            let rate = if world.jitter { world.dice(1801) as i64 - 900 } else { 0 };
+            // Clocks of different hosts have nothing to do with each other; the worst are as wrong as rho allows.
+            let rate = match if world.jitter { world.dice(4) } else { 4 } {
+                0 => -1000,
+                1 => 1000,
+                2 | 3 => world.dice(2001) as i64 - 1000,
+                _ => 0,
+            };
+            let own = setup.clocks.iter().find(|(host, _)| *host == member.name).map(|(_, rate)| *rate);
+            let rate = own.unwrap_or(rate);
             world.hosts.push(Host::new(n, member.clone(), settings.clone(), rate));
         }
         for (n, (name, _, store)) in setup.vms.iter().enumerate() {
@@ -284,14 +314,11 @@ impl World {
         if !self.lives(item.gate) {
             return;
         }
-        if let Some(host) = item.gate.host()
-            && self.hosts[host].frozen
-        {
-            self.hosts[host].backlog.push(item);
-            return;
-        }
+        let Some(item) = self.held(item) else { return };
+        let host = item.gate.host();
+        self.events += 1;
         (item.work)(self);
-        self.look();
+        self.look(host);
     }
 
     /// What was held back happens now, in order.

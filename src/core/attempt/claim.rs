@@ -5,6 +5,7 @@
 //! ```
 
 use super::*;
+use crate::mutants::{Mutant, planted};
 
 impl Core {
     pub(in crate::core) fn hook_read(&mut self, cx: &mut Cx, id: VmId, answer: StoreAnswer) {
@@ -96,6 +97,9 @@ impl Core {
         self.stage(id, Stage::Expecting, ticket);
         if let Some(attempt) = &mut self.vm(id).attempt {
             attempt.epoch = epoch;
+        }
+        if planted(Mutant::ClaimBeforeRow) {
+            self.create(cx, id);
         }
     }
 

@@ -17,6 +17,7 @@
 
 use std::time::Duration;
 
+use crate::mutants::{Mutant, planted};
 use crate::types::{BeatBlock, BootId, ClusterId, Counter, Digest, HostId, Incarnation, Time};
 use crate::wire::record::{self, BLOCK};
 
@@ -53,12 +54,18 @@ pub struct Slots {
     /// Valid beats of that host, by slot.
     pub valid: Vec<(usize, BeatBlock)>,
     /// Of each slot's bytes; of nothing where the file ends.
-    digests: [Digest; SLOTS],
+    pub digests: [Digest; SLOTS],
     /// Of all bytes.
     pub bytes: Digest,
 }
 
 impl Slots {
+    /// Nothing was ever written.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self { valid: Vec::new(), digests: [Digest::default(); SLOTS], bytes: Digest::default() }
+    }
+
     /// From the first 32 KiB of the file, or less if it is shorter. A torn or foreign block is no beat.
     #[must_use]
     pub fn parse(raw: &[u8], cluster: ClusterId, host: HostId) -> Self {
@@ -215,7 +222,7 @@ impl Book {
     /// A write came back with an error at `returned`.
     pub fn failed(&mut self, slot: usize, content: Digest, returned: Time) {
         self.attempts.retain(|(slot, _)| returned < self.rests[*slot]);
-        self.rests[slot] = returned + REST;
+        self.rests[slot] = if planted(Mutant::SlotReused) { returned } else { returned + REST };
         self.attempts.push((slot, content));
         self.last = slot;
         self.scratch_first = true;

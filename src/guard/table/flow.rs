@@ -1,6 +1,7 @@
 //! What happens to rows and QEMUs by themselves: they appear, end, lapse, miss deadlines; and what to do about it.
 
 use super::{Hold, Phase, ProcessKey, Qemu, Row, Table};
+use crate::mutants::{Mutant, planted};
 use crate::types::guard::Purpose;
 use crate::types::{DatastoreId, Over, Tenure, Time, VmId};
 
@@ -278,13 +279,15 @@ impl Table {
             && self.rows_of(vm).any(|(_, row)| match row.phase {
                 Phase::Running { .. } | Phase::Incoming { .. } => true,
                 Phase::Expected { purpose: Purpose::Adopt, .. } => true,
-                Phase::Expected { purpose: Purpose::Start | Purpose::Reclaim, .. } | Phase::Over { .. } => false,
+                Phase::Expected { purpose: Purpose::Reclaim, .. } => planted(Mutant::ResumedUnclaimed),
+                Phase::Expected { purpose: Purpose::Start, .. } | Phase::Over { .. } => false,
             })
     }
 
     /// Rows with a deadline that counts. That of an incoming one ends when its own claim is being made.
     fn deadlines_set(&self) -> impl Iterator<Item = (Tenure, Time)> {
         self.rows.iter().filter_map(|(at, row)| match row.phase {
+            Phase::Expected { .. } if planted(Mutant::DeadlineIgnored) => None,
             Phase::Expected { deadline, .. } => Some((*at, deadline)),
             Phase::Incoming { deadline } if self.rows_of(at.vm).all(|(other, row)| other <= *at || row.is_over()) => {
                 Some((*at, deadline))

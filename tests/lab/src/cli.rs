@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::lab::{Lab, Wish};
 use crate::storage::{self, Fault, LockMode};
-use crate::{EXPIRE_INSIDE, bench, cases, demo, network, product, test};
+use crate::{EXPIRE_INSIDE, bench, cases, demo, network, product, sim, test};
 
 /// A lab for Mainstay on one machine: hosts (containers with systemd, libvirt and QEMU), a switch, a datastore, and the
 /// faults of all three.
@@ -121,6 +121,12 @@ enum Command {
         /// Faults of full length
         #[arg(long)]
         full: bool,
+    },
+    /// Play random stories of whole clusters in virtual time, by seed; `--help` after it names all choices
+    #[command(disable_help_flag = true)]
+    Sim {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
     },
     /// Measure
     Bench {
@@ -252,6 +258,7 @@ fn act(cli: Cli) -> Result<ExitCode> {
             return test::run(&test::Selection { only, skip_build_checks, full, keep });
         }
         Command::Case { names, full } => return test::run_named(&names, full),
+        Command::Sim { args } => return sim::run(&args),
         Command::Bench { command: BenchCommand::Failover { runs, profile, victim, locks } } => {
             let asked = bench::Failover { runs, profile, victim, locks: parse_locks(&locks)?, locks_text: locks };
             bench::failover(&asked, cli.json)?;

@@ -10,6 +10,7 @@
 //! guest_disk, judge                    what guests leave behind, and who reads it
 //! agents                               what the agents say of themselves
 //! cases, test, demo, bench             what is tried with all this
+//! sim                                  the simulator: no hosts at all
 //! ```
 
 pub mod agents;
@@ -29,6 +30,7 @@ pub mod network;
 pub mod packages;
 pub mod product;
 pub mod root;
+pub mod sim;
 pub mod storage;
 pub mod test;
 
