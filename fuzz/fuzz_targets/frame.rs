@@ -1,7 +1,8 @@
-//! Frames and the messages in them: guard socket and control channel.
+//! Frames and the messages in them: guard socket, control channel, libvirt's hook.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use mainstay::exec::hook::message::{HookQuestion, HookVerdict};
 use mainstay::types::control::{Envelope, Reply};
 use mainstay::types::guard::{GuardMessage, GuardReport};
 use mainstay::wire::frame;
@@ -15,6 +16,8 @@ fuzz_target!(|data: &[u8]| {
     again::<GuardReport>(data);
     again::<Envelope>(data);
     again::<Reply>(data);
+    again::<HookQuestion>(data);
+    again::<HookVerdict>(data);
 });
 
 /// What was read can be sent, and reads the same.

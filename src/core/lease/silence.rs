@@ -32,8 +32,10 @@ pub struct Seen {
     pub roster: u64,
     /// Of all bytes of the host's slots.
     pub bytes: Digest,
-    /// L in the host's blocks, if one could be read.
+    /// L in the host's newest block, if one could be read.
     pub lease: Option<Duration>,
+    /// Which beat that block is.
+    pub beat: Option<(Incarnation, Counter)>,
     /// A block says that the guard is not punctual: margin is L/2.
     pub unpunctual: bool,
     /// Newest attestation of the host by any member.
@@ -52,6 +54,7 @@ impl Seen {
             roster: read.roster.generation,
             bytes: member.bytes,
             lease: member.beat.as_ref().map(|beat| beat.lease),
+            beat: member.beat.as_ref().map(|beat| (beat.incarnation, beat.counter)),
             unpunctual: member.beat.as_ref().is_some_and(|beat| beat.flags.unpunctual),
             attested: read
                 .attestations
@@ -190,8 +193,12 @@ impl Silence {
 }
 
 impl Seen {
+    /// L_h: no lease of the host can be longer. An attestation of a beat that is older than the newest block says
+    /// nothing more: a host that lowers its L announces that only after all leases of the former L have passed
+    /// (`Lease::announced`). Otherwise an old attestation, in a slot that rests, would lengthen windows for minutes.
     fn longest_lease(&self) -> Option<Duration> {
-        self.lease.max(self.attested.map(|attestation| attestation.lease))
+        let newer = self.attested.filter(|attestation| self.beat < Some(order(attestation)));
+        self.lease.max(newer.map(|attestation| attestation.lease))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Carries out one order on the files of one datastore. Blocking: runs on the threads of `lanes.rs`.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -10,7 +11,9 @@ use super::files::{CLAIMS, Folder, HOSTS, Identity, TMP, root_path};
 use super::{members, records};
 use crate::exec::clock;
 use crate::types::store::{ClaimsOf, CompleteRead, MemberRead, StoreAnswer, StoreFailure, StoreOrder};
-use crate::types::{Attestation, ClusterId, DatastoreId, HostId, HostIndex, Roster, Time, VmId};
+use crate::types::{
+    Attestation, BeatBlock, ClusterId, DatastoreId, HostId, HostIndex, ListName, Roster, Time, VmId, VmList,
+};
 
 /// Work that nobody waits for. What fails is done again after the next order of its kind.
 #[derive(Debug)]
@@ -34,12 +37,15 @@ pub struct Orders {
     claims: Claims,
     /// The folder that was seen to be this cluster's and this datastore's.
     checked: Mutex<Option<Identity>>,
+    /// The VM list last read of each member. A list is written before the beat that names it, by sequence and digest:
+    /// while the name stays, reading it again shows nothing new.
+    lists: Mutex<BTreeMap<HostId, (ListName, VmList)>>,
 }
 
 impl Orders {
     /// Touches nothing.
     pub fn new(cluster: ClusterId, id: DatastoreId, me: HostId, mount: PathBuf) -> Self {
-        Self { cluster, id, me, mount, claims: Claims::new(me), checked: Mutex::default() }
+        Self { cluster, id, me, mount, claims: Claims::new(me), checked: Mutex::default(), lists: Mutex::default() }
     }
 
     /// Carries one out. Nobody hears the answer after the deadline, which is `within` after the order was given.
@@ -134,12 +140,26 @@ impl Orders {
             slots.valid.iter().flat_map(|(_, beat)| &beat.attestations).for_each(|a| attestations.add(*a));
             // A beat under another index than the roster's is no beat; its bytes still count as a sign of life.
             let beat = slots.newest().map(|(_, beat)| beat).filter(|beat| beat.index == member.index).cloned();
-            let list = beat.as_ref().map(|beat| read_list(&hosts, beat)).transpose()?.flatten();
+            let list = beat.as_ref().map(|beat| self.list(&hosts, beat)).transpose()?.flatten();
             members.push(MemberRead { host: member.host, bytes: slots.bytes, beat, list });
         }
+        let is_member = |host: &HostId| roster.members.iter().any(|member| member.host == *host);
+        self.lists.lock().unwrap_or_else(PoisonError::into_inner).retain(|host, _| is_member(host));
         let ended = clock::now();
         let attestations = attestations.newest.into_values().collect();
         Ok(CompleteRead { began, ended, roster, members, attestations, spent: ended.since(began) })
+    }
+
+    fn list(&self, hosts: &Folder, beat: &BeatBlock) -> Result<Option<VmList>, StoreFailure> {
+        let lists = || self.lists.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, list)) = lists().get(&beat.host).filter(|(name, _)| *name == beat.list) {
+            return Ok(Some(list.clone()));
+        }
+        let list = read_list(hosts, beat)?;
+        if let Some(list) = &list {
+            lists().insert(beat.host, (beat.list, list.clone()));
+        }
+        Ok(list)
     }
 
     fn read_claims(&self, of: &ClaimsOf) -> Result<StoreAnswer, StoreFailure> {
@@ -164,7 +184,7 @@ impl Orders {
 /// The newest attestation for each host.
 #[derive(Default)]
 struct Attestations {
-    newest: std::collections::BTreeMap<HostIndex, Attestation>,
+    newest: BTreeMap<HostIndex, Attestation>,
 }
 
 impl Attestations {

@@ -190,7 +190,7 @@ fn fold(runs: &[Run], pick: impl Fn(&[f64]) -> f64) -> Value {
 /// Of a sorted list that is not empty.
 fn median(sorted: &[f64]) -> f64 {
     let middle = sorted.len() / 2;
-    if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
+    if sorted.len() % 2 == 1 { sorted[middle] } else { ((sorted[middle - 1] + sorted[middle]) * 5.0).round() / 10.0 }
 }
 
 /// What our processes cost at rest.

@@ -17,6 +17,7 @@ fn seen(began: u64) -> Seen {
         roster: 1,
         bytes: Digest([1; 32]),
         lease: Some(L),
+        beat: Some((Incarnation(9), Counter(7))),
         unpunctual: false,
         attested: None,
     }
@@ -160,10 +161,13 @@ fn an_attestation_that_changes_is_life() {
 #[test]
 fn the_largest_lease_of_blocks_and_attestations_counts() {
     let long = Duration::from_millis(15_000);
-    let attested = |began| Seen { attested: Some(attestation(5, long)), ..seen(began) };
-    let steps = |s| vec![Beats(5000, 10_000), Read(attested(10_000)), Beats(11_000, s), Read(attested(s))];
-    check("5 s are not enough for 15", steps(10_010 + WINDOW), 10_000, false);
-    check("15 s", steps(10_010 + 15_616), 10_000, true);
+    let steps = |counter, s| {
+        let attested = |began| Seen { attested: Some(attestation(counter, long)), ..seen(began) };
+        vec![Beats(5000, 10_000), Read(attested(10_000)), Beats(11_000, s), Read(attested(s))]
+    };
+    check("5 s are not enough for 15", steps(8, 10_010 + WINDOW), 10_000, false);
+    check("15 s", steps(8, 10_010 + 15_616), 10_000, true);
+    check("of a beat older than the newest block: L was lowered since", steps(6, 10_010 + WINDOW), 10_000, true);
     let block = |began| Seen { lease: Some(long), attested: Some(attestation(5, L)), ..seen(began) };
     let steps = |s| vec![Beats(5000, 10_000), Read(block(10_000)), Beats(11_000, s), Read(block(s))];
     check("the block's", steps(10_010 + WINDOW), 10_000, false);
