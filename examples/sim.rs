@@ -139,26 +139,19 @@ fn many(plan: &Plan) -> ExitCode {
 
 #[cfg(feature = "mutants")]
 fn mutants(plan: &Plan, named: &str) -> ExitCode {
-    let chosen: Vec<Mutant> = Mutant::ALL
-        .into_iter()
-        .filter(|mutant| format!("{mutant:?}").to_lowercase().contains(&named.to_lowercase()))
-        .collect();
+    let fits = |mutant: &Mutant| format!("{mutant:?}").to_lowercase().contains(&named.to_lowercase());
+    let chosen: Vec<Mutant> = Mutant::ALL.into_iter().filter(fits).collect();
     let mut found = 0;
     for mutant in &chosen {
-        let plan = Plan { enough: 1, loud: false, ..plan.clone() };
         let began = std::time::Instant::now();
-        let tally = play_all(&plan, || mainstay::mutants::plant(Some(*mutant)));
-        let took = began.elapsed().as_secs_f64();
-        match tally.failed.iter().next() {
-            Some((seed, wrong)) => {
+        let result = sim::runs::hunt(plan, *mutant);
+        let (name, took) = (format!("{mutant:?}"), began.elapsed().as_secs_f64());
+        match result {
+            Ok((seeds, seed, wrong)) => {
                 found += 1;
-                println!(
-                    "{:<20} found after {:>5} seeds, {took:>4.0} s: seed {seed}: {wrong}",
-                    format!("{mutant:?}"),
-                    tally.seeds
-                );
+                println!("{name:<20} found after {seeds:>5} seeds, {took:>4.0} s: seed {seed}: {wrong}");
             }
-            None => println!("{:<20} NOT FOUND in {} seeds, {took:.0} s", format!("{mutant:?}"), tally.seeds),
+            Err(seeds) => println!("{name:<20} NOT FOUND in {seeds} seeds, {took:.0} s"),
         }
     }
     println!("{found} of {} found", chosen.len());

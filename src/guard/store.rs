@@ -35,8 +35,9 @@ pub enum Stage {
 struct Heard {
     attestation: Attestation,
     since: Time,
-    /// It stands in a beat that counts.
-    persisted: bool,
+    /// The newest that stands in a beat that counts. A newer one must not hide it before that host was told: where the
+    /// beats of both come in a bad order, it would never be.
+    persisted: Option<Attestation>,
 }
 
 /// See the module.
@@ -111,7 +112,7 @@ impl Store {
         self.trouble = None;
         for attestation in with {
             if let Some(heard) = self.attestations.get_mut(&attestation.index) {
-                heard.persisted |= heard.attestation == *attestation;
+                heard.persisted = Some(*attestation);
             }
         }
     }
@@ -121,8 +122,10 @@ impl Store {
         let newer = |heard: &Heard| {
             (heard.attestation.incarnation, heard.attestation.counter) < (attestation.incarnation, attestation.counter)
         };
-        if self.attestations.get(&attestation.index).is_none_or(newer) {
-            self.attestations.insert(attestation.index, Heard { attestation, since: now, persisted: false });
+        let known = self.attestations.get(&attestation.index);
+        if known.is_none_or(newer) {
+            let persisted = known.and_then(|heard| heard.persisted);
+            self.attestations.insert(attestation.index, Heard { attestation, since: now, persisted });
         }
     }
 
@@ -131,19 +134,21 @@ impl Store {
         self.attestations.retain(|index, heard| {
             *index != own && now.since(heard.since) < timing::attestation_kept(heard.attestation.lease)
         });
-        let stands = |heard: &&Heard| !(heard.persisted && planted(Mutant::AttestationDropped));
+        let stands =
+            |heard: &&Heard| !(heard.persisted == Some(heard.attestation) && planted(Mutant::AttestationDropped));
         self.attestations.values().filter(stands).map(|heard| heard.attestation).collect()
     }
 
     /// Those that are persisted, for the hosts that they are about.
     pub fn attested(&self) -> impl Iterator<Item = Attested> {
-        let persisted =
-            self.attestations.values().filter(|heard| heard.persisted || planted(Mutant::AttestedUnwritten));
-        persisted.map(|heard| Attested {
+        let told = |heard: &Heard| {
+            if planted(Mutant::AttestedUnwritten) { Some(heard.attestation) } else { heard.persisted }
+        };
+        self.attestations.values().filter_map(told).map(|attestation| Attested {
             datastore: self.position,
-            index: heard.attestation.index,
-            incarnation_low: (heard.attestation.incarnation.0 & 0xffff) as u16,
-            counter: heard.attestation.counter,
+            index: attestation.index,
+            incarnation_low: (attestation.incarnation.0 & 0xffff) as u16,
+            counter: attestation.counter,
         })
     }
 

@@ -319,7 +319,15 @@ impl World {
             self.rise(h, newest.incarnation);
             return self.again_at_once(h, home);
         }
-        if !book.scratch_first() {
+        let times = book.scratches();
+        self.scratch(h, home, times, taken, block);
+    }
+
+    fn scratch(&mut self, h: H, home: DatastoreId, times: usize, taken: Taken, block: BeatBlock) {
+        if times == 0 {
+            if let Some(book) = self.renew(h, home).and_then(|renew| renew.book.as_mut()) {
+                book.scratched();
+            }
             return self.write_slot(h, home, taken, block);
         }
         let (me, gate, there) = (self.hosts[h].id, self.guard_gate(h), block.clone());
@@ -328,12 +336,7 @@ impl World {
         };
         self.io(h, home, gate, Deed::Write, 1000, write, move |world, result| match result {
             Err(why) => world.turned(h, home, Some(why)),
-            Ok(()) => {
-                if let Some(book) = world.renew(h, home).and_then(|renew| renew.book.as_mut()) {
-                    book.scratched();
-                }
-                world.write_slot(h, home, taken, block);
-            }
+            Ok(()) => world.scratch(h, home, times - 1, taken, block),
         });
     }
 

@@ -16,6 +16,9 @@ use super::world::SETTLING;
 /// Lines of a failing story that are shown: its end.
 const TOLD: usize = 120;
 
+/// For making a story smaller.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// What a number of seeds came to.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
@@ -130,6 +133,9 @@ pub fn play_all(plan: &Plan, prepare: impl Fn() + Sync) -> Tally {
                     }
                     let (mut tally, result) = play(&story(seed, &plan.wish));
                     if let Err((wrong, _)) = result {
+                        if plan.loud {
+                            eprintln!("seed {seed}: {wrong}");
+                        }
                         tally.failed.insert(seed, wrong);
                     }
                     let mut total = total.lock().unwrap();
@@ -155,10 +161,11 @@ pub fn play_all(plan: &Plan, prepare: impl Fn() + Sync) -> Tally {
 
 /// Takes out of a failing story whatever it fails without.
 pub fn shrink(scenario: &Scenario) -> Scenario {
+    let began = Instant::now();
     let mut small = scenario.clone();
     let fails = |scenario: &Scenario| play(scenario).1.is_err();
     let mut at = small.acts.len();
-    while 0 < at {
+    while 0 < at && began.elapsed() < PATIENCE {
         at -= 1;
         if small.acts[at].1 == "heal everything" {
             continue;
@@ -170,7 +177,7 @@ pub fn shrink(scenario: &Scenario) -> Scenario {
             at = at.min(small.acts.len());
         }
     }
-    while 1 < small.setup.vms.len() {
+    while 1 < small.setup.vms.len() && began.elapsed() < PATIENCE {
         let mut smaller = small.clone();
         let (last, ..) = smaller.setup.vms.pop().expect("more than one");
         smaller.acts.retain(|(_, what)| !what.split(' ').any(|word| word == last));
@@ -201,4 +208,27 @@ pub fn explain(seed: u64, wish: &Wish) -> String {
     lines.extend(told.into_iter().skip(left_out));
     lines.push(format!("again: cargo lab sim --seed {seed}; every step: --trace; kept: tests/scenarios/NAME.txt"));
     lines.join("\n")
+}
+
+/// Looks for a seed that fails with this bug planted, and is well without it. Ok: seeds played, the seed, what is wrong
+/// then; Err: seeds played.
+#[cfg(feature = "mutants")]
+pub fn hunt(plan: &Plan, mutant: mainstay::mutants::Mutant) -> Result<(u64, u64, String), u64> {
+    use mainstay::mutants::plant;
+    let mut played = 0;
+    while played < plan.seeds {
+        let (from, seeds) = (plan.from + played, plan.seeds - played);
+        let part = Plan { from, seeds, enough: 1, loud: false, ..plan.clone() };
+        let tally = play_all(&part, || plant(Some(mutant)));
+        plant(None);
+        let well = |seed: &u64| play(&story(*seed, &plan.wish)).1.is_ok();
+        if let Some((seed, wrong)) = tally.failed.iter().find(|(seed, _)| well(seed)) {
+            return Ok((seed + 1 - plan.from, *seed, wrong.clone()));
+        }
+        played += tally.seeds.max(1);
+        if tally.failed.is_empty() {
+            break;
+        }
+    }
+    Err(played)
 }
