@@ -3,7 +3,8 @@
 //! ```text
 //!  Hook ─► Reading ─► Recording ┐
 //!  Adopt ──────────► Recording ─┤
-//!  Run ─► FetchingRecord ───────┼─► Expecting ─► Claiming ─► Confirming ─┬─► (Reclaim, Adopt) done
+//!  Change ─────────► Recording ─┤
+//!  Run ─► FetchingRecord ───────┼─► Expecting ─► Claiming ─► Confirming ─┬─► (Reclaim, Adopt, Change) done
 //!  Reclaim, Arrive ─────────────┘    guard's row   claim g+1   epoch same  ├─► (Hook) allowed ─► Adopting ─► done
 //!                                       │             │            │       ├─► (Arrive) Defining ─► Resuming ─► done
 //!                                       │             │            │       └─► (Run) Fencing ─► Locks ─► Defining ─►
@@ -50,6 +51,8 @@ pub enum Kind {
     Adopt,
     /// The guard stopped it after a lapse; it goes on under a new claim.
     Reclaim { old: Tenure },
+    /// Its definition here changed, while it runs here or while nobody owns it: a claim for the new record.
+    Change,
     /// It came by migration; the source said over.
     Arrive,
     /// It ended here: nobody owns it any more.
@@ -135,18 +138,30 @@ impl Attempt {
 
     /// Whether a QEMU is here already.
     fn has_copy(&self) -> bool {
-        matches!(self.kind, Kind::Reclaim { .. } | Kind::Adopt | Kind::Arrive)
+        match self.kind {
+            Kind::Reclaim { .. } | Kind::Adopt | Kind::Arrive => true,
+            Kind::Change => !self.is_unowned(),
+            Kind::Hook { .. } | Kind::Run { .. } | Kind::Release { .. } => false,
+        }
+    }
+
+    /// The claim that it follows names nobody.
+    fn is_unowned(&self) -> bool {
+        self.before.as_ref().and_then(Claim::owner).is_none()
     }
 }
 
 impl Core {
     /// Begins an attempt; one VM has at most one.
     pub(super) fn begin(&mut self, cx: &mut Cx, id: VmId, kind: Kind, home: DatastoreId, asks: Vec<AskId>) {
+        let persistent = self.libvirt.domains.get(&id).is_some_and(|domain| domain.persistent);
         let vm = self.vm(id);
         assert!(vm.attempt.is_none(), "one attempt per VM");
         let before = vm.claim.clone();
         let record = match &kind {
-            Kind::Hook { .. } | Kind::Adopt => vm.record.clone().and_then(Result::ok),
+            Kind::Hook { .. } | Kind::Adopt | Kind::Change => vm.record.clone().and_then(Result::ok),
+            // It ran here until just now: what is defined here is the newest.
+            Kind::Run { reason: ClaimReason::Crashed, .. } if persistent => vm.record.clone().and_then(Result::ok),
             Kind::Arrive => vm.incoming.as_ref().map(|incoming| incoming.record.clone()),
             Kind::Run { .. } | Kind::Reclaim { .. } | Kind::Release { .. } => None,
         };
@@ -178,7 +193,8 @@ impl Core {
                 cx.set(Timer::Attempt(id), cx.now + HOOK_LIMIT);
                 self.ask_store(cx, id, Stage::Reading, StoreOrder::ReadClaims(ClaimsOf::Vms(vec![id])));
             }
-            Kind::Adopt => self.write_record(cx, id),
+            Kind::Adopt | Kind::Change => self.write_record(cx, id),
+            Kind::Run { .. } if attempt.record.is_some() => self.write_record(cx, id),
             Kind::Run { .. } => {
                 let order = StoreOrder::ReadRecord { vm: id, digest: attempt.digest };
                 self.ask_store(cx, id, Stage::FetchingRecord, order);

@@ -14,7 +14,7 @@ use crate::types::guard::GuardOrder;
 use crate::types::settings::{ClusterSettings, SettingsChange};
 use crate::types::store::StoreOrder;
 use crate::types::vm::DomainOrder;
-use crate::types::{DatastoreId, HostId, Ticket, Time, VmId};
+use crate::types::{DatastoreId, Digest, HostId, Ticket, Time, VmId};
 
 /// Something that happens at a time.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -72,6 +72,8 @@ pub enum Pending {
     Stop(VmId, AskId),
     /// The removal of a stale definition.
     Undefine(VmId),
+    /// Whether a record of this digest, that of the definition here, was ever written.
+    Recorded(VmId, Digest),
 }
 
 /// Tickets and timers: survive a step.

@@ -37,7 +37,7 @@ impl Core {
             return cx.hook_answer(ask, Err(refusal_text(name, &denial)));
         }
         let home = self.vm(id).claim.as_ref().map_or(record.home, |claim| claim.home);
-        self.vm(id).record = Some(Ok(record));
+        self.define_record(cx.now, id, Ok(record));
         self.begin(cx, id, Kind::Hook { ask }, home, Vec::new());
     }
 

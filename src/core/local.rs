@@ -9,7 +9,7 @@
 //!   any          another's    -            the guard kills; the row is forgotten
 //!   none         none         runs         Adopt: protect it (generation 1)
 //!   none         another's    runs         alarm, nothing is stopped
-//!   none         another's    defined      the stale definition is removed
+//!   none         another's    defined      the stale definition is removed (`definitions`)
 //! ```
 //!
 //! Events are hints; `reconcile` looks at the whole state whenever something changed and once per beat.
@@ -23,7 +23,7 @@ use super::event::Recorded;
 use super::note::Note;
 use crate::mutants::{Mutant, planted};
 use crate::types::guard::{GuardOrder, RowView};
-use crate::types::vm::{DomainAnswer, DomainChange, DomainInfo, DomainOrder, DomainState, Underway};
+use crate::types::vm::{DomainChange, DomainInfo, DomainOrder, DomainState, Underway};
 use crate::types::{Claim, ClaimReason, Holder, Incarnation, Over, Tenure, VmId, VmState, Wanted};
 
 /// libvirt's time for a list.
@@ -34,8 +34,6 @@ const PATIENCE: Duration = Duration::from_millis(500);
 const WORD_KEPT: Duration = Duration::from_secs(60);
 /// A VM that QEMU paused for an error of its disk is resumed this often, while its datastore takes our own writes.
 const IO_RETRY: Duration = Duration::from_secs(2);
-/// A stale definition that libvirt would not remove is left alone for so long.
-const STALE_RETRY: Duration = Duration::from_secs(60);
 
 impl Core {
     // ---- guard --------------------------------------------------------------------------------------------------
@@ -126,17 +124,18 @@ impl Core {
         self.libvirt.up = true;
         self.libvirt.domains.clear();
         let mut unprotected = Vec::new();
-        for vm in self.vms.values_mut() {
-            vm.record = None;
-        }
         for (domain, record) in domains {
             if record.is_err() {
                 unprotected.push(domain.vm);
             }
-            let vm = self.vm(domain.vm);
-            vm.name.clone_from(&domain.name);
-            vm.record = Some(record.map(|record| *record));
+            self.vm(domain.vm).name.clone_from(&domain.name);
+            self.define_record(cx.now, domain.vm, record.map(|record| *record));
             self.libvirt.domains.insert(domain.vm, domain);
+        }
+        for (id, vm) in &mut self.vms {
+            if !self.libvirt.domains.contains_key(id) {
+                (vm.record, vm.digest) = (None, None);
+            }
         }
         self.note_unprotected(cx, unprotected);
         self.check = true;
@@ -249,6 +248,9 @@ impl Core {
         } else if matches!(row.state, VmState::Over(_)) {
             // Ours or nobody's, from a try whose claim landed late: the next generation is claimed.
             self.reclaim(cx, row);
+        } else if ours && row.state == VmState::Running {
+            // The row of a claim that landed late was given up, and its older one runs on: the next generation gets both.
+            self.record_change(cx, row.tenure.vm, claim);
         }
     }
 
@@ -258,7 +260,10 @@ impl Core {
             VmState::Running if planted(Mutant::ReleasedEarly) && self.shuts_down(id) => {
                 self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedInside);
             }
-            VmState::Running => self.take_up(cx, id, row),
+            VmState::Running => {
+                self.take_up(cx, id, row);
+                self.changed_while_it_runs(cx, id, claim);
+            }
             VmState::Incoming => {}
             VmState::Over(Over::Lapsed) if row.pid.is_some() => self.reclaim(cx, row),
             VmState::Over(Over::HandedTo(to)) => {
@@ -388,10 +393,12 @@ impl Core {
         let Some(claim) = claim.cloned() else { return };
         if self.vms.get(&id).is_some_and(|vm| self.is_mine(vm)) {
             self.judge_end(cx, id, &claim);
-        } else if let (Some(owner), Some(domain)) = (host_owns, domain)
-            && owner != self.me.host
-        {
-            self.remove_stale(cx, id, &domain, &claim);
+        } else if let Some(domain) = domain {
+            match host_owns {
+                Some(owner) if owner != self.me.host => self.remove_stale(cx, id, &domain, &claim),
+                Some(_) => {}
+                None => self.changed_while_it_stands(cx, id, &domain, &claim),
+            }
         }
     }
 
@@ -403,49 +410,6 @@ impl Core {
             let text =
                 format!("{name}: {what}; nothing is stopped; see 'mainstay vm explain {name}' and stop the wrong copy");
             cx.note(Note::alarm("runs-against-claim", text).of(&name));
-        }
-    }
-
-    /// A definition left behind: removed when the record shows that nothing would be lost.
-    fn remove_stale(&mut self, cx: &mut Cx, id: VmId, domain: &DomainInfo, claim: &Claim) {
-        let vm = self.vm(id);
-        if vm.undefining || !domain.persistent || domain.managed_save {
-            return;
-        }
-        let same = vm.record.as_ref().and_then(|record| record.as_ref().ok()).is_some_and(|record| {
-            crate::wire::record::encode_record(record)
-                .is_ok_and(|bytes| crate::wire::record::digest(&bytes) == claim.record)
-        });
-        if !same {
-            let what = format!(
-                "its definition here differs from the one that generation {} runs with",
-                claim.tenure.generation
-            );
-            if vm.waits.as_ref() != Some(&what) {
-                vm.waits = Some(what.clone());
-                let name = self.vm_name(id);
-                let text =
-                    format!("{name}: {what}; it is kept; remove it with 'virsh undefine {name}' when it is not needed");
-                cx.note(Note::warning("stale-definition", text).of(&name));
-            }
-            return;
-        }
-        vm.undefining = true;
-        cx.domain(DomainOrder::Undefine { vm: id }, LIST, Pending::Undefine(id));
-    }
-
-    pub(super) fn undefined(&mut self, cx: &mut Cx, id: VmId, answer: &DomainAnswer) {
-        self.vm(id).undefining = false;
-        let name = self.vm_name(id);
-        match answer {
-            DomainAnswer::Done | DomainAnswer::Listed(_) => {
-                cx.note(
-                    Note::info("stale-definition", format!("{name}: its stale definition here was removed")).of(&name),
-                );
-                self.libvirt.domains.remove(&id);
-                self.list_domains(cx);
-            }
-            DomainAnswer::Failed(_) => self.vm(id).pause = cx.now + STALE_RETRY,
         }
     }
 }

@@ -4,6 +4,7 @@
 //!              ┌── members ── election ──┐            who is there, who is master
 //!   event ──►  │   storage ── proofs     │            what datastores show, what is over
 //!              │   local ── attempt ─────┼──► output  VMs of this host: protect, start, re-claim, release
+//!              │   definitions ── ends   │            what changed, what is stale, why one ended
 //!              │   failover ── placement │            the master: whom to restart, where
 //!              └── moving, hooks, asks ──┘            migrations, libvirt's hook, people and other agents
 //! ```
@@ -19,6 +20,7 @@ mod asks;
 mod attempt;
 mod beats;
 pub mod cx;
+mod definitions;
 mod election;
 mod ends;
 pub mod event;

@@ -13,7 +13,7 @@ use super::moving::{Incoming, Moving};
 use super::note::Note;
 use crate::types::control::VmReport;
 use crate::types::vm::OffReason;
-use crate::types::{Claim, HostId, Tenure, Time, VmId, VmRecord, Wanted};
+use crate::types::{Claim, Digest, HostId, Tenure, Time, VmId, VmRecord, Wanted};
 
 /// One VM.
 #[derive(Debug, Default)]
@@ -28,6 +28,14 @@ pub struct Vm {
     pub bad: Option<String>,
     /// What its definition on this host says; or why it cannot be protected.
     pub record: Option<Result<VmRecord, String>>,
+    /// Of that record, if there is one.
+    pub digest: Option<Digest>,
+    /// When its definition on this host was last seen to change.
+    pub defined: Time,
+    /// A record of this digest, that of its definition here, was looked for on its home: whether it is there.
+    pub recorded: Option<(Digest, bool)>,
+    /// A changed definition is not recorded again before.
+    pub change_retry: Time,
     /// What this host does with it now.
     pub attempt: Option<Attempt>,
     /// As master: where it is being started.

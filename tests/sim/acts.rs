@@ -133,6 +133,7 @@ impl World {
                     self.crash(h, vm);
                 }
             }
+            ["person", "edits", vm, "on", host] => self.virsh_edit(self.named(host), self.named_vm(vm)),
             ["person", "starts", vm, "on", host] => self.virsh_start(self.named(host), self.named_vm(vm)),
             ["person", "shuts", "down", vm] => {
                 let vm = self.named_vm(vm);

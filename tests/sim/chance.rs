@@ -209,8 +209,9 @@ impl Cast {
     fn of_vm(&mut self, host: &str) -> Fault {
         let vm = self.vm();
         let other = self.host();
-        match self.dice.roll(9) {
+        match self.dice.roll(10) {
             0 | 1 => (format!("crash {vm}"), None),
+            9 => (format!("person edits {vm} on {host}"), None),
             2..=4 => (format!("move {vm} to {host}"), None),
             5 => (format!("person starts {vm} on {host}"), None),
             6 => (format!("guest powers off {vm}"), Some(format!("person starts {vm} on {host}"))),

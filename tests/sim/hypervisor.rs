@@ -41,6 +41,8 @@ pub struct Qemu {
     pub stale: bool,
     /// When its memory was made, if it came from elsewhere; the end of time: it is what it was when it last stood.
     pub memory: Option<u64>,
+    /// Which change of its definition it was started with.
+    pub edit: u32,
 }
 
 /// One domain of libvirt.
@@ -48,6 +50,8 @@ pub struct Qemu {
 pub struct Domain {
     /// Has a definition on disk.
     pub defined: bool,
+    /// Which change of it.
+    pub edit: u32,
     /// Its process.
     pub qemu: Option<Qemu>,
     /// A start is under way in libvirt.
@@ -61,7 +65,7 @@ pub type Told = Box<dyn FnOnce(&mut World, Result<(), String>)>;
 
 impl Domain {
     fn new() -> Self {
-        Self { defined: false, qemu: None, starting: false, off: OffReason::Unknown }
+        Self { defined: false, edit: 0, qemu: None, starting: false, off: OffReason::Unknown }
     }
     /// The host's power went.
     pub fn lose_power(&mut self) {
@@ -128,18 +132,18 @@ impl World {
         let host = &self.hosts[h];
         let there = host.domains.iter().filter(|(_, domain)| domain.defined || domain.qemu.is_some());
         let info = |(vm, domain): (&VmId, &Domain)| {
-            let spec = &self.vms[vm];
+            let record = self.definition(h, *vm);
             let info = DomainInfo {
                 vm: *vm,
-                name: spec.name.clone(),
+                name: record.name.clone(),
                 state: domain.state(),
                 persistent: domain.defined,
                 autostart: false,
-                xml: spec.record.xml.clone(),
+                xml: record.xml.clone(),
                 pid: domain.qemu.as_ref().map(|qemu| qemu.key.pid),
                 managed_save: false,
             };
-            (info, Ok(Box::new(spec.record.clone())))
+            (info, Ok(Box::new(record)))
         };
         Event::Listed(there.map(info).collect())
     }
@@ -201,9 +205,7 @@ impl World {
                 });
             }),
             DomainOrder::Define { xml } => self.after(gate, delay, move |world| {
-                let vm = world.vm(&xml).expect("definitions of the world");
-                world.domain(h, vm).defined = true;
-                world.domain_event(h, vm, DomainChange::Defined);
+                world.define(h, &xml);
                 then(world, Ok(()));
             }),
             DomainOrder::Undefine { vm } => self.after(gate, delay, move |world| {
@@ -315,6 +317,7 @@ impl World {
         let memory = incoming.then_some(0); // Nothing yet.
         let domain = self.domain(h, vm);
         domain.starting = false;
+        let edit = domain.edit;
         domain.qemu = Some(Qemu {
             key,
             cpus: false,
@@ -324,6 +327,7 @@ impl World {
             incoming,
             stale: false,
             memory,
+            edit,
         });
         let gate = self.hosts[h].kernel();
         let delay = self.latency(5000);
@@ -376,7 +380,7 @@ impl World {
             return self.after(gate, Duration::from_millis(5), move |world| then(world, answer));
         };
         let AskId(ask) = self.wait(Waiter::Hook { at: h, then });
-        let (name, record) = (self.vm_name(vm), self.vms[&vm].record.clone());
+        let (name, record) = (self.vm_name(vm), self.definition(h, vm));
         self.after(Gate::Agent(h, agent), Duration::from_millis(5), move |world| {
             let record = Ok(Box::new(record));
             world.agent_event(h, Event::Hooked { ask: AskId(ask), vm, name, wish, record });

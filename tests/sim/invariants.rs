@@ -310,7 +310,11 @@ impl World {
             let name = self.vm_name(*vm);
             let home = self.vms[vm].record.home;
             let where_ = match self.runs_on(*vm).first() {
-                Some(h) => format!("runs on {}", self.hosts[*h].name),
+                Some(h) => {
+                    let edit = self.domains(*h).get(vm).and_then(|domain| domain.qemu.as_ref()).map_or(0, |q| q.edit);
+                    let edit = if edit == 0 { String::new() } else { format!(" as of edit {edit}") };
+                    format!("runs on {}{edit}", self.hosts[*h].name)
+                }
                 None => "does not run".to_owned(),
             };
             let claim = match self.stores[&home].highest(*vm) {

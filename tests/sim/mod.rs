@@ -16,6 +16,7 @@
 pub mod acts;
 pub mod chance;
 pub mod datastore;
+pub mod definitions;
 pub mod faults;
 pub mod fences;
 pub mod files;

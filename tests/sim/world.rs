@@ -179,6 +179,8 @@ pub struct World {
     pub told: usize,
     /// Every step of every agent is told.
     pub trace: bool,
+    /// How often the definition of each VM was changed, anywhere.
+    pub edits: BTreeMap<VmId, u32>,
 }
 
 /// An id that says what it is.
@@ -240,6 +242,7 @@ impl World {
             weather: Weather::default(),
             told: 0,
             trace: false,
+            edits: BTreeMap::new(),
         };
         for (n, member) in settings.members.iter().enumerate() {
             // Clocks of different hosts have nothing to do with each other; the worst are as wrong as rho allows.

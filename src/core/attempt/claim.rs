@@ -43,8 +43,10 @@ impl Core {
     pub(in crate::core) fn recorded(&mut self, cx: &mut Cx, id: VmId, answer: StoreAnswer) {
         match answer {
             StoreAnswer::Recorded(digest) => {
-                if let Some(attempt) = &mut self.vm(id).attempt {
-                    attempt.digest = digest;
+                let Some(attempt) = &mut self.vm(id).attempt else { return };
+                attempt.digest = digest;
+                if attempt.kind == Kind::Change && attempt.is_unowned() {
+                    return self.create(cx, id); // It names no host, so no guard has to know it first.
                 }
                 self.expect(cx, id);
             }
@@ -88,7 +90,7 @@ impl Core {
             deadline: cx.now + ROW_DEADLINE,
             purpose: match attempt.kind {
                 Kind::Hook { .. } | Kind::Run { .. } => Purpose::Start,
-                Kind::Adopt | Kind::Arrive => Purpose::Adopt,
+                Kind::Adopt | Kind::Arrive | Kind::Change => Purpose::Adopt,
                 Kind::Reclaim { .. } => Purpose::Reclaim,
                 Kind::Release { .. } => return,
             },
@@ -112,6 +114,9 @@ impl Core {
             (_, Some(before)) => before.wanted,
         };
         self.fail(cx, id, Denial::Unable("an earlier try is being cleared away; try again in a moment".into()));
+        if attempt.kind == Kind::Change {
+            return; // It runs, and no claim that lets others have it may be made.
+        }
         let kind = Kind::Release { wanted, reason: ClaimReason::StartFailed };
         self.begin(cx, id, kind, attempt.home, Vec::new());
     }
@@ -146,6 +151,10 @@ impl Core {
             Kind::Adopt => (Holder::Host(owner), Wanted::Running, ClaimReason::Adopted),
             Kind::Reclaim { .. } => (Holder::Host(owner), Wanted::Running, ClaimReason::Reclaimed),
             Kind::Arrive => (Holder::Host(owner), Wanted::Running, ClaimReason::Migrated),
+            Kind::Change => match before {
+                Some(before) if before.owner().is_none() => (before.holder, before.wanted, ClaimReason::RecordChanged),
+                Some(_) | None => (Holder::Host(owner), Wanted::Running, ClaimReason::RecordChanged),
+            },
             Kind::Release { wanted, reason } => (Holder::None, *wanted, *reason),
         };
         let mut debts = match (&attempt.kind, before, &attempt.record) {
@@ -183,8 +192,10 @@ impl Core {
         match answer {
             StoreAnswer::Created => {
                 self.learn(cx, claim.clone(), cx.now);
-                if let Kind::Release { .. } = attempt.kind {
-                    return self.released(cx, id);
+                match attempt.kind {
+                    Kind::Release { .. } => return self.released(cx, id),
+                    Kind::Change if attempt.is_unowned() => return self.finish(cx, id),
+                    _ => {}
                 }
                 let order =
                     GuardOrder::Claimed { tenure: claim.tenure, epoch: attempt.epoch, deadline: cx.now + ROW_DEADLINE };
@@ -271,7 +282,7 @@ impl Core {
                 cx.hook_answer(ask, Ok(()));
                 self.await_adoption(cx, id);
             }
-            Kind::Adopt => self.finish(cx, id),
+            Kind::Adopt | Kind::Change => self.finish(cx, id),
             Kind::Reclaim { .. } => self.lift_late_pause(cx, id),
             Kind::Arrive => self.define(cx, id),
             Kind::Run { .. } => self.pay_debts(cx, id),

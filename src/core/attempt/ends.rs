@@ -13,7 +13,9 @@ impl Core {
             vm.restarts.push(cx.now);
         }
         vm.waits = None;
-        vm.ended = None;
+        if attempt.kind != Kind::Change {
+            vm.ended = None; // It may have ended while its change was recorded.
+        }
         vm.incoming = None;
         let generation = attempt.claim.as_ref().map(|claim| claim.tenure.generation).unwrap_or_default();
         let took = cx.now.since(attempt.since).as_secs_f64();
@@ -28,6 +30,7 @@ impl Core {
             Kind::Adopt => format!("{name} is protected (generation {generation})"),
             Kind::Reclaim { .. } => format!("{name} goes on after its lease had lapsed (generation {generation})"),
             Kind::Arrive => format!("{name} runs here: moved (generation {generation})"),
+            Kind::Change => format!("{name}: its changed definition is recorded (generation {generation})"),
             Kind::Release { .. } => String::new(),
         };
         let kind = match &attempt.kind {
@@ -35,6 +38,7 @@ impl Core {
             Kind::Adopt => "vm-protected",
             Kind::Reclaim { .. } => "vm-reclaimed",
             Kind::Arrive => "vm-arrived",
+            Kind::Change => "vm-change",
             Kind::Release { .. } => "vm-released",
         };
         if !text.is_empty() {
@@ -79,6 +83,9 @@ impl Core {
         let name = self.vm_name(id);
         let vm = self.vm(id);
         let Some(attempt) = vm.attempt.take() else { return };
+        if attempt.kind == Kind::Change {
+            return self.change_failed(cx, id, &denial.to_string());
+        }
         vm.waits = Some(denial.to_string());
         vm.pause = cx.now + RETRY;
         let beaten = matches!(denial, Denial::OwnedBy { .. } | Denial::Superseded { .. });
@@ -91,7 +98,7 @@ impl Core {
                 // The retry is a matter of milliseconds after a heal; the beat's reconcile is the fallback.
                 cx.set(Timer::Judge(id), cx.now + RETRY);
             }
-            Kind::Run { .. } => {}
+            Kind::Run { .. } | Kind::Change => {}
             Kind::Arrive => {
                 self.set_underway(cx, id, None);
                 self.drop_incoming(cx, id);
@@ -111,6 +118,9 @@ impl Core {
         let name = self.vm_name(id);
         let Some(attempt) = self.vm(id).attempt.take() else { return };
         let claim = attempt.claim.clone().expect("given up only after a claim");
+        if attempt.kind == Kind::Change {
+            return self.change_failed(cx, id, &denial.to_string()); // Should it have lapsed, it is re-claimed.
+        }
         cx.note(Note::warning("vm-start-failed", format!("{name}: not started here: {denial}")).of(&name));
         if let Kind::Hook { ask } = &attempt.kind {
             cx.hook_answer(*ask, Err(refusal_text(&name, &denial)));

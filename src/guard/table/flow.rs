@@ -208,9 +208,21 @@ impl Table {
         self.changed(tenure);
     }
 
-    /// The row will not be confirmed in time: no row of this VM vouches for its QEMU any more.
+    /// The row will not be confirmed in time: no row of this VM vouches for its QEMU any more. Except that one which runs
+    /// under an older claim of this host, by the lease of the same home, runs on: the new claim, should it exist, names
+    /// this host as well, and nothing may be said of it while that copy lives, so its row goes without a word.
     pub(super) fn bar(&mut self, tenure: Tenure) {
-        let starting = match self.row(tenure).phase {
+        let (home, phase) = {
+            let row = self.row(tenure);
+            (row.home, row.phase)
+        };
+        let runs =
+            |(at, row): (Tenure, &Row)| at < tenure && row.home == home && matches!(row.phase, Phase::Running { .. });
+        let adopts = matches!(phase, Phase::Expected { purpose: Purpose::Adopt, .. });
+        if adopts && self.rows_of(tenure.vm).any(runs) {
+            return self.remove(tenure);
+        }
+        let starting = match phase {
             Phase::Expected { purpose: Purpose::Start, .. } | Phase::Incoming { .. } => true,
             Phase::Expected { purpose: Purpose::Adopt | Purpose::Reclaim, .. } => false,
             Phase::Running { .. } | Phase::Over { .. } => return,

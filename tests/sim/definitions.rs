@@ -1,0 +1,42 @@
+//! Definitions: each host has its own of a VM, and people change them. The n-th change of `web` reads `web#n`.
+
+use mainstay::types::vm::DomainChange;
+use mainstay::types::{VmId, VmRecord};
+
+use super::world::{H, World};
+
+impl World {
+    /// What the definition of a VM on a host says.
+    pub fn definition(&self, h: H, vm: VmId) -> VmRecord {
+        let mut record = self.vms[&vm].record.clone();
+        let edit = self.domains(h).get(&vm).map_or(0, |domain| domain.edit);
+        if edit != 0 {
+            record.xml = format!("{}#{edit}", record.name);
+        }
+        record
+    }
+
+    /// `virsh define`.
+    pub fn define(&mut self, h: H, xml: &str) {
+        let (name, edit) = xml.split_once('#').unwrap_or((xml, "0"));
+        let vm = self.vm(name).expect("definitions of the world");
+        let domain = self.domain(h, vm);
+        domain.defined = true;
+        domain.edit = edit.parse().expect("edits are numbered");
+        self.domain_event(h, vm, DomainChange::Defined);
+    }
+
+    /// `virsh edit`: the VM, should it run, has the change from its next start on.
+    pub fn virsh_edit(&mut self, h: H, vm: VmId) {
+        if self.hosts[h].libvirtd.is_none() || !self.domain(h, vm).defined {
+            return;
+        }
+        let edits = self.edits.entry(vm).or_default();
+        *edits += 1;
+        let edit = *edits;
+        self.domain(h, vm).edit = edit;
+        let (host, name) = (self.hosts[h].name.clone(), self.vm_name(vm));
+        self.tell(&host, &format!("$ virsh edit {name}: edit {edit}"));
+        self.domain_event(h, vm, DomainChange::Defined);
+    }
+}
