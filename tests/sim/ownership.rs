@@ -25,8 +25,10 @@ impl World {
     /// A guard has taken a counter.
     pub fn given(&mut self, h: H, taken: Taken) {
         let all = self.judge.given.entry(h).or_default();
-        let same = |given: &Given| (given.incarnation, given.counter) == (taken.incarnation, taken.counter);
-        let twice = all.iter().rev().any(same);
+        let stamp = |given: &Given| (given.incarnation, given.counter);
+        let new = (taken.incarnation, taken.counter);
+        let rises = all.back().is_none_or(|last| stamp(last) < new); // Then it is new: they rise, but for a lost disk.
+        let twice = !rises && all.iter().any(|given| stamp(given) == new);
         if GIVEN <= all.len() {
             all.pop_front();
         }
