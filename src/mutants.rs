@@ -57,13 +57,11 @@ pub enum Mutant {
     ClaimBeforeRow,
     /// R2: a stopped copy is killed although its newest claim lets it go on.
     KilledUnclaimed,
-    /// A row whose claim is never confirmed stands for ever.
-    DeadlineIgnored,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 22] = [
         Self::ResumedUnclaimed,
         Self::WindowTooWide,
         Self::ClaimReadLate,
@@ -86,7 +84,6 @@ impl Mutant {
         Self::RebootWithoutBoot,
         Self::ClaimBeforeRow,
         Self::KilledUnclaimed,
-        Self::DeadlineIgnored,
     ];
 }
 

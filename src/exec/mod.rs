@@ -1,5 +1,13 @@
+//! Does what the core orders: clock, network, datastores, libvirt, guard, hook, fences, local files. No policy here.
 pub mod clock;
-pub mod datastore {
-    pub mod slots;
-    pub use slots::{Doubt, Stamp};
-}
+pub mod cluster;
+pub mod datastore;
+pub mod doctor;
+pub mod fence;
+pub mod guard_client;
+pub mod hook;
+pub mod libvirt;
+pub mod net;
+pub mod notes;
+pub mod state;
+pub mod store;

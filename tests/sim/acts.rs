@@ -109,9 +109,9 @@ impl World {
             ["fence", "fails"] => self.fence_fails = true,
             ["fence", "works"] => self.fence_fails = false,
             ["migrations", "fail"] => self.migrations_fail = true,
-            ["starts", "fail", "on", host] => {
-                let h = self.named(host);
-                self.starts_fail.insert(h);
+            ["starts", "fail", "on", names @ ..] => {
+                let hosts = self.hosts_named(names);
+                self.starts_fail.extend(hosts);
             }
             ["starts", "work"] => self.starts_fail.clear(),
             ["tear", "claim", vm] => {

@@ -73,11 +73,13 @@ pub fn story(seed: u64, wish: &Wish) -> Scenario {
     let faults = wish.faults.unwrap_or(FAULTS.0 + cast.dice.roll(FAULTS.1 - FAULTS.0 + 1));
     let mut left = faults;
     while 0 < left {
-        let at = cast.dice.millis(TROUBLE.as_millis() as u64);
+        let mut at = cast.dice.millis(TROUBLE.as_millis() as u64);
         let victim = cast.host();
         for _ in 0..left.min(1 + cast.dice.roll(4)) {
-            let at = (at + cast.dice.millis(12_000)).min(TROUBLE);
-            let host = if cast.dice.roll(4) == 0 { cast.host() } else { victim };
+            // What breaks rules comes within a moment, or within a lease.
+            let gap = [300, 2_000, 12_000][cast.dice.roll(3) as usize];
+            at = (at + cast.dice.millis(gap)).min(TROUBLE);
+            let host = if cast.dice.roll(3) == 0 { cast.host() } else { victim };
             let fault = cast.wished(wish, host);
             left -= 1;
             let Some((what, end)) = fault else { continue };
@@ -181,7 +183,8 @@ impl Cast {
     fn of_storage(&mut self, host: &str) -> Fault {
         let cure = Some(format!("cure storage {host}"));
         let heal = Some(format!("heal storage {host}"));
-        match self.dice.roll(11) {
+        match self.dice.roll(12) {
+            11 => (format!("slow storage {}ms all", 200 + self.dice.roll(800)), Some("cure storage all".to_owned())),
             0..=2 => (format!("hang storage {host}"), heal),
             3 => ("hang storage all".to_owned(), Some("heal storage".to_owned())),
             4 => (format!("break storage {host}"), heal),
@@ -221,7 +224,8 @@ impl Cast {
     }
 
     fn of_hypervisor(&mut self, host: &str) -> Fault {
-        match self.dice.roll(4) {
+        match self.dice.roll(5) {
+            4 => ("starts fail on all".to_owned(), Some("starts work".to_owned())),
             0 => (format!("starts fail on {host}"), Some("starts work".to_owned())),
             1 => ("stops fail".to_owned(), Some("stops work".to_owned())),
             2 => ("migrations fail".to_owned(), Some("migrations work".to_owned())),

@@ -245,10 +245,14 @@ impl World {
             edits: BTreeMap::new(),
         };
         for (n, member) in settings.members.iter().enumerate() {
-            // Clocks of different hosts have nothing to do with each other; the worst are as wrong as rho allows.
+            // Clocks of different hosts have nothing to do with each other; where they have time to go apart, they are as
+            // wrong as rho allows.
+            let worst = Duration::from_secs(15) <= setup.timing.lease;
             let rate = match if world.jitter { world.dice(4) } else { 4 } {
                 0 => -1000,
                 1 => 1000,
+                2 if worst => -1000,
+                3 if worst => 1000,
                 2 | 3 => world.dice(2001) as i64 - 1000,
                 _ => 0,
             };

@@ -299,7 +299,6 @@ impl Table {
     /// Rows with a deadline that counts. That of an incoming one ends when its own claim is being made.
     fn deadlines_set(&self) -> impl Iterator<Item = (Tenure, Time)> {
         self.rows.iter().filter_map(|(at, row)| match row.phase {
-            Phase::Expected { .. } if planted(Mutant::DeadlineIgnored) => None,
             Phase::Expected { deadline, .. } => Some((*at, deadline)),
             Phase::Incoming { deadline } if self.rows_of(at.vm).all(|(other, row)| other <= *at || row.is_over()) => {
                 Some((*at, deadline))
