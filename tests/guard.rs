@@ -2,6 +2,12 @@
 
 #[path = "guard/host.rs"]
 mod host;
+#[path = "guard/life.rs"]
+mod life;
+#[path = "guard/qemu.rs"]
+mod qemu;
+#[path = "guard/systemd.rs"]
+mod systemd;
 
 use std::fs;
 use std::io::Write;
@@ -43,7 +49,8 @@ fn until(what: &str, so: impl Fn() -> bool) {
 /// Not a test: the other processes here are this program, too.
 #[test]
 fn vcpu() {
-    host::vcpu();
+    host::stranger();
+    qemu::vcpu();
 }
 
 fn over(why: Over) -> Option<VmState> {

@@ -13,7 +13,7 @@
 //! The models are split there because clocks and claims together have too many states; the seam is "(v, g) is over",
 //! which is permanent by design, so a proof of it may be used at any later time.
 //!
-//! `MODEL=large` widens the bounds (minutes, 10 GB); `ONLY=Rho TRACE=1` with `--nocapture` prints the ways of one rule.
+//! `MODEL=large` widens the bounds (minutes, some GB); `ONLY=Rho TRACE=1` with `--nocapture` prints the ways of one rule.
 //! `docs/notes/model.md` has results, findings, and what the models do not cover.
 
 #[path = "model/claims.rs"]
@@ -98,11 +98,12 @@ fn explored(rules: Rules, run: Run, large: bool) -> Report {
 
 /// With all rules, or with those that back each other up.
 fn holds(rules: Rules, run: Run, large: bool) {
-    let Report { states, transitions, depth, end } = explored(rules, run, large);
+    let Report { states, transitions, depth, missing, end } = explored(rules, run, large);
     println!("{run:?} without {:?}: {states} states, {transitions} transitions, depth {depth}", rules.removed);
     if let End::Wrong { what, steps, trace } = end {
         panic!("{run:?}: {what}, after {steps} steps:\n{trace}");
     }
+    assert!(missing.is_empty(), "{run:?} shows nothing: never happens: {missing:?}");
 }
 
 #[test]
@@ -264,6 +265,9 @@ fn the_explorer_finds_what_is_there() {
         fn well(&self, state: &u8) -> bool {
             *state == 6
         }
+        fn happens(&self) -> Vec<explore::Happens<u8>> {
+            vec![("two", |state| *state == 2), ("seven", |state| *state == 7)]
+        }
         fn show(&self, state: &u8) -> String {
             state.to_string()
         }
@@ -272,6 +276,7 @@ fn the_explorer_finds_what_is_there() {
     assert!(matches!(wrong.end, End::Wrong { what: "bad", steps: 2, .. }));
     let pit = explore(&Counter { bad: 9 });
     assert_eq!((pit.states, pit.depth), (7, 3));
+    assert_eq!(pit.missing, ["seven"]);
     // Five is an end from which six cannot be reached.
     assert!(matches!(pit.end, End::Wrong { what: "the VM can never run again", .. }));
 }

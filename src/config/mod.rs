@@ -36,6 +36,8 @@ pub struct Config {
     pub control: Control,
     /// `[libvirt]`
     pub libvirt: Libvirt,
+    /// `[guard]`
+    pub guard: Guard,
     /// `[log]`
     pub log: Log,
     /// `[paths]`
@@ -116,6 +118,13 @@ impl Default for Libvirt {
     fn default() -> Self {
         Self { uri: "qemu:///system".into(), migration_uri: "qemu+tcp://{address}/system".into() }
     }
+}
+
+/// What only the guard uses.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Guard {
+    /// Hardware watchdog; none = without.
+    pub watchdog: Option<PathBuf>,
 }
 
 /// What is logged.

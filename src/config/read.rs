@@ -17,11 +17,12 @@ use toml::de::{DeTable, DeValue};
 use super::{Config, Finding, Level, Transport};
 
 /// Every key there is. `systemd/mainstay.toml` shows each with its default; a test compares the two.
-pub(super) const KEYS: [(&str, &[&str]); 6] = [
+pub(super) const KEYS: [(&str, &[&str]); 7] = [
     ("host", &["name", "address"]),
     ("beat", &["interfaces", "group", "port", "ttl", "transport", "peers"]),
     ("control", &["port"]),
     ("libvirt", &["uri", "migration_uri"]),
+    ("guard", &["watchdog"]),
     ("log", &["level"]),
     ("paths", &["state", "run"]),
 ];
@@ -110,6 +111,7 @@ impl<'t> Reader<'t> {
         if let Some(uri) = self.parsed("libvirt", "migration_uri", "a libvirt URI", migration_uri) {
             config.libvirt.migration_uri = uri;
         }
+        config.guard.watchdog = self.parsed("guard", "watchdog", "a path", absolute);
         let level = |name: &str| choice(name, &Level::NAMES);
         if let Some(level) = self.parsed("log", "level", "a level", level) {
             config.log.level = level;

@@ -23,6 +23,7 @@ fn the_shipped_file_shows_every_key_with_its_default() {
     assert_eq!(config.host.name.take().as_deref(), Some("host1"));
     assert_eq!(config.host.address.take().unwrap().to_string(), "192.0.2.11");
     assert_eq!(std::mem::take(&mut config.beat.interfaces), ["eth0"]);
+    assert_eq!(config.guard.watchdog.take().as_deref(), Some(Path::new("/dev/watchdog")));
     assert_eq!(config, Config::default(), "a default in the shipped file is not the real one");
     for (section, keys) in KEYS {
         let body = set.split(&format!("[{section}]\n")).nth(1).unwrap_or_else(|| panic!("[{section}] is missing"));
@@ -41,12 +42,14 @@ fn reads_everything() {
          [beat]\ninterfaces = [\"eth0\", \"eth1\"]\ngroup = \"ff05::7783\"\nport = 1\nttl = 3\ntransport = \"unicast\"\n\
          peers = [\"10.0.0.2\", \"[fd00::2]:9\"]\n\
          [control]\nport = 0x1e68\n[libvirt]\nuri = \"test:///default\"\nmigration_uri = \"qemu+tls://{name}/system\"\n\
+         [guard]\nwatchdog = \"/dev/watchdog0\"\n\
          [log]\nlevel = \"debug\"\n[paths]\nstate = \"/a\"\nrun = \"/b\"\n",
     )
     .unwrap();
     assert_eq!(config.beat.peers, ["10.0.0.2:1".parse().unwrap(), "[fd00::2]:9".parse().unwrap()]);
     assert_eq!((config.beat.ttl, config.control.port, config.log.level.name()), (3, 7784, "debug"));
     assert_eq!(config.paths.state, Path::new("/a"));
+    assert_eq!(config.guard.watchdog.as_deref(), Some(Path::new("/dev/watchdog0")));
 }
 
 #[test]
@@ -112,6 +115,8 @@ fn tells_what_is_wrong_and_what_to_write() {
             "[log]\nlevel = \"warning\"",
             "line 2: log.level: \"warning\" is no choice; known are error, warn, info, debug, trace",
         ),
+        ("[guard]\nwatchdg = \"/dev/watchdog\"", "line 2: guard.watchdg: no such key; did you mean \"watchdog\"?"),
+        ("[guard]\nwatchdog = \"watchdog\"", "line 2: guard.watchdog: \"watchdog\" is no absolute path"),
         ("[paths]\nrun = \"run\"", "line 2: paths.run: \"run\" is no absolute path"),
         (
             "[paths]\nstate = \"/a\"\nrun = \"/a\"",

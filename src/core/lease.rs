@@ -22,6 +22,8 @@ mod silence;
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::timing;
 use crate::types::{Counter, Epoch, Incarnation, Time};
 
@@ -32,7 +34,7 @@ pub use silence::{Seen, Silence};
 pub const GIVEN_MAX: usize = 4096;
 
 /// A counter that was given away.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 struct Given {
     counter: Counter,
     taken: Time,
@@ -50,8 +52,8 @@ pub enum Persisted {
     Nothing,
 }
 
-/// One lease. All times are of one clock, CLOCK_BOOTTIME of the host.
-#[derive(Clone, Debug)]
+/// One lease. All times are of one clock, CLOCK_BOOTTIME of the host. A guard hands it on to the next of its boot.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Lease {
     epoch: Epoch,
     /// Enforced L.

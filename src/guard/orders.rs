@@ -81,10 +81,23 @@ fn configure(shared: &Arc<Shared>, config: GuardConfig) -> Result<(), Refusal> {
     check(&config)?;
     shared.with(|state, _| fits(state, &config))?;
     shared.name(&config).map_err(|error| Refusal::WrongState(format!("the host's id cannot be kept: {error}")))?;
-    let new = shared.with(|state, now| {
+    let before = shared.with(|state, now| {
         let before: BTreeSet<DatastoreId> = state.stores.keys().copied().collect();
         state.configure(config, now);
-        let new = state.stores.iter().filter(|(id, _)| !before.contains(id));
+        before
+    });
+    begin(shared, |id| !before.contains(id))?;
+    shared.wake_all();
+    Ok(())
+}
+
+/// Starts the threads of those datastores.
+///
+/// # Errors
+/// When there is no thread for one: it is not used then.
+pub fn begin(shared: &Arc<Shared>, which: impl Fn(&DatastoreId) -> bool) -> Result<(), Refusal> {
+    let new = shared.with(|state, _| {
+        let new = state.stores.iter().filter(|(id, _)| which(id));
         new.map(|(id, store)| (*id, store.life, PathBuf::from(&store.path))).collect::<Vec<_>>()
     });
     for (id, life, path) in new {
@@ -96,7 +109,6 @@ fn configure(shared: &Arc<Shared>, config: GuardConfig) -> Result<(), Refusal> {
             return Err(Refusal::WrongState(format!("no thread for datastore {id}: {error}")));
         }
     }
-    shared.wake_all();
     Ok(())
 }
 

@@ -8,13 +8,17 @@
 //! The freezer also holds helpers (swtpm, virtiofsd) and outlasts a stray SIGCONT. It is used only on a scope that
 //! libvirt made (`machine-qemu….scope`): anything else could hold processes that are not the VM's.
 //!
+//! Everything that a stop needs is opened when the process is found: stopping it opens, allocates and waits for nothing.
+//!
 //! Deliberately not here: when to stop whom.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use super::table::ProcessKey;
@@ -24,7 +28,23 @@ use crate::types::VmId;
 pub struct Process {
     key: ProcessKey,
     pidfd: OwnedFd,
-    scope: Option<PathBuf>,
+    scope: Option<Scope>,
+}
+
+/// What libvirt made around a QEMU.
+struct Scope {
+    folder: PathBuf,
+    /// `cgroup.freeze` and `cgroup.events`.
+    freezer: File,
+    events: File,
+}
+
+impl Scope {
+    fn open(folder: PathBuf) -> io::Result<Self> {
+        let freezer = File::options().write(true).open(folder.join("cgroup.freeze"))?;
+        let events = File::open(folder.join("cgroup.events"))?;
+        Ok(Self { folder, freezer, events })
+    }
 }
 
 impl Process {
@@ -72,6 +92,8 @@ impl Process {
             let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
             scope_of(&text, &mounts)
         });
+        // A scope that is gone already, or a kernel without freezer: the signal alone holds.
+        let scope = scope.and_then(|folder| Scope::open(folder).ok());
         Ok(Some(Self { key, pidfd, scope }))
     }
 
@@ -84,7 +106,14 @@ impl Process {
     /// Its scope's folder, if libvirt made one.
     #[must_use]
     pub fn scope(&self) -> Option<&Path> {
-        self.scope.as_deref()
+        self.scope.as_ref().map(|scope| scope.folder.as_path())
+    }
+
+    /// Whether it has exited; a zombie has.
+    #[must_use]
+    pub fn has_exited(&self) -> bool {
+        let mut fds = [PollFd::new(self.pidfd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| 0 < ready)
     }
 
     /// Readable when it has exited.
@@ -126,6 +155,14 @@ impl Process {
         self.signal(Signal::SIGKILL)
     }
 
+    /// SIGHUP: a guard goes over to another program.
+    ///
+    /// # Errors
+    /// ESRCH = it has exited.
+    pub fn hang_up(&self) -> io::Result<()> {
+        self.signal(Signal::SIGHUP)
+    }
+
     /// Thaws what is left in its scope after its exit.
     pub fn thaw(&self) {
         drop(self.freezer(false)); // A scope that is gone holds nothing.
@@ -139,13 +176,15 @@ impl Process {
     }
 
     fn is_frozen(&self) -> bool {
-        let events = self.scope.as_ref().and_then(|scope| fs::read_to_string(scope.join("cgroup.events")).ok());
-        events.is_some_and(|text| text.lines().any(|line| line == "frozen 1"))
+        let Some(scope) = &self.scope else { return false };
+        let mut text = [0; 256];
+        let read = scope.events.read_at(&mut text, 0).unwrap_or(0); // A scope that is gone holds nothing.
+        text[..read].split(|byte| *byte == b'\n').any(|line| line == b"frozen 1")
     }
 
     fn freezer(&self, on: bool) -> io::Result<()> {
         let Some(scope) = &self.scope else { return Ok(()) };
-        fs::write(scope.join("cgroup.freeze"), if on { "1" } else { "0" })
+        scope.freezer.write_at(if on { b"1" } else { b"0" }, 0).map(drop)
     }
 
     fn signal(&self, signal: Signal) -> io::Result<()> {
@@ -185,7 +224,7 @@ fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
 }
 
 /// Field 22 of `/proc/PID/stat`; none if the process is gone. A zombie is not gone: a thread of it may still write.
-fn started(pid: u32) -> Option<u64> {
+pub fn started(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     after_name(&stat)?.split_whitespace().nth(19)?.parse().ok()
 }

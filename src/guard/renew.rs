@@ -8,24 +8,28 @@
 //!
 //! After a beat that counted: for VMs that stand after a lapse, the highest claim. One that ends their tenure kills.
 //!
+//! After an error the files are opened anew before the next beat: a descriptor can be stale for ever (the server came
+//! back as another, this client was fenced and let in again) while the path leads to good ones. As long as opening fails
+//! too, the old ones are tried: a server in its grace period takes writes before it lets anything be opened.
+//!
 //! Deliberately not here: what a lapse does (`state`, `enforce`).
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::ends::ends;
 use super::shared::Shared;
 use super::state::{State, Taken};
 use super::store::{Stage, Store};
 use crate::core::timing;
 use crate::exec::clock;
-use crate::exec::datastore::{BeatFile, Doubt, WriteFailed, highest_claim};
-use crate::mutants::{Mutant, planted};
+use crate::exec::datastore::{BeatFile, Doubt, SlotsKept, WriteFailed, highest_claim};
 use crate::types::guard::GuardConfig;
 use crate::types::store::StoreFailure;
 use crate::types::{
-    Attestation, BeatBlock, Claim, Counter, DatastoreId, Digest, Holder, HostId, Incarnation, ListName, Sequence,
-    Tenure, Time, VmEntry, VmList, Wanted,
+    Attestation, BeatBlock, Counter, DatastoreId, Digest, Incarnation, ListName, Sequence, Tenure, Time, VmEntry,
+    VmList,
 };
 
 /// How many claims are read after one beat.
@@ -77,6 +81,8 @@ pub struct Renew {
     life: u64,
     path: PathBuf,
     file: Option<BeatFile>,
+    /// The last try failed: open the files anew first.
+    doubtful: bool,
     watch: Option<(Quiet, Time, Duration)>,
     sequence: Sequence,
     listed: Option<(Incarnation, Vec<VmEntry>, ListName)>,
@@ -94,6 +100,7 @@ impl Renew {
             life,
             path,
             file: None,
+            doubtful: false,
             watch: None,
             sequence: Sequence(0),
             listed: None,
@@ -115,6 +122,9 @@ impl Renew {
     }
 
     fn turn(&mut self, facts: &Facts) -> Result<(), Failed> {
+        if std::mem::take(&mut self.doubtful) {
+            self.open_anew(facts);
+        }
         match (self.file.take(), facts.stage) {
             (None, _) | (Some(_), Stage::Opening) => self.open(facts),
             (Some(file), Stage::Watching) => {
@@ -132,9 +142,23 @@ impl Renew {
         }
     }
 
+    /// Takes other descriptors of the same files, if they can be had. What shows less than the old ones were acknowledged
+    /// is not taken: the next beat finds out what that is.
+    fn open_anew(&mut self, facts: &Facts) {
+        let Some(old) = &self.file else { return };
+        let (config, kept) = (&facts.config, old.kept());
+        if let Ok(new) = BeatFile::open_again(&self.path, config.cluster, config.host, Some(&kept))
+            && old.newest() <= new.newest()
+        {
+            self.file = Some(new);
+            self.listed = None;
+        }
+    }
+
     fn open(&mut self, facts: &Facts) -> Result<(), Failed> {
         let config = &facts.config;
-        let file = BeatFile::open(&self.path, config.cluster, config.host)?;
+        let kept = self.shared.with(|state, _| state.stores.get(&self.id).and_then(|store| store.slots));
+        let file = BeatFile::open_again(&self.path, config.cluster, config.host, kept.as_ref())?;
         let own = file.own()?;
         let attested = file.attestations_of(config.index)?;
         let mut shown: Vec<(Incarnation, Counter)> = attested.iter().map(|a| (a.incarnation, a.counter)).collect();
@@ -203,6 +227,7 @@ impl Renew {
                 if let Some(store) = state.stores.get_mut(&self.id).filter(|store| store.life == self.life) {
                     (store.doubt, store.trouble) = (None, None);
                 }
+                state.touch();
             });
             self.stage(Stage::Beating);
         }
@@ -214,12 +239,24 @@ impl Renew {
         let roster = member(file, config)?;
         let list = self.write_list(file, config)?;
         let Some((taken, block)) = self.take(config, list, roster) else { return Ok(()) };
-        let written = file.write(&block, taken.at)?;
+        let written = file.write_telling(&block, taken.at, |slots| self.remember(slots));
+        self.remember(file.kept());
+        let written = written?;
         assert_eq!(written.counter, taken.counter, "a write answers for its own counter");
         member(file, config)?;
         let lapsed = self.shared.with(|state, now| self.persisted(state, taken, &block, now));
         self.read_claims(config, &lapsed);
         Ok(())
+    }
+
+    /// For the next guard: which slots rest, and what is under way.
+    fn remember(&self, slots: SlotsKept) {
+        self.shared.with(|state, _| {
+            if let Some(store) = state.stores.get_mut(&self.id).filter(|store| store.life == self.life) {
+                store.slots = Some(slots);
+                state.touch();
+            }
+        });
     }
 
     /// The name of the list that lies there for the rows as they are now.
@@ -243,9 +280,13 @@ impl Renew {
         Ok(name)
     }
 
-    /// The counter and t_c, and the block around them. None: replaced, or another incarnation began meanwhile.
+    /// The counter and t_c, and the block around them. None: replaced, another incarnation began meanwhile, or the
+    /// process ends.
     fn take(&self, config: &GuardConfig, list: ListName, roster: u64) -> Option<(Taken, BeatBlock)> {
         self.shared.with(|state, now| {
+            if state.is_finishing() {
+                return None;
+            }
             let listed_in = self.listed.as_ref().map(|(incarnation, ..)| *incarnation);
             let store = state.stores.get_mut(&self.id).filter(|store| store.life == self.life)?;
             let attestations = store.attestations(config.index, now);
@@ -314,7 +355,10 @@ impl Renew {
 
     fn failed(&mut self, failed: Failed) {
         match failed {
-            Failed::Store(text) => self.trouble(text),
+            Failed::Store(text) => {
+                self.doubtful = true;
+                self.trouble(text);
+            }
             Failed::Replaced(text) => {
                 self.file = None;
                 self.trouble(text);
@@ -337,6 +381,7 @@ impl Renew {
                 if new {
                     state.alarm(text);
                 }
+                state.touch(); // The next guard must not trust it, either.
                 state.report_lease(self.id, now);
             }),
         }
@@ -414,68 +459,4 @@ fn member(file: &BeatFile, config: &GuardConfig) -> Result<u64, Failed> {
         "its roster (generation {}) does not name this host {}: no beats count here; add the host to the datastore",
         roster.generation, config.host
     )))
-}
-
-/// Why this claim ends the tenure for good, if it does: it names another, or says stopped or deleted.
-#[must_use]
-pub fn ends(claim: &Claim, tenure: Tenure, me: HostId) -> Option<String> {
-    if claim.tenure.vm != tenure.vm || claim.tenure.generation <= tenure.generation {
-        return None;
-    }
-    let generation = claim.tenure.generation;
-    if claim.wanted == Wanted::Stopped {
-        return Some(format!("claim {generation} says that it is to be stopped"));
-    }
-    match claim.holder {
-        Holder::Host(owner) if owner.host != me => Some(format!("claim {generation} names host {}", owner.host)),
-        Holder::Handover { from, to } if from.host != me && to.host != me => {
-            Some(format!("claim {generation} hands it from {} to {}", from.host, to.host))
-        }
-        Holder::Deleted => Some(format!("claim {generation} says that it was deleted")),
-        Holder::None if planted(Mutant::KilledUnclaimed) => Some(format!("claim {generation} names nobody")),
-        Holder::Host(_) | Holder::Handover { .. } | Holder::None | Holder::MovedTo(_) => None,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::types::{ClaimReason, Generation, Nonce, ObjectKind, Owner, VmId};
-
-    #[test]
-    fn only_a_claim_that_ends_the_tenure_kills() {
-        let (me, other) = (HostId(uuid::Uuid::from_u128(1)), HostId(uuid::Uuid::from_u128(2)));
-        let owner = |host| Owner { host, boot: Default::default(), incarnation: Incarnation(1) };
-        let table = [
-            (Holder::Host(owner(other)), Wanted::Running, 8, true),
-            (Holder::Host(owner(other)), Wanted::Running, 7, false),
-            (Holder::Host(owner(me)), Wanted::Running, 8, false),
-            (Holder::Host(owner(me)), Wanted::Stopped, 8, true),
-            (Holder::None, Wanted::Running, 8, false),
-            (Holder::None, Wanted::Stopped, 8, true),
-            (Holder::Deleted, Wanted::Running, 8, true),
-            (Holder::MovedTo(DatastoreId::default()), Wanted::Running, 8, false),
-            (Holder::Handover { from: owner(me), to: owner(other) }, Wanted::Running, 8, false),
-            (Holder::Handover { from: owner(other), to: owner(me) }, Wanted::Running, 8, false),
-            (Holder::Handover { from: owner(other), to: owner(other) }, Wanted::Running, 8, true),
-        ];
-        let tenure = Tenure { vm: VmId::default(), generation: Generation(7) };
-        for (holder, wanted, generation, expected) in table {
-            let claim = Claim {
-                kind: ObjectKind::Vm,
-                tenure: Tenure { generation: Generation(generation), ..tenure },
-                name: "web".to_owned(),
-                holder,
-                home: DatastoreId::default(),
-                wanted,
-                reason: ClaimReason::Failover,
-                record: Digest::default(),
-                nonce: Nonce(1),
-                maker: other,
-                made_unix_ms: 0,
-                debts: Vec::new(),
-            };
-            assert_eq!(ends(&claim, tenure, me).is_some(), expected, "{holder:?} {wanted:?} {generation}");
-        }
-    }
 }

@@ -1,18 +1,21 @@
-//! The one lock, who is woken when something changed, and the two files that outlive the process.
+//! The one lock, who is woken when something changed, and what outlives the process: the memory and two files.
 //!
-//! Every use of the state goes through `with`: leases that are due lapse first, reports go out last, and whoever must act
-//! on a change is woken after the lock was left.
+//! Every use of the state goes through `with`: leases that are due lapse first, then the work is done, then the memory
+//! holds all of it, then reports go out; whoever must act on a change is woken after the lock was left. The enforcing
+//! thread uses `enforce`, which leaves memory and reports to the watcher: it tells nobody anything.
 //!
 //! Deliberately not here: what the threads do.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::{Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::kept;
+use super::memory::{Board, Memory};
+use super::plan::Plan;
 use super::state::State;
 use crate::exec::clock;
 use crate::exec::state::{HostState, StateFile};
@@ -30,51 +33,112 @@ pub struct Paths {
     pub kept: PathBuf,
     /// libvirt's folder of pid files.
     pub libvirt: PathBuf,
+    /// The host's configuration.
+    pub config: PathBuf,
 }
+
+/// The state file and what it says.
+pub type Identity = (StateFile<HostState>, HostState);
 
 /// See the module.
 pub struct Shared {
     /// Where everything lies.
     pub paths: Paths,
-    state: Mutex<State>,
+    /// Who must stop when.
+    pub plan: Plan,
+    /// What is promised to the parent.
+    pub board: Arc<Board>,
+    state: Mutex<Inner>,
     changed: Condvar,
     enforcer: EventFd,
     watcher: EventFd,
+    /// Tells the parent that rows changed.
+    news: OwnedFd,
     /// Version of the table that was kept last.
     keeper: Mutex<Option<u64>>,
-    identity: Mutex<(StateFile<HostState>, HostState)>,
+    identity: Mutex<Identity>,
+}
+
+struct Inner {
+    state: State,
+    memory: Memory,
+    /// What the memory holds.
+    held: Option<(u64, u64)>,
+}
+
+impl Inner {
+    /// Makes memory and plan hold what the state says, if they do not.
+    fn hold(&mut self, plan: &Plan) {
+        let changes = self.state.changes();
+        if self.held == Some(changes) {
+            return;
+        }
+        if !self.memory.write(&self.state.carry().encode()) && self.held.is_some() {
+            self.state.warn(
+                "mainstay-guard: its memory is full or was refused; its next restart ends every lease of this host"
+                    .to_owned(),
+            );
+        }
+        let rows = self.held.is_none_or(|(table, _)| table != changes.0);
+        self.held = Some(changes);
+        plan.follow(&self.state, rows);
+    }
 }
 
 impl Shared {
     /// # Errors
     /// When the kernel has no descriptors left.
-    pub fn new(paths: Paths, state: State, file: StateFile<HostState>, identity: HostState) -> nix::Result<Self> {
+    pub fn new(paths: Paths, state: State, memory: Memory, news: OwnedFd, identity: Identity) -> nix::Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         Ok(Self {
             paths,
-            state: Mutex::new(state),
+            plan: Plan::default(),
+            board: memory.board(),
+            state: Mutex::new(Inner { state, memory, held: None }),
+            news,
             changed: Condvar::new(),
             enforcer: EventFd::from_flags(flags)?,
             watcher: EventFd::from_flags(flags)?,
             keeper: Mutex::new(None),
-            identity: Mutex::new((file, identity)),
+            identity: Mutex::new(identity),
         })
     }
 
     /// Uses the state at one moment. Must not do I/O inside.
     pub fn with<R>(&self, work: impl FnOnce(&mut State, Time) -> R) -> R {
-        let mut state = self.lock();
-        let (before, due) = (state.table.version(), state.next_stop());
+        let mut inner = self.lock();
+        let (before, due) = (inner.state.table.version(), inner.state.next_stop());
         let now = clock::now();
-        state.lapse_if_due(now);
-        let result = work(&mut state, now);
-        state.flush();
-        let changed = before != state.table.version();
-        let sooner = state.next_stop().is_some_and(|next| due.is_none_or(|due| next < due));
-        drop(state);
+        inner.state.lapse_if_due(now);
+        let result = work(&mut inner.state, now);
+        let unheld = inner.held.is_none_or(|(table, _)| table != inner.state.table.version());
+        inner.hold(&self.plan);
+        inner.state.flush();
+        let changed = before != inner.state.table.version();
+        let sooner = inner.state.next_stop().is_some_and(|next| due.is_none_or(|due| next < due));
+        drop(inner);
+        if unheld {
+            let _ = nix::unistd::write(&self.news, &1u64.to_ne_bytes()); // Full = already told.
+        }
         if changed || sooner {
             wake(&self.enforcer);
         }
+        if changed {
+            wake(&self.watcher);
+            self.changed.notify_all();
+        }
+        result
+    }
+
+    /// Uses the state on the enforcing thread. What changes is told by the watcher, after the memory holds it.
+    pub fn enforce<R>(&self, work: impl FnOnce(&mut State, Time) -> R) -> R {
+        let mut inner = self.lock();
+        let before = inner.state.changes();
+        let now = clock::now();
+        inner.state.lapse_if_due(now);
+        let result = work(&mut inner.state, now);
+        let changed = before != inner.state.changes();
+        drop(inner);
         if changed {
             wake(&self.watcher);
             self.changed.notify_all();
@@ -87,7 +151,7 @@ impl Shared {
         let mut state = self.lock();
         loop {
             let left = until.since(clock::now());
-            if ready(&state) || left == Duration::ZERO {
+            if ready(&state.state) || left == Duration::ZERO {
                 return;
             }
             // CLOCK_MONOTONIC stands still while a host sleeps, so look again at least each second.
@@ -130,7 +194,7 @@ impl Shared {
     pub fn keep(&self) -> std::io::Result<()> {
         let mut keeper = self.keeper.lock().unwrap_or_else(|_| never());
         let (version, rows) = {
-            let state = self.lock();
+            let state = &self.lock().state;
             if *keeper == Some(state.table.version()) {
                 return Ok(());
             }
@@ -175,7 +239,7 @@ impl Shared {
         Ok(())
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
         self.state.lock().unwrap_or_else(|_| never())
     }
 }

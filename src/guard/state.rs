@@ -9,16 +9,21 @@
 //! One counter serves all datastores and the network: whoever beats, in whatever way, takes the next with its t_c, in
 //! one step, so that counters and times rise together.
 //!
-//! Deliberately not here: threads, files, sockets.
+//! Deliberately not here: threads, files, sockets; what the next guard is told (`carry`).
+
+mod carry;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
+pub use self::carry::Carried;
 use super::process::Process;
 use super::store::Store;
-use super::table::{ProcessKey, Table};
+use super::table::{MAX_ROWS, ProcessKey, Table};
 use crate::core::lease::Persisted;
 use crate::core::timing;
 use crate::types::guard::{GUARD_PROTOCOL, GuardConfig, GuardReport, Refusal};
@@ -29,13 +34,15 @@ use crate::types::{
 
 /// How many lines for the log wait for the thread that writes them. When full, further ones are dropped.
 const LOG_MAX: usize = 256;
+/// How many reports wait to be sent: every row, and as much again. When full the connection ends.
+const REPORTS_MAX: usize = 2 * MAX_ROWS;
 /// How many hints of pids wait for the watcher. When full, further ones are dropped: pid files tell as well.
 const HINTS_MAX: usize = 1024;
 /// How many attestations a network beat names.
 const ATTESTED_MAX: usize = 8;
 
 /// A counter with its t_c, taken together.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Taken {
     /// In which it was taken.
     pub incarnation: Incarnation,
@@ -80,6 +87,14 @@ pub struct State {
     late_until: Time,
     rotation: usize,
     outbox: Option<Outbox>,
+    /// For the agent, as soon as the memory holds what they tell.
+    pending: Vec<GuardReport>,
+    /// What every agent must be told when it connects.
+    standing: Vec<String>,
+    /// Counts what changed beside the table.
+    touched: u64,
+    /// No further beat begins: this process ends in order, and the next one goes on.
+    finishing: bool,
 }
 
 impl State {
@@ -103,6 +118,10 @@ impl State {
             late_until: Time::ZERO,
             rotation: 0,
             outbox: None,
+            pending: Vec::new(),
+            standing: Vec::new(),
+            touched: 0,
+            finishing: false,
         }
     }
 
@@ -114,10 +133,39 @@ impl State {
         };
         let due: Vec<(DatastoreId, Time)> = self.stores.iter_mut().filter_map(due).collect();
         for (home, stop_at) in due {
+            self.touch();
             self.table.lapse(home);
             self.say(format!("the lease on datastore {home} lapsed, noticed {:?} after it", now.since(stop_at)));
             self.report_lease(home, now);
         }
+    }
+
+    /// Rises with everything that the next guard must know.
+    #[must_use]
+    pub fn changes(&self) -> (u64, u64) {
+        (self.table.version(), self.touched)
+    }
+
+    /// Something changed that the next guard must know.
+    pub fn touch(&mut self) {
+        self.touched += 1;
+    }
+
+    /// Begins no further beats.
+    pub fn finish(&mut self) {
+        self.finishing = true;
+    }
+
+    /// Whether no further beats begin.
+    #[must_use]
+    pub fn is_finishing(&self) -> bool {
+        self.finishing
+    }
+
+    /// Whether no slot is being written.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        !self.stores.values().any(Store::is_writing)
     }
 
     /// When the enforcing thread must wake next.
@@ -126,8 +174,15 @@ impl State {
         self.stores.values().filter_map(|store| store.lease.stop_at()).min()
     }
 
+    /// Every valid lease: its home, when its VMs must be stopped, and L.
+    pub fn leases(&self) -> impl Iterator<Item = (DatastoreId, Time, Duration)> {
+        let lease = self.config.as_ref().map_or(Duration::ZERO, |(_, config)| config.timing.lease);
+        self.stores.iter().filter_map(move |(home, store)| Some((*home, store.lease.stop_at()?, lease)))
+    }
+
     /// Takes the next counter with its t_c. It counts on every datastore on which it turns out to be persisted.
     pub fn take(&mut self, now: Time) -> Taken {
+        self.touch();
         self.counter = self.counter.next();
         let lease = self.stores.values().map(|store| store.lease.announced(now)).max();
         let lease = lease.or(self.config.as_ref().map(|(_, config)| config.timing.lease)).unwrap_or_default();
@@ -157,6 +212,7 @@ impl State {
 
     /// `counter` stands on that datastore, by our own write or an attestation, in a roster that names the writer.
     pub fn persisted(&mut self, home: DatastoreId, counter: Counter, now: Time) {
+        self.touch();
         let Some(store) = self.stores.get_mut(&home) else { return };
         match store.lease.persisted(counter, now) {
             Persisted::Renewed | Persisted::Nothing => {}
@@ -170,6 +226,7 @@ impl State {
 
     /// Uses another configuration from now on. The caller has checked it.
     pub fn configure(&mut self, config: GuardConfig, now: Time) {
+        self.touch();
         let lease = config.timing.lease;
         let version = self.config.as_ref().map_or(1, |(version, _)| version + 1);
         if self.config.is_none() {
@@ -198,6 +255,7 @@ impl State {
 
     /// Another, higher incarnation: every lease is lapsed, every right to run is gone.
     pub fn restart(&mut self, incarnation: Incarnation) {
+        self.touch();
         self.incarnation = incarnation;
         self.stores.values_mut().for_each(|store| store.lease.restart(incarnation));
         self.table.lapse_everything();
@@ -213,6 +271,7 @@ impl State {
 
     /// The list that was written last.
     pub fn listed(&mut self, name: ListName) {
+        self.touch();
         self.list = name;
     }
 
@@ -221,7 +280,7 @@ impl State {
     pub fn net_beat(&mut self, now: Time) -> Option<(NetBeat, Arc<GuardConfig>)> {
         let (_, config) = self.config.clone()?;
         let mut agent = self.agent.as_ref()?.0.clone();
-        if !self.may_beat_on_network(now) {
+        if self.finishing || !self.may_beat_on_network(now) {
             return None;
         }
         agent.flags = self.flags(now);
@@ -262,7 +321,7 @@ impl State {
     /// The kernel refuses real-time scheduling: never punctual for certain.
     pub fn real_time_refused(&mut self, why: &str) {
         self.real_time_refused = true;
-        self.alarm(format!(
+        self.warn(format!(
             "mainstay-guard: real-time scheduling was refused ({why}); takers wait L/2 longer for this host; \
              allow it (LimitRTPRIO, kernel.sched_rt_runtime_us)"
         ));
@@ -312,6 +371,7 @@ impl State {
 
     /// A new connection; reports go there from now on, beginning with all that is known.
     pub fn connect(&mut self, id: u64, to: SyncSender<GuardReport>) {
+        self.pending.clear();
         self.outbox = Some(Outbox { id, to });
     }
 
@@ -337,12 +397,15 @@ impl State {
         let rows: Vec<_> = self.table.views().collect();
         rows.into_iter().for_each(|row| self.report(GuardReport::Row(row)));
         let doubts: Vec<String> = self.stores.values().filter_map(|store| store.doubt.clone()).collect();
-        doubts.into_iter().for_each(|doubt| self.report(GuardReport::Alarm(doubt)));
+        let all = self.standing.clone().into_iter().chain(doubts);
+        all.for_each(|text| self.report(GuardReport::Alarm(text)));
     }
 
-    /// To the agent, if there is one. An agent that does not read loses its connection and begins anew.
+    /// To the agent, if there is one, with the next `flush`.
     pub fn report(&mut self, report: GuardReport) {
-        if self.outbox.as_ref().is_some_and(|outbox| outbox.to.try_send(report).is_err()) {
+        if self.outbox.is_some() && self.pending.len() < REPORTS_MAX {
+            self.pending.push(report);
+        } else {
             self.outbox = None;
         }
     }
@@ -356,7 +419,8 @@ impl State {
         }
     }
 
-    /// Changed rows go to the agent. Called last before the lock is left.
+    /// Changed rows and reports go to the agent. Called last before the lock is left, when the memory holds all of it.
+    /// An agent that does not read loses its connection and begins anew.
     pub fn flush(&mut self) {
         for report in self.table.take_reports() {
             match report {
@@ -364,12 +428,24 @@ impl State {
                 other => self.report(other),
             }
         }
+        let Some(outbox) = &self.outbox else { return self.pending.clear() };
+        if self.pending.drain(..).any(|report| outbox.to.try_send(report).is_err()) {
+            self.outbox = None;
+        }
     }
 
     /// For the operator, by agent and log.
     pub fn alarm(&mut self, text: String) {
         self.say(text.clone());
         self.report(GuardReport::Alarm(text));
+    }
+
+    /// For the operator, now and whenever an agent connects: it stays so while this guard runs.
+    pub fn warn(&mut self, text: String) {
+        if !self.standing.contains(&text) {
+            self.standing.push(text.clone());
+            self.alarm(text);
+        }
     }
 
     /// For the log.

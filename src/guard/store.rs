@@ -11,16 +11,19 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::state::Taken;
 use crate::core::lease::Lease;
 use crate::core::timing;
+use crate::exec::datastore::SlotsKept;
 use crate::mutants::{Mutant, planted};
 use crate::types::guard::{GuardDatastore, LeaseView};
 use crate::types::settings::Timing;
 use crate::types::{Attestation, Attested, Counter, DatastoreId, HostIndex, Incarnation, Time};
 
 /// How far the thread of a datastore is.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Stage {
     /// Its files could not be opened and read yet.
     Opening,
@@ -31,7 +34,7 @@ pub enum Stage {
 }
 
 /// An attestation for another host.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 struct Heard {
     attestation: Attestation,
     since: Time,
@@ -40,8 +43,8 @@ struct Heard {
     persisted: Option<Attestation>,
 }
 
-/// See the module.
-#[derive(Debug)]
+/// See the module. A guard hands it on to the next of its boot.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Store {
     /// Which thread serves it: one that finds another number here has been replaced and ends.
     pub life: u64,
@@ -59,6 +62,8 @@ pub struct Store {
     pub trouble: Option<String>,
     /// The last own write that counted, and when that was known.
     counted: Option<(Taken, Time)>,
+    /// Which of its slots rest, and which is being written: those go on resting in the next guard.
+    pub slots: Option<SlotsKept>,
     attestations: BTreeMap<HostIndex, Heard>,
 }
 
@@ -75,8 +80,21 @@ impl Store {
             doubt: None,
             trouble: None,
             counted: None,
+            slots: None,
             attestations: BTreeMap::new(),
         }
+    }
+
+    /// In a new process: its files are not open, and nothing was tried yet.
+    pub fn carry_on(&mut self) {
+        self.stage = Stage::Opening;
+        self.trouble = None;
+    }
+
+    /// A slot is being written: until its answer came nobody knows what lies there.
+    #[must_use]
+    pub fn is_writing(&self) -> bool {
+        self.slots.is_some_and(|slots| slots.writing.is_some())
     }
 
     /// Its bit in a beat's set.

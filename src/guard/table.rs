@@ -21,6 +21,8 @@ mod show;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde::{Deserialize, Serialize};
+
 use crate::types::guard::{Purpose, Refusal};
 use crate::types::{DatastoreId, Epoch, Generation, HostId, MAX_VMS_PER_HOST, Over, Tenure, Time, VmId, VmState};
 
@@ -31,7 +33,7 @@ pub use show::KeptRow;
 pub const MAX_ROWS: usize = 2 * MAX_VMS_PER_HOST;
 
 /// One process, for certain: pids are reused, a pid with its start time is not.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub struct ProcessKey {
     /// Its pid.
     pub pid: u32,
@@ -57,7 +59,7 @@ pub struct Expected {
 }
 
 /// What a row is in.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 enum Phase {
     Expected {
         purpose: Purpose,
@@ -79,7 +81,7 @@ enum Phase {
 }
 
 /// One (v, g).
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 struct Row {
     name: String,
     home: DatastoreId,
@@ -111,7 +113,7 @@ impl Row {
 }
 
 /// How a QEMU is held.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 enum Hold {
     Free,
     /// The stop is under way.
@@ -121,7 +123,7 @@ enum Hold {
 }
 
 /// One QEMU of one VM.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 struct Qemu {
     key: ProcessKey,
     hold: Hold,
@@ -132,15 +134,22 @@ struct Qemu {
 }
 
 /// The table.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Table {
     rows: BTreeMap<Tenure, Row>,
     qemus: BTreeMap<VmId, Qemu>,
+    /// What the agent was not told yet; after a connection it is told everything.
+    #[serde(skip)]
     changed: BTreeSet<Tenure>,
+    #[serde(skip)]
     forgotten: Vec<Tenure>,
+    #[serde(skip)]
     alarms: Vec<String>,
     version: u64,
     ended: u64,
+    /// An earlier guard began it: a QEMU that appears may have been stopped by `--stop-all`.
+    #[serde(skip)]
+    carried_on: bool,
 }
 
 fn wrong(why: &str) -> Refusal {

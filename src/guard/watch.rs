@@ -81,8 +81,7 @@ impl Watcher<'_> {
     fn exits(&self) {
         let processes = self.processes();
         for (vm, process) in processes {
-            let mut fds = [PollFd::new(process.pidfd(), PollFlags::POLLIN)];
-            if poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| 0 < ready) {
+            if process.has_exited() {
                 process.thaw();
                 self.shared.with(|state, now| {
                     state.say(format!("VM {vm}: QEMU {} has exited", process.key().pid));

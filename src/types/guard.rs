@@ -198,6 +198,19 @@ pub enum GuardReport {
     Alarm(String),
 }
 
+/// How the hardware watchdog stands, for people. The guard keeps it in `/run/mainstay/guard/watchdog.json`.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Standing {
+    /// None is configured.
+    None,
+    /// It resets this host before its leases end.
+    Safe(String),
+    /// It resets this host, but too late to rely on, or nobody knows when.
+    Late(String),
+    /// It cannot be used.
+    Failed(String),
+}
+
 /// Message from agent to guard.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct GuardMessage {

@@ -1,26 +1,35 @@
 //! A host for the guard's tests: the real binary, a real folder as datastore, processes that look like QEMU.
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::io::Read;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::Signal;
+
 use mainstay::exec::guard_client::{GuardClient, GuardEvent};
 use mainstay::exec::{clock, datastore};
 use mainstay::types::guard::{
-    BeatKey, GuardConfig, GuardDatastore, GuardOrder, GuardReport, LeaseView, Purpose, Refusal, RowView,
+    BeatKey, GUARD_PROTOCOL, GuardConfig, GuardDatastore, GuardMessage, GuardOrder, GuardReport, LeaseView, Purpose,
+    Refusal, RowView,
 };
 use mainstay::types::settings::Timing;
 use mainstay::types::{
-    ClusterId, DatastoreId, Epoch, Generation, HostId, HostIndex, Roster, RosterEntry, Tenure, Ticket, Time, VmId,
-    VmState,
+    ClusterId, DatastoreId, Epoch, Generation, HostId, HostIndex, Roster, RosterEntry, Tenure, Ticket, VmId, VmState,
 };
 use uuid::Uuid;
 
+use crate::qemu::Qemu;
+use crate::systemd::Systemd;
+
 /// Longest wait for anything.
 pub const SOON: Duration = Duration::from_secs(20);
+/// A lease that outlasts a restart on a machine that is busy with other things.
+pub const LONG: Timing = Timing { lease: Duration::from_secs(10), ..Timing::FAST };
 pub const CLUSTER: ClusterId = ClusterId(Uuid::from_u128(0xc1));
 pub const DATASTORE: DatastoreId = DatastoreId(Uuid::from_u128(0xd1));
 pub const ME: HostId = HostId(Uuid::from_u128(0xa1));
@@ -29,6 +38,7 @@ pub const OTHER: HostId = HostId(Uuid::from_u128(0xa2));
 pub struct Host {
     dir: tempfile::TempDir,
     guard: Child,
+    pub systemd: Option<Systemd>,
     client: GuardClient,
     events: Receiver<GuardEvent>,
     tickets: u64,
@@ -46,30 +56,44 @@ impl Host {
     /// A host with one prepared datastore, its guard started and configured, its lease valid.
     pub fn new() -> Self {
         let mut host = Self::unconfigured();
-        host.order(GuardOrder::Configure(Box::new(host.config(Timing::FAST)))).unwrap();
-        host.until("a lease", |host| host.lease.as_ref().is_some_and(|lease| lease.until.is_some()));
+        host.configure(Timing::FAST);
         host
     }
 
-    pub fn unconfigured() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        for folder in ["store", "libvirt", "kept"] {
-            fs::create_dir(dir.path().join(folder)).unwrap();
-        }
-        let members =
-            vec![RosterEntry { index: HostIndex(0), host: ME }, RosterEntry { index: HostIndex(1), host: OTHER }];
-        let roster = Roster { cluster: CLUSTER, datastore: DATASTORE, generation: 1, members };
-        datastore::prepare(&dir.path().join("store"), &roster, ME).unwrap();
-        Self::start(dir)
+    /// The same, under something that plays systemd: it keeps the guard's memory.
+    pub fn supervised(timing: Timing) -> Self {
+        let mut host = Self::start(prepared(), true);
+        host.configure(timing);
+        host
     }
 
-    fn start(dir: tempfile::TempDir) -> Self {
-        let guard = spawn_guard(dir.path());
+    /// With this as the host's configuration.
+    pub fn with_config(text: &str) -> Self {
+        let dir = prepared();
+        fs::write(dir.path().join("mainstay.toml"), text).unwrap();
+        let mut host = Self::start(dir, true);
+        host.configure(LONG);
+        host
+    }
+
+    pub fn configure(&mut self, timing: Timing) {
+        self.order(GuardOrder::Configure(Box::new(self.config(timing)))).unwrap();
+        self.until("a lease", |host| host.lease.as_ref().is_some_and(|lease| lease.until.is_some()));
+    }
+
+    pub fn unconfigured() -> Self {
+        Self::start(prepared(), false)
+    }
+
+    fn start(dir: tempfile::TempDir, supervised: bool) -> Self {
+        let mut systemd = supervised.then(|| Systemd::new(dir.path()));
+        let guard = spawn_guard(dir.path(), systemd.as_mut());
         let (to, events) = channel();
         let client = GuardClient::spawn(dir.path().join("guard.sock"), move |event| drop(to.send(event)));
         let mut host = Self {
             dir,
             guard,
+            systemd,
             client,
             events,
             tickets: 0,
@@ -222,7 +246,56 @@ impl Host {
     }
 
     pub fn restart_guard(&mut self) {
-        self.guard = spawn_guard(self.dir.path());
+        self.guard = spawn_guard(self.dir.path(), self.systemd.as_mut());
+        self.rows.clear();
+        self.lease = None;
+        self.connected();
+    }
+
+    /// The guard's child.
+    pub fn child(&self) -> u32 {
+        let text = fs::read_to_string(self.dir.path().join("kept/processes.json")).unwrap();
+        let pair: serde_json::Value = serde_json::from_str(&text).unwrap();
+        pair["child"]["pid"].as_u64().unwrap() as u32
+    }
+
+    pub fn parent(&self) -> u32 {
+        self.guard.id()
+    }
+
+    /// Waits until the parent has ended by itself; whether it says that it went well.
+    pub fn guard_ended(&mut self) -> bool {
+        let deadline = Instant::now() + SOON;
+        loop {
+            if let Some(status) = self.guard.try_wait().unwrap() {
+                return status.success();
+            }
+            assert!(Instant::now() < deadline, "the guard goes on");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// A second guard beside the first, which is only reaped.
+    pub fn start_another(&mut self) {
+        let mut first = std::mem::replace(&mut self.guard, spawn_guard(self.dir.path(), self.systemd.as_mut()));
+        drop(first.wait());
+        self.rows.clear();
+        self.lease = None;
+        self.connected();
+    }
+
+    /// What `systemctl restart` does.
+    pub fn restart_planned(&mut self) {
+        signal(self.parent(), Signal::SIGTERM);
+        assert!(self.guard_ended());
+        self.stop_all();
+        self.restart_guard();
+    }
+
+    /// What `systemctl reload` does.
+    pub fn reload(&mut self) {
+        self.systemd.iter_mut().for_each(Systemd::take);
+        assert!(command(self.dir.path()).arg("--reload").status().unwrap().success());
         self.rows.clear();
         self.lease = None;
         self.connected();
@@ -241,6 +314,10 @@ impl Host {
     }
 }
 
+pub fn signal(pid: u32, signal: Signal) {
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), signal).unwrap();
+}
+
 impl Drop for Host {
     fn drop(&mut self) {
         drop(self.guard.kill());
@@ -251,126 +328,64 @@ impl Drop for Host {
     }
 }
 
+/// A folder with one prepared datastore.
+fn prepared() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for folder in ["store", "libvirt", "kept"] {
+        fs::create_dir(dir.path().join(folder)).unwrap();
+    }
+    let members = vec![RosterEntry { index: HostIndex(0), host: ME }, RosterEntry { index: HostIndex(1), host: OTHER }];
+    let roster = Roster { cluster: CLUSTER, datastore: DATASTORE, generation: 1, members };
+    datastore::prepare(&dir.path().join("store"), &roster, ME).unwrap();
+    dir
+}
+
 fn command(dir: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mainstay-guard"));
-    for (option, name) in
-        [("--socket", "guard.sock"), ("--state", "state/host.state"), ("--kept", "kept"), ("--libvirt", "libvirt")]
-    {
+    for (option, name) in [
+        ("--socket", "guard.sock"),
+        ("--state", "state/host.state"),
+        ("--kept", "kept"),
+        ("--libvirt", "libvirt"),
+        ("--config", "mainstay.toml"),
+    ] {
         command.arg(option).arg(dir.join(name));
     }
     command
 }
 
-fn spawn_guard(dir: &Path) -> Child {
+fn spawn_guard(dir: &Path, systemd: Option<&mut Systemd>) -> Child {
     let log = fs::OpenOptions::new().create(true).append(true).open(dir.join("log")).unwrap();
-    command(dir).stderr(log).spawn().unwrap()
+    let mut start = match systemd {
+        Some(systemd) => systemd.command(&command(dir)),
+        None => command(dir),
+    };
+    start.stderr(log).spawn().unwrap()
 }
 
-/// Names the file of stamps to a process that plays QEMU.
-const STAMPS: &str = "MAINSTAY_TEST_STAMPS";
+/// Names the guard's socket to a process that is not root.
+const STRANGER: &str = "MAINSTAY_TEST_STRANGER";
 
-/// Plays a vCPU for ever, if the environment says so.
-pub fn vcpu() {
-    let Some(path) = std::env::var_os(STAMPS) else { return };
-    let file = fs::File::create(path).unwrap();
-    loop {
-        file.write_all_at(&clock::now().0.to_ne_bytes(), 0).unwrap();
-    }
+/// Greets the guard as nobody, and gives how many bytes came back.
+pub fn greet_as_nobody(host: &Host) -> i32 {
+    let open = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    // What the file system forbids is not what is tested.
+    open(host.dir.path(), 0o755);
+    open(&host.socket(), 0o666);
+    let program = host.dir.path().join("stranger");
+    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let mut command = Command::new(program);
+    command.args(["--exact", "vcpu"]).env(STRANGER, host.socket()).uid(65534).gid(65534).stdout(Stdio::null());
+    command.status().unwrap().code().unwrap()
 }
 
-/// A process whose command line is that of a QEMU, with the pid file that libvirt would write.
-pub struct Qemu {
-    pub vm: VmId,
-    pub name: String,
-    pid_file: PathBuf,
-    child: Option<Child>,
-}
-
-impl Qemu {
-    fn new(dir: &Path, name: &str) -> Self {
-        let pid_file = dir.join("libvirt").join(format!("{name}.pid"));
-        Self { vm: VmId(Uuid::new_v4()), name: name.to_owned(), pid_file, child: None }
-    }
-
-    /// A process that works without pause and stamps each turn, as a guest in the lab does.
-    pub fn start(&mut self) {
-        self.start_in(|_| {});
-    }
-
-    /// The same; `place` puts the pid into a cgroup before libvirt's pid file tells of it.
-    pub fn start_in(&mut self, place: impl Fn(u32)) {
-        let stamps = self.pid_file.with_extension("stamps");
-        let mut command = Command::new(std::env::current_exe().unwrap());
-        // What follows the two dashes are names of tests that do not exist.
-        command.args(["--exact", "vcpu", "--", "-name", &self.name, "-uuid", &self.vm.to_string()]);
-        let child = command.env(STAMPS, &stamps).stdout(Stdio::null()).spawn().unwrap();
-        let deadline = Instant::now() + SOON;
-        while fs::metadata(&stamps).map_or(0, |file| file.len()) == 0 {
-            assert!(Instant::now() < deadline, "{} does not come up", self.name);
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        place(child.id());
-        fs::write(&self.pid_file, child.id().to_string()).unwrap();
-        self.child = Some(child);
-    }
-
-    /// When it last executed something.
-    pub fn last_turn(&self) -> Time {
-        let bytes = fs::read(self.pid_file.with_extension("stamps")).unwrap();
-        Time(u64::from_ne_bytes(bytes.try_into().unwrap()))
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.as_ref().unwrap().id()
-    }
-
-    /// State letters of all threads; `Z` alone when it has exited.
-    pub fn threads(&self) -> String {
-        let state = |stat: PathBuf| {
-            let text = fs::read_to_string(stat).ok()?;
-            text.rsplit_once(')')?.1.trim_start().chars().next()
-        };
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
-        tasks.flatten().filter_map(|task| state(task.path().join("stat"))).collect()
-    }
-
-    pub fn stands(&self) -> bool {
-        self.threads().chars().all(|state| state == 'T')
-    }
-
-    pub fn until_stands(&self) {
-        self.until("stands", Self::stands);
-    }
-
-    /// It executes something after this call.
-    pub fn until_runs(&self) {
-        let now = clock::now();
-        self.until("runs", |vm| now < vm.last_turn());
-    }
-
-    pub fn until_exited(&self) {
-        self.until("exited", |vm| vm.threads() == "Z");
-    }
-
-    fn until(&self, what: &str, so: impl Fn(&Self) -> bool) {
-        let deadline = Instant::now() + SOON;
-        while !so(self) {
-            assert!(Instant::now() < deadline, "{} never {what}: threads {}", self.name, self.threads());
-            std::thread::sleep(Duration::from_micros(200));
-        }
-    }
-
-    pub fn kill(&mut self) {
-        self.child.as_mut().unwrap().kill().unwrap();
-        fs::remove_file(&self.pid_file).unwrap();
-    }
-}
-
-impl Drop for Qemu {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            drop(child.kill());
-            drop(child.wait());
-        }
-    }
+/// Is that process, if the environment says so.
+pub fn stranger() {
+    let Some(path) = std::env::var_os(STRANGER) else { return };
+    let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+    let hello = GuardMessage { ticket: Ticket(1), order: GuardOrder::Hello { protocol: GUARD_PROTOCOL } };
+    drop(mainstay::wire::frame::write(&mut stream, &hello)); // It may be refused before that.
+    let mut answer = Vec::new();
+    drop(stream.read_to_end(&mut answer));
+    std::process::exit(answer.len().min(99) as i32);
 }

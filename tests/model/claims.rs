@@ -10,7 +10,7 @@
 //!
 //! Deliberately not here: who is asked to start it (policy), migration (`moves`), homes (`homes`).
 
-use crate::explore::{Model, Step};
+use crate::explore::{Happens, Model, Step};
 use crate::rules::{Rule, Rules};
 
 const HOSTS: usize = 3;
@@ -387,6 +387,20 @@ impl Model for Claims {
 
     fn well(&self, s: &State) -> bool {
         s.hosts.iter().any(|host| host.copy == Copy::Runs) || self.generations <= s.count
+    }
+
+    fn happens(&self) -> Vec<Happens<State>> {
+        let mut all: Vec<Happens<State>> = vec![
+            ("another takes it", |s| s.hosts[1].copy == Copy::Runs),
+            ("a goes on under a new claim", |s| s.hosts[0].copy == Copy::Runs && 1 < s.hosts[0].at),
+            ("a late claim is created", |s| 1 < s.count && s.newest().over && s.hosts[1].late == 0),
+            ("libvirt's start comes after a lapse", |s| s.hosts[1].copy == Copy::Coming && !s.hosts[1].row),
+        ];
+        if self.writes {
+            all.push(("a debt is written", |s| s.newest().debts != 0));
+            all.push(("a debtor is fenced, another runs", |s| s.hosts[0].fenced && s.hosts[1].copy == Copy::Runs));
+        }
+        all
     }
 
     fn show(&self, s: &State) -> String {

@@ -24,6 +24,9 @@ pub type Step = (&'static str, &'static str);
 /// A step that lets time pass; traces count it.
 pub const TICK: Step = ("", "a tick passes");
 
+/// Something that happens in some state.
+pub type Happens<S> = (&'static str, fn(&S) -> bool);
+
 /// A finite machine.
 pub trait Model {
     /// One state; equal states must hash equally.
@@ -36,6 +39,8 @@ pub trait Model {
     fn wrong(&self, state: &Self::State) -> Option<&'static str>;
     /// The VM runs, or the model's bound is reached: from every state one of these must be reachable.
     fn well(&self, state: &Self::State) -> bool;
+    /// What must happen somewhere, or the model shows nothing.
+    fn happens(&self) -> Vec<Happens<Self::State>>;
     /// What a reader of a trace wants to see.
     fn show(&self, state: &Self::State) -> String;
 }
@@ -46,6 +51,8 @@ pub struct Report {
     pub transitions: usize,
     /// Steps of the longest shortest way.
     pub depth: usize,
+    /// What never happened, of what must.
+    pub missing: Vec<&'static str>,
     pub end: End,
 }
 
@@ -62,6 +69,7 @@ const MOST: usize = 60_000_000;
 /// Explores all of it, or up to the first wrong state.
 pub fn explore<M: Model>(model: &M) -> Report {
     let mut graph = Graph::default();
+    let mut missing = model.happens();
     let (mut next, mut depth) = (Vec::new(), 0);
     let mut layer = vec![model.start()];
     graph.add(fingerprint(&layer[0]), 0, model.well(&layer[0]));
@@ -76,9 +84,10 @@ pub fn explore<M: Model>(model: &M) -> Report {
                     continue;
                 }
                 graph.add(print, at, model.well(&state));
+                missing.retain(|(_, happens)| !happens(&state));
                 if let Some(what) = model.wrong(&state) {
                     let (steps, trace) = trace(model, &graph.way_to(print));
-                    return graph.report(depth + 1, End::Wrong { what, steps, trace });
+                    return graph.report(depth + 1, &missing, End::Wrong { what, steps, trace });
                 }
                 coming.push(state);
             }
@@ -95,7 +104,7 @@ pub fn explore<M: Model>(model: &M) -> Report {
             End::Wrong { what: "the VM can never run again", steps, trace }
         }
     };
-    graph.report(depth, end)
+    graph.report(depth, &missing, end)
 }
 
 /// States by the order in which they were found, with their edges.
@@ -134,8 +143,9 @@ impl Graph {
         self.ends.push(self.edges.len());
     }
 
-    fn report(&self, depth: usize, end: End) -> Report {
-        Report { states: self.prints.len(), transitions: self.edges.len(), depth, end }
+    fn report<S>(&self, depth: usize, missing: &[Happens<S>], end: End) -> Report {
+        let missing = missing.iter().map(|(what, _)| *what).collect();
+        Report { states: self.prints.len(), transitions: self.edges.len(), depth, missing, end }
     }
 
     fn way_to(&self, print: u64) -> Vec<u64> {

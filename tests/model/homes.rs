@@ -10,7 +10,7 @@
 //! Deliberately not here: first claims, deleted VMs (a last claim like any other), storage that one of them cannot reach
 //! (who cannot read both reads nothing: an error proves nothing).
 
-use crate::explore::{Model, Step};
+use crate::explore::{Happens, Model, Step};
 use crate::rules::{Rule, Rules};
 
 pub struct Homes {
@@ -215,6 +215,14 @@ impl Model for Homes {
 
     fn well(&self, s: &State) -> bool {
         s.copy == Copy::Runs || s.b_runs || self.generations <= s.known
+    }
+
+    fn happens(&self) -> Vec<Happens<State>> {
+        vec![
+            ("the home has moved", |s| s.home == 1 && !s.moved && s.copy == Copy::Runs),
+            ("and back", |s| s.home == 0 && 3 < s.known && !s.moved && s.copy == Copy::Runs),
+            ("b takes in the middle of a move", |s| s.b_runs && s.moved),
+        ]
     }
 
     fn show(&self, s: &State) -> String {

@@ -20,7 +20,7 @@ mod owner;
 #[path = "lease_taker.rs"]
 mod taker;
 
-use crate::explore::{Model, Step, TICK};
+use crate::explore::{Happens, Model, Step, TICK};
 use crate::rules::{Rule, Rules};
 
 /// How late the last thread may stop, in ticks.
@@ -425,6 +425,22 @@ impl Model for Lease {
 
     fn well(&self, s: &State) -> bool {
         s.a.copy == Copy::Runs && !s.a.frozen || s.b.runs != 0 || self.bounds.generations <= s.a.known
+    }
+
+    fn happens(&self) -> Vec<Happens<State>> {
+        let mut all: Vec<Happens<State>> = vec![
+            ("b takes", |s| s.b.runs != 0),
+            ("b takes while a's copy stands, a learns of it", |s| s.b.runs != 0 && s.a.copy == Copy::Gone),
+            ("a goes on under a new claim", |s| s.a.copy == Copy::Runs && 1 < s.a.known),
+            ("b has a proof that came too late", |s| s.b.proof != 0 && s.b.proof < s.claims),
+            ("a's new claim is over when it is known", |s| s.a.attempt == Try::Created { fresh: false }),
+        ];
+        if self.bounds.trouble {
+            all.push(("the guard carries on while b waits", |s| s.a.copy == Copy::Held && s.b.window.is_some()));
+            all.push(("a late claim is created", |s| matches!(s.a.early, Early::Landed { .. })));
+            all.push(("a frozen host is taken", |s| s.a.frozen && s.b.runs != 0));
+        }
+        all
     }
 
     fn show(&self, s: &State) -> String {

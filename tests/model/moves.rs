@@ -12,7 +12,7 @@
 //! Deliberately not here: the milliseconds between libvirt's resume of the source and its guard's stop; the limited time
 //! for which others leave v to t (comfort, not safety).
 
-use crate::explore::{Model, Step};
+use crate::explore::{Happens, Model, Step};
 use crate::rules::{Rule, Rules};
 
 const MOST: usize = 5;
@@ -427,6 +427,26 @@ impl Model for Moves {
 
     fn well(&self, s: &State) -> bool {
         s.c_runs || s.s.copy == Copy::Runs || s.t.copy == Copy::Runs || !self.free(s)
+    }
+
+    fn happens(&self) -> Vec<Happens<State>> {
+        let mut all: Vec<Happens<State>> = vec![
+            ("t runs under its own claim", |s| s.t.copy == Copy::Runs && s.newest().holder == Holder::T),
+            ("another takes it", |s| s.c_runs),
+            ("t's copy is thrown away", |s| s.s.copy == Copy::Switched && s.t.copy == Copy::None),
+        ];
+        if self.foreign {
+            let back: Happens<State> = ("s goes on under its own claim after a failure", |s| {
+                s.s.copy == Copy::Runs && s.newest().holder == Holder::S && 2 < s.count
+            });
+            all.extend([
+                back,
+                ("s is stopped after the switch", |s| s.s.copy == Copy::Stands && s.t.copy == Copy::Runs),
+            ]);
+        } else {
+            all.push(("t's memory is older than the disks", |s| s.t.copy == Copy::Switched && s.t.stale));
+        }
+        all
     }
 
     fn show(&self, s: &State) -> String {

@@ -10,7 +10,7 @@
 //!
 //! Deliberately not here: whether taking would be safe; it is, with or without R4 (`lease`).
 
-use crate::explore::{Model, Step, TICK};
+use crate::explore::{Happens, Model, Step, TICK};
 use crate::rules::{Rule, Rules};
 
 pub struct Stall {
@@ -149,6 +149,13 @@ impl Model for Stall {
 
     fn well(&self, s: &State) -> bool {
         !s.stalled && s.window.is_some()
+    }
+
+    fn happens(&self) -> Vec<Happens<State>> {
+        vec![
+            ("b looks at a stalled storage for long", |s| s.stalled && s.last == 4 && s.window.is_some()),
+            ("b begins a read after the stall", |s| !s.stalled && s.last == 4 && s.read != Read::Idle),
+        ]
     }
 
     fn show(&self, s: &State) -> String {

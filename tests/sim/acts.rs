@@ -68,6 +68,9 @@ impl World {
             }
             ["stop", "agent", host] => self.stop_agent(self.named(host)),
             ["start", "agent", host] => self.start_agent(self.named(host)),
+            ["restart", "guard" | "guards", names @ .., "anew"] => {
+                self.hosts_named(names).into_iter().for_each(|h| self.restart_guard_anew(h));
+            }
             ["restart", "guard" | "guards", names @ ..] => {
                 self.hosts_named(names).into_iter().for_each(|h| self.restart_guard(h));
             }

@@ -199,10 +199,11 @@ impl Cast {
     fn of_process(&mut self, host: &str) -> Fault {
         match self.dice.roll(9) {
             0 => (format!("restart agent {host}"), None),
-            1 | 2 => (format!("restart guard {host}"), None),
+            1 => (format!("restart guard {host}"), None),
+            2 => (format!("restart guard {host} anew"), None),
             3 => (format!("restart libvirtd {host}"), None),
             4 => ("restart agents all".to_owned(), None),
-            5 => ("restart guards all".to_owned(), None),
+            5 => (format!("restart guards all{}", if self.dice.roll(2) == 0 { "" } else { " anew" }), None),
             6 => (format!("hold agent {host}"), Some(format!("let agent go {host}"))),
             7 => (format!("hold libvirtd {host}"), Some(format!("let libvirtd go {host}"))),
             _ => (format!("stop agent {host}"), Some(format!("start agent {host}"))),

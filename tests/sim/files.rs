@@ -9,9 +9,9 @@
 
 use std::collections::BTreeMap;
 
-use mainstay::exec::datastore::slots::{Book, SLOTS, Slots};
+use mainstay::exec::datastore::slots::{Book, SLOTS, Slots, SlotsKept};
 use mainstay::types::store::MemberRead;
-use mainstay::types::{Attestation, BeatBlock, DatastoreId, Digest, HostId, HostIndex, Roster, Time, VmList};
+use mainstay::types::{Attestation, BeatBlock, BootId, DatastoreId, Digest, HostId, HostIndex, Roster, Time, VmList};
 use mainstay::wire::record;
 
 use super::datastore::Datastore;
@@ -85,11 +85,13 @@ impl Datastore {
         (files.slots.bytes, files.newest().cloned())
     }
 
-    /// What a guard's memory of its slots begins with.
-    pub fn book(&self, host: HostId, boot: mainstay::types::BootId, now: Time) -> Book {
-        match self.slots.get(&host) {
-            Some(files) => Book::opened(&files.slots, files.scratch.as_ref(), boot, now),
-            None => Book::opened(&Slots::empty(), None, boot, now),
+    /// What a guard's memory of its slots begins with: what its predecessor handed on, or what lies there.
+    pub fn book(&self, host: HostId, boot: BootId, kept: Option<&SlotsKept>, now: Time) -> Book {
+        let none = Files::default();
+        let files = self.slots.get(&host).unwrap_or(&none);
+        match kept {
+            Some(kept) => Book::carried(&files.slots, kept, now),
+            None => Book::opened(&files.slots, files.scratch.as_ref(), boot, now),
         }
     }
 

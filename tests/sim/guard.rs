@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use mainstay::core::event::Event;
 use mainstay::exec::datastore::slots::Book;
-use mainstay::guard::state::{State, Taken};
+use mainstay::guard::state::{Carried, State, Taken};
 use mainstay::guard::table::{Act, Expected, ProcessKey, Table};
 use mainstay::types::guard::{GuardOrder, GuardReport, Refusal};
 use mainstay::types::vm::OffReason;
@@ -65,22 +65,36 @@ impl Guard {
 impl World {
     // ---- life ---------------------------------------------------------------------------------------------------
 
-    /// A new process; rows of an earlier one of this boot come back as over.
+    /// A new process. It goes on with what the last one handed on; without that, rows of an earlier one of this boot come
+    /// back as over.
     pub fn start_guard(&mut self, h: H) {
         if self.hosts[h].guard.is_some() || self.hosts[h].life.is_none() {
             return;
         }
         self.excuse(h);
         let life = self.new_life();
+        let now = self.local(h);
         let host = &mut self.hosts[h];
-        host.incarnation = mainstay::guard::risen(host.incarnation);
-        let mut table = Table::default();
-        for row in &host.kept {
-            let alive = |key: ProcessKey| host.domains.values().any(|d| d.qemu.as_ref().is_some_and(|q| q.key == key));
-            let process = row.process.as_ref().map(|process| process.key).filter(|key| alive(*key));
-            table.restore(row.clone(), process);
-        }
-        let state = State::new(host.boot(), host.incarnation, table);
+        let handed_on = host.memory.take().map(|bytes| Carried::decode(&bytes).expect("encoded by stop_guard"));
+        let usable = |carried: &Carried| carried.boot == host.boot() && carried.incarnation == host.incarnation;
+        let alive = |key: ProcessKey| host.domains.values().any(|d| d.qemu.as_ref().is_some_and(|q| q.key == key));
+        let carried = handed_on.filter(usable);
+        let goes_on = carried.is_some();
+        let state = if let Some(carried) = carried {
+            let mut state = State::carry_on(carried);
+            state.lapse_if_due(now);
+            let gone: Vec<_> = state.table.processes().filter(|(_, key)| !alive(*key)).collect();
+            gone.into_iter().for_each(|(vm, key)| state.exited(vm, key, now));
+            state
+        } else {
+            host.incarnation = mainstay::guard::risen(host.incarnation);
+            let mut table = Table::default();
+            for row in &host.kept {
+                let process = row.process.as_ref().map(|process| process.key).filter(|key| alive(*key));
+                table.restore(row.clone(), process);
+            }
+            State::new(host.boot(), host.incarnation, table)
+        };
         host.guard = Some(Guard {
             life,
             state,
@@ -92,8 +106,18 @@ impl World {
             networked: false,
         });
         self.with_guard(h, |_, _| ());
+        if goes_on {
+            self.begin_threads(h, life);
+            self.after(Gate::Guard(h, life), Duration::ZERO, move |world| world.enforce(h));
+        }
         let gate = self.hosts[h].kernel();
         self.after(gate, Duration::from_millis(60), move |world| world.connect_guard(h));
+    }
+
+    /// As `restart_guard`, but what it would have handed on is lost.
+    pub fn restart_guard_anew(&mut self, h: H) {
+        self.restart_guard(h);
+        self.hosts[h].memory = None;
     }
 
     /// SIGKILL. systemd stops every QEMU of a kept row, and starts another.
@@ -105,10 +129,9 @@ impl World {
 
     /// SIGKILL and `ExecStopPost`.
     pub fn stop_guard(&mut self, h: H) {
-        if self.hosts[h].guard.take().is_none() {
-            return;
-        }
+        let Some(guard) = self.hosts[h].guard.take() else { return };
         self.excuse(h);
+        self.hosts[h].memory = Some(guard.state.carry().encode());
         let gate = self.hosts[h].kernel();
         self.after(gate, Duration::from_millis(20), move |world| {
             let rows: Vec<VmId> = world.hosts[h].kept.iter().map(|row| row.tenure.vm).collect();

@@ -99,7 +99,9 @@ impl World {
         let gate = self.guard_gate(h);
         let read = move |world: &mut World| {
             let (store, now) = (&world.stores[&home], world.local(h));
-            (store.own(me), store.attestations_of(index, me), store.book(me, boot, now))
+            let guard = world.hosts[h].guard.as_ref();
+            let kept = guard.and_then(|guard| guard.state.stores.get(&home)?.slots.as_ref());
+            (store.own(me), store.attestations_of(index, me), store.book(me, boot, kept, now))
         };
         self.io(h, home, gate, Deed::Read, 2000, read, move |world, result| match result {
             Err(why) => world.turned(h, home, Some(why)),
@@ -340,10 +342,21 @@ impl World {
         });
     }
 
+    /// For the next guard of this boot.
+    fn remember(&mut self, h: H, home: DatastoreId, writing: Option<usize>) {
+        let kept = self.renew(h, home).and_then(|renew| renew.book.as_ref()).map(|book| book.kept((1, 1), writing));
+        self.with_guard(h, |state, _| {
+            if let Some(store) = state.stores.get_mut(&home) {
+                store.slots = kept;
+            }
+        });
+    }
+
     fn write_slot(&mut self, h: H, home: DatastoreId, taken: Taken, block: BeatBlock) {
         let (me, now, gate) = (self.hosts[h].id, self.local(h), self.guard_gate(h));
         let slot = self.renew(h, home).and_then(|renew| renew.book.as_ref()?.next(now));
         let Some(slot) = slot else { return self.turned(h, home, Some("every slot rests".to_owned())) };
+        self.remember(h, home, Some(slot));
         let (with, content, stamp) = (block.attestations.clone(), content(&block), Stamp::of(&block));
         let write = move |world: &mut World| {
             world.landed(h, home, &block);
@@ -354,16 +367,19 @@ impl World {
         self.io(h, home, gate, Deed::Write, 2000, write, move |world, result| {
             let (now, torn) = (world.local(h), result.is_err() && world.dice(4) == 0);
             let Some(book) = world.renew(h, home).and_then(|renew| renew.book.as_mut()) else { return };
+            match &result {
+                Err(_) => book.failed(slot, content, now),
+                Ok(_) => book.written(slot, content, stamp),
+            }
+            world.remember(h, home, None);
             match result {
                 Err(why) => {
-                    book.failed(slot, content, now);
                     if torn {
                         world.tear(h, home, slot, content);
                     }
                     world.turned(h, home, Some(why));
                 }
                 Ok(names) => {
-                    book.written(slot, content, stamp);
                     if names {
                         return world.persisted(h, home, taken, &with);
                     }

@@ -110,6 +110,8 @@ pub struct Host {
     pub incarnation: Incarnation,
     /// /run: rows of the guard.
     pub kept: Vec<KeptRow>,
+    /// systemd's descriptor store: what the last guard handed on.
+    pub memory: Option<Vec<u8>>,
     /// /run: VMs that the hook lets start without an agent.
     pub unprotected: BTreeSet<VmId>,
     /// /run: what the agent has begun.
@@ -147,6 +149,7 @@ impl Host {
             settings,
             incarnation: Incarnation(1000),
             kept: Vec::new(),
+            memory: None,
             unprotected: BTreeSet::new(),
             underway: Vec::new(),
             paths: BTreeMap::new(),
@@ -181,6 +184,7 @@ impl World {
         let host = &mut self.hosts[h];
         host.life = Some(life);
         host.kept.clear();
+        host.memory = None;
         host.unprotected.clear();
         host.underway.clear();
         let gate = host.kernel();

@@ -20,11 +20,11 @@ use nix::fcntl::OFlag;
 
 use super::claims;
 use super::files::{
-    CLAIMS, Folder, HOSTS, MEMBERS, TMP, bad, beats_name, failure, identity, list_name, read_at, root_path, sweep,
-    write_at,
+    CLAIMS, Folder, HOSTS, Identity, MEMBERS, TMP, bad, beats_name, failure, identity, list_name, read_at, root_path,
+    sweep, write_at,
 };
 use super::members;
-use super::slots::{Book, Doubt, REST, SLOTS, Slots, Stamp};
+use super::slots::{Book, Doubt, REST, SLOTS, Slots, SlotsKept, Stamp};
 use crate::exec::clock;
 use crate::types::{
     Attestation, BeatBlock, Claim, ClusterId, Counter, Digest, HostId, HostIndex, Incarnation, ListName, Roster, Time,
@@ -90,6 +90,8 @@ pub struct BeatFile {
     list: File,
     list_path: PathBuf,
     pub(super) book: Book,
+    /// Which file `beats` is.
+    which: Identity,
     /// The list last tried, as bytes.
     listed: Option<Vec<u8>>,
     /// Until then a list write of a dead predecessor, or one that failed, may still land over it.
@@ -102,6 +104,20 @@ impl BeatFile {
     /// # Errors
     /// `Missing` if the datastore is not mounted or not prepared for the cluster; `Bad` if a file has a wrong size.
     pub fn open(root: &Path, cluster: ClusterId, me: HostId) -> Result<Self, StoreFailure> {
+        Self::open_again(root, cluster, me, None)
+    }
+
+    /// The same, for one who knows what became of the writes before: an earlier guard of this boot, or an earlier
+    /// descriptor of this guard.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub fn open_again(
+        root: &Path,
+        cluster: ClusterId,
+        me: HostId,
+        kept: Option<&SlotsKept>,
+    ) -> Result<Self, StoreFailure> {
         let root_path = root_path(root, cluster);
         let root = Folder::open(&root_path)?;
         let (hosts, tmp) = (root.sub(HOSTS)?, root.sub(TMP)?);
@@ -122,9 +138,25 @@ impl BeatFile {
             path: "/proc/sys/kernel/random/boot_id".into(),
             why: error.to_string(),
         })?;
-        let book = Book::opened(&slots, scratch.as_ref(), boot, now);
-        let (listed, list_doubt_until) = (None, now + REST);
-        Ok(Self { root_path, cluster, me, beats, beats_path, members, list, list_path, book, listed, list_doubt_until })
+        let which = identity(&beats, &beats_path)?;
+        let book = match kept.filter(|kept| kept.file == which) {
+            Some(kept) => Book::carried(&slots, kept, now),
+            None => Book::opened(&slots, scratch.as_ref(), boot, now),
+        };
+        Ok(Self {
+            root_path,
+            cluster,
+            me,
+            beats,
+            beats_path,
+            members,
+            list,
+            list_path,
+            book,
+            which,
+            listed: None,
+            list_doubt_until: now + REST,
+        })
     }
 
     /// Reads all own slots back.
@@ -146,11 +178,37 @@ impl BeatFile {
         Ok(Slots::parse(raw.as_slice(), self.cluster, self.me))
     }
 
+    /// Newest beat acknowledged, or seen when it was opened.
+    #[must_use]
+    pub fn newest(&self) -> Option<Stamp> {
+        self.book.newest()
+    }
+
+    /// What the next process must know of the slots.
+    #[must_use]
+    pub fn kept(&self) -> SlotsKept {
+        self.book.kept(self.which, None)
+    }
+
     /// Writes one beat into the next slot that does not rest; sets `resting` itself.
     ///
     /// # Errors
     /// [`WriteFailed`]; only a `Store` error of the slot's own write leaves its outcome unknown.
     pub fn write(&mut self, block: &BeatBlock, now: Time) -> Result<Written, WriteFailed> {
+        self.write_telling(block, now, |_| {})
+    }
+
+    /// The same. `begins` is called just before the slot's own write, so that its outcome is known to be unknown should
+    /// the process die in it.
+    ///
+    /// # Errors
+    /// As `write`.
+    pub fn write_telling(
+        &mut self,
+        block: &BeatBlock,
+        now: Time,
+        begins: impl FnOnce(SlotsKept),
+    ) -> Result<Written, WriteFailed> {
         assert!(block.host == self.me && block.cluster == self.cluster, "a guard beats only for itself");
         let slots = self.read_slots()?;
         let path = self.beats_path.display().to_string();
@@ -168,6 +226,7 @@ impl BeatFile {
         self.book.scratched();
         let slot = self.book.next(now).ok_or(WriteFailed::NoSlot { until: self.book.free_at() })?;
         let content = record::digest(&bytes);
+        begins(self.book.kept(self.which, Some(slot)));
         if let Err(failure) = write_at(&self.beats, &self.beats_path, (slot * BLOCK) as u64, &bytes) {
             self.book.failed(slot, content, now.max(clock::now()));
             return Err(failure.into());

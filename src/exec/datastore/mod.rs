@@ -38,7 +38,7 @@ mod tests;
 
 pub use beats::{BeatFile, OwnSlots, WriteFailed, Written, highest_claim};
 pub use members::prepare;
-pub use slots::{Doubt, Stamp};
+pub use slots::{Doubt, SlotsKept, Stamp};
 
 /// One datastore, for the agent of one host. One handle per process and datastore; cheap to clone.
 #[derive(Clone)]

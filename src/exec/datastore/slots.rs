@@ -19,6 +19,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::mutants::{Mutant, planted};
 use crate::types::{BeatBlock, BootId, ClusterId, Counter, Digest, HostId, Incarnation, Time};
 use crate::wire::record::{self, BLOCK};
@@ -114,6 +116,21 @@ pub enum Doubt {
     },
 }
 
+/// What the next guard of this boot must know of the slots to go on with them: without it two more rest at each start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SlotsKept {
+    /// Which file they are in: of another one this says nothing.
+    pub file: (u64, u64),
+    /// Until when each rests.
+    pub rests: [Time; SLOTS],
+    /// The one that was written last.
+    pub last: u8,
+    /// The one whose write is under way; if its process dies now, the outcome is unknown.
+    pub writing: Option<u8>,
+    /// Whether a scratch block has to be written before a slot is tried.
+    pub scratch_first: bool,
+}
+
 /// The memory of one guard about its slots on one datastore.
 pub struct Book {
     /// Of each slot, as acknowledged or last seen.
@@ -157,6 +174,39 @@ impl Book {
             }
         }
         book
+    }
+
+    /// At the start of a process that goes on with what its predecessor knew. A write under way when that died may
+    /// land later, so its slot rests as after an error.
+    #[must_use]
+    pub fn carried(slots: &Slots, kept: &SlotsKept, now: Time) -> Self {
+        let mut book = Self {
+            held: slots.digests,
+            rests: kept.rests,
+            attempts: Vec::new(),
+            newest: slots.newest().map(|(_, beat)| Stamp::of(beat)),
+            last: usize::from(kept.last) % SLOTS,
+            scratch_first: kept.scratch_first,
+        };
+        if let Some(slot) = kept.writing.map(|slot| usize::from(slot) % SLOTS) {
+            book.rests[slot] = now + REST;
+            book.last = slot;
+            book.scratch_first = true;
+        }
+        book
+    }
+
+    /// For the next process. `writing`: the slot whose write begins now.
+    #[must_use]
+    pub fn kept(&self, file: (u64, u64), writing: Option<usize>) -> SlotsKept {
+        let small = |slot: usize| u8::try_from(slot).expect("there are eight slots");
+        SlotsKept {
+            file,
+            rests: self.rests,
+            last: small(self.last),
+            writing: writing.map(small),
+            scratch_first: self.scratch_first,
+        }
     }
 
     /// Newest beat acknowledged, or seen at the start.

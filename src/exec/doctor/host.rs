@@ -2,6 +2,7 @@
 
 use super::system::{Guests, HookState, Machine, SystemFacts};
 use super::{AgentFacts, Finding, names};
+use crate::types::guard::Standing;
 
 /// libvirt answers.
 pub(super) fn libvirt(agent: &AgentFacts) -> Vec<Finding> {
@@ -122,5 +123,29 @@ pub(super) fn machine(system: &SystemFacts) -> Vec<Finding> {
             "use it for tests only",
         ),
         Machine::Unknown => Finding::warning("machine", "this host", "cannot tell whether it is a VM", cure),
+    }]
+}
+
+/// What is left when guard and systemd hang together.
+pub(super) fn watchdog(system: &SystemFacts) -> Vec<Finding> {
+    let object = "hardware watchdog";
+    vec![match &system.watchdog {
+        None => Finding::ok("watchdog", object, "the guard has said nothing about it"),
+        Some(Standing::None) => Finding::ok(
+            "watchdog",
+            object,
+            "none: should this host hang so that neither guard nor systemd can act, nothing resets it; \
+             set [guard] watchdog in /etc/mainstay/mainstay.toml if it has one",
+        ),
+        Some(Standing::Safe(text)) => Finding::ok("watchdog", object, text.clone()),
+        Some(Standing::Late(text)) => {
+            Finding::warning("watchdog", object, text.clone(), "a longer lease, or another device")
+        }
+        Some(Standing::Failed(text)) => Finding::warning(
+            "watchdog",
+            object,
+            text.clone(),
+            "mend [guard] watchdog in /etc/mainstay/mainstay.toml, then: systemctl restart mainstay-guard",
+        ),
     }]
 }

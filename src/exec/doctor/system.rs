@@ -9,9 +9,12 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::mounts::{self, Mount};
+use crate::types::guard::Standing;
 
 /// Where libvirt looks for our hook.
 pub const HOOK_PATH: &str = "/etc/libvirt/hooks/qemu.d/50-mainstay";
+/// Where the guard says how the hardware watchdog stands.
+const WATCHDOG_PATH: &str = "/run/mainstay/guard/watchdog.json";
 /// How long `systemctl show` may take.
 const SYSTEMCTL_TIME: Duration = Duration::from_secs(3);
 /// How often it is looked whether it has ended.
@@ -42,6 +45,8 @@ pub struct SystemFacts {
     pub recover_lost_locks: Option<bool>,
     /// Lease of the server in seconds by mount point, NFSv4 only.
     pub nfs_lease_s: BTreeMap<String, u64>,
+    /// The hardware watchdog, as the guard sees it; none = no guard has said.
+    pub watchdog: Option<Standing>,
     /// The programs asked for.
     pub programs: BTreeMap<String, ProgramState>,
 }
@@ -133,6 +138,7 @@ pub fn gather(root: &Path, programs: &[String]) -> SystemFacts {
         mounts: text("/proc/self/mountinfo").map(|text| mounts::parse(&text)).unwrap_or_default(),
         recover_lost_locks: text("/sys/module/nfs/parameters/recover_lost_locks").map(|value| value.trim() == "Y"),
         nfs_lease_s: text("/proc/self/mountstats").map(|text| nfs_leases(&text)).unwrap_or_default(),
+        watchdog: text(WATCHDOG_PATH).and_then(|text| serde_json::from_str(&text).ok()),
         programs: programs.iter().map(|program| (program.clone(), program_state(&at(program)))).collect(),
     }
 }

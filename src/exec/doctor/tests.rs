@@ -1,6 +1,7 @@
 use super::mounts::Mount;
 use super::system::{Daemon, Guests, HookState, Machine, ProgramState};
 use super::*;
+use crate::types::guard::Standing;
 
 /// A host where all is well.
 fn well() -> DoctorInput {
@@ -41,6 +42,7 @@ fn well() -> DoctorInput {
         mounts: vec![root, mount],
         recover_lost_locks: Some(false),
         nfs_lease_s: [("/srv/nfs1".to_owned(), 10)].into(),
+        watchdog: Some(Standing::Safe("/dev/watchdog: resets this host 4 s after its guard died".into())),
         programs: [("/usr/sbin/expire".to_owned(), ProgramState::Executable)].into(),
     };
     DoctorInput { agent: Ok(agent), system }
@@ -86,6 +88,7 @@ fn all_is_well() {
         "machine",
         "mount-options",
         "shared",
+        "watchdog",
     ];
     assert_eq!(all, expected, "every check says something");
 }
@@ -121,6 +124,13 @@ fn checks_of_the_host() {
     check("a VM", &[("machine", Warning, "QEMU")], |_, system| system.machine = Machine::Vm("QEMU".into()));
     check("a container", &[("machine", Warning, "lxc")], |_, system| system.machine = Machine::Container("lxc".into()));
     check("machine unknown", &[("machine", Warning, "cannot tell")], |_, system| system.machine = Machine::Unknown);
+    check("no watchdog", &[], |_, system| system.watchdog = Some(Standing::None));
+    check("watchdog too late", &[("watchdog", Warning, "60 s")], |_, system| {
+        system.watchdog = Some(Standing::Late("takes no time-out under 60 s".into()));
+    });
+    check("watchdog in use", &[("watchdog", Warning, "busy")], |_, system| {
+        system.watchdog = Some(Standing::Failed("busy".into()));
+    });
     check("autostart", &[("autostart", Warning, "autostart")], |agent, _| agent.autostart = vec!["web".into()]);
 }
 

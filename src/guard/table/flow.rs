@@ -52,6 +52,13 @@ impl Table {
             Phase::Expected { confirmed: true, .. } => self.run(newest),
             Phase::Expected { .. } | Phase::Incoming { .. } | Phase::Running { .. } | Phase::Over { .. } => {}
         }
+        // One that came up while no guard was there may stand: lifting does nothing to one that runs.
+        if self.carried_on
+            && self.may_run(vm)
+            && let Some(qemu) = self.qemus.get_mut(&vm)
+        {
+            qemu.hold = Hold::Stopping;
+        }
         false
     }
 
@@ -183,6 +190,22 @@ impl Table {
         newest.filter(|at| self.rows.get(at).is_some_and(|row| row.home == home && row.is_over())).collect()
     }
 
+    /// Every QEMU that may run, once for each home on whose lease that stands.
+    pub fn runs(&self) -> impl Iterator<Item = (DatastoreId, ProcessKey)> {
+        let running = self.qemus.iter().filter(|(vm, _)| self.may_run(**vm));
+        running.flat_map(|(vm, qemu)| {
+            self.rows_of(*vm).filter(|(_, row)| !row.is_over()).map(|(_, row)| (row.home, qemu.key))
+        })
+    }
+
+    /// This process was stopped before the table was asked: what may run all the same is lifted again.
+    pub fn struck(&mut self, key: ProcessKey) {
+        let known = self.qemus.values_mut().find(|qemu| qemu.key == key && qemu.hold == Hold::Free);
+        if let Some(qemu) = known {
+            qemu.hold = Hold::Stopping;
+        }
+    }
+
     /// The process of `vm`, if one is known.
     #[must_use]
     pub fn process(&self, vm: VmId) -> Option<ProcessKey> {
@@ -286,7 +309,7 @@ impl Table {
         }
     }
 
-    fn may_run(&self, vm: VmId) -> bool {
+    pub(super) fn may_run(&self, vm: VmId) -> bool {
         self.qemus.get(&vm).is_some_and(|qemu| qemu.doomed.is_none())
             && self.rows_of(vm).any(|(_, row)| match row.phase {
                 Phase::Running { .. } | Phase::Incoming { .. } => true,

@@ -115,6 +115,25 @@ impl Table {
         }
     }
 
+    /// In a new process, with what another guard of this boot held. Whether each QEMU stands is not known: `--stop-all`
+    /// may have stopped it or not, so that what may run is lifted and what may not is stopped again; both do nothing
+    /// twice. Nobody watched meanwhile, so nothing can be said to have never started.
+    pub fn carry_on(&mut self) {
+        self.carried_on = true;
+        self.rows.values_mut().filter(|row| !row.seen).for_each(|row| row.starts = false);
+        let vms: Vec<_> = self.qemus.keys().copied().collect();
+        for vm in vms {
+            let may_run = self.may_run(vm);
+            let Some(qemu) = self.qemus.get_mut(&vm) else { continue };
+            qemu.killed = false;
+            qemu.hold = match (may_run, qemu.hold) {
+                (true, _) => Hold::Stopping,
+                (false, Hold::Free | Hold::Stopping) => Hold::Free,
+                (false, Hold::Stopped) => Hold::Stopped,
+            };
+        }
+    }
+
     fn view(&self, tenure: Tenure) -> Option<RowView> {
         let row = self.rows.get(&tenure)?;
         let qemu = self.qemus.get(&tenure.vm);

@@ -236,3 +236,33 @@ fn what_cannot_be_opened_says_why() {
     assert_eq!(guard(dir.path(), 7).own().unwrap().newest.unwrap().counter, Counter(1));
     assert!(!writer.roster().unwrap().names(host(17)), "and does not count before the roster names it");
 }
+
+#[test]
+fn one_who_knows_the_slots_goes_on_with_them() {
+    let dir = prepared();
+    let mut writer = guard(dir.path(), 0);
+    let now = clock::now();
+    let open = |kept: &SlotsKept| BeatFile::open_again(dir.path(), CLUSTER, host(10), Some(kept)).unwrap();
+    // Twenty restarts use up no slot: the two that rest are those of the first start.
+    for counter in 1..=20 {
+        writer.write(&beat(0, 1, counter), now).unwrap();
+        writer = open(&writer.kept());
+    }
+    assert_eq!(writer.own().unwrap().newest.unwrap().resting, 0b11);
+    // One that died in a write: its slot rests, and the scratch block says so first.
+    let mut dying = None;
+    writer.write_telling(&beat(0, 1, 21), now, |kept| dying = Some(kept)).unwrap();
+    let dying = dying.unwrap();
+    let slot = dying.writing.unwrap();
+    let mut next = open(&dying);
+    assert!(next.book.scratch_first());
+    let written = next.write(&beat(0, 1, 22), now).unwrap();
+    assert_ne!(written.slot, usize::from(slot));
+    assert_eq!(next.own().unwrap().newest.unwrap().resting, 0b11 | 1 << slot);
+    // It lands late, beside newer beats: that is no twin, and hides nothing.
+    next.write(&beat(0, 1, 23), now).unwrap();
+    assert_eq!(next.own().unwrap().newest.unwrap().counter, Counter(23));
+    // Another file: nothing is known of it.
+    let other = SlotsKept { file: (0, 0), ..next.kept() };
+    assert_eq!(open(&other).book.resting(now).count_ones(), 5);
+}
