@@ -8,6 +8,7 @@ use uuid::Uuid;
 use mainstay::core::event::{AskId, Event};
 use mainstay::core::{Core, Me};
 use mainstay::types::control::{HostReport, Request, VmReport};
+use mainstay::types::power::PowerSettings;
 use mainstay::types::settings::{ClusterSettings, DatastoreSettings, LateWrites, MemberSettings, Timing, VmDefaults};
 use mainstay::types::vm::{DomainState, HostCapacity};
 use mainstay::types::*;
@@ -50,6 +51,8 @@ fn settings() -> ClusterSettings {
             late_writes: LateWrites::Exclude,
         }],
         vms: VmDefaults::default(),
+        power: PowerSettings::default(),
+        foreign_migration: Default::default(),
     }
 }
 
@@ -108,7 +111,13 @@ fn report(index: u8) -> HostReport {
             unprotected: None,
         }
     });
-    HostReport { host: host(index), capacity: HostCapacity::default(), libvirt: true, vms: vms.collect() }
+    HostReport {
+        host: host(index),
+        capacity: HostCapacity::default(),
+        libvirt: true,
+        vms: vms.collect(),
+        over: Vec::new(),
+    }
 }
 
 /// A core that has heard of everything.

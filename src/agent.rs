@@ -12,6 +12,7 @@
 //! the core; beats beyond `MAX_QUEUED` are dropped, since a newer one follows.
 
 mod answers;
+mod devices;
 mod executors;
 mod facts;
 mod pump;

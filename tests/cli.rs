@@ -2,11 +2,14 @@
 
 mod bus;
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
 
 use bus::{FakeAgent, PrivateBus, example, example_notes, mainstay, reachable_copy};
+use mainstay::api::dbus::Ask;
+use mainstay::types::power::{FenceAt, Secret};
+use mainstay::types::settings::SettingsChange;
 use mainstay::types::view::{ClusterView, NoteView};
 use serde_json::Value;
 
@@ -208,6 +211,7 @@ fn every_listing_has_json() {
         ("host list", "hosts", 3),
         ("vm list", "vms", 4),
         ("datastore list", "datastores", 1),
+        ("host fence-device list", "fence_devices", 2),
         ("events --since 2026-11-25", "notes", 3),
         ("doctor", "findings", 3),
         ("config check /dev/null", "mistakes", 0),
@@ -266,6 +270,47 @@ fn wishes() {
     assert_eq!(code, 0, "{out}");
     assert!(out.contains("tmpfs is a local file system") && out.contains("Fence: none."), "{out}");
     assert_eq!(agent.asked.lock().unwrap().len(), 6);
+}
+
+#[test]
+fn fence_devices() {
+    let bus = PrivateBus::started();
+    let agent = FakeAgent::on(&bus);
+    shows(
+        &bus,
+        "host fence-device list",
+        "
+DEVICE  HOST  AGENT          LEVEL  AT       TROUBLE
+ipmi-a  a     fence_ipmilan  1      suspect
+pdu-c   c     fence_apc      2      lapse    not used: it said that c was off,
+                                             which then beat
+",
+    );
+    shows(&bus, "host fence-device test ipmi-a", "ipmi-a: answers: its host is on (0.42 s)\n");
+    shows(&bus, "host fence-device trust pdu-c", "pdu-c: settings 8 are in force on 3 hosts\n");
+    shows(&bus, "host fence-device remove pdu-c", "pdu-c: settings 8 are in force on 3 hosts\n");
+    shows(&bus, "cluster set fence-at=suspect", "fence-at=suspect: settings 8 are in force on 3 hosts\n");
+    fails(&bus, "host fence-device test pdu-c", 1, "\"pdu-c\" does not answer", "exit status: 1", "mainstay events");
+    let add = "host fence-device add ipmi-b b fence_ipmilan ip=10.0.9.2";
+    fails(&bus, &format!("{add} password=x"), 2, "was not added", "with --secrets FILE", "--help");
+    fails(&bus, "host fence-device add d b reboot", 2, "was not added", "is no fence agent", "--help");
+    fails(&bus, "host fence-device add d b fence_x ip", 2, "was not added", "not KEY=VALUE", "KEY=VALUE");
+    fails(&bus, &format!("{add} --secrets /no/such"), 1, "was not added", "/no/such", "");
+    let mut child = mainstay(&bus)
+        .args(format!("{add} --level 2 --fence-at lapse --secrets -").split_whitespace())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"# of the BMC\npassword = s3cret\n").unwrap();
+    let out = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+    assert!(out.starts_with("ipmi-b: settings 8") && out.contains("Next: mainstay host fence-device test"), "{out}");
+    let asked = agent.asked.lock().unwrap();
+    let Some(Ask::Change(change)) = asked.iter().rev().find(|ask| matches!(ask, Ask::Change(_))) else { panic!() };
+    let SettingsChange::AddFenceDevice(device) = &**change else { panic!("{change:?}") };
+    assert_eq!((device.level, device.fence_at), (2, Some(FenceAt::Lapse)));
+    assert_eq!(device.secrets["password"], Secret("s3cret".into()));
+    assert!(!format!("{asked:?}").contains("s3cret"), "secrets are never shown");
 }
 
 #[test]

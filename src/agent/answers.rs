@@ -127,9 +127,16 @@ impl Answers {
                 self.gather_notes(answer, core, executors, since_unix_ms, vm, host);
                 return None;
             }
+            Ask::TestFenceDevice { name } => {
+                let devices = &core.settings().power.devices;
+                super::devices::test(&name, devices.iter().find(|device| device.name == name).cloned(), answer);
+                return None;
+            }
             Ask::Doctor => {
-                let facts = super::facts::of(core);
+                let mut facts = super::facts::of(core);
+                let devices = core.settings().power.devices.clone();
                 tokio::spawn(async move {
+                    super::devices::monitor(&mut facts.devices, devices).await;
                     let _ = answer.send(AskReply::Findings(doctor::examine(Ok(facts)).await));
                 });
                 return None;
@@ -239,7 +246,7 @@ pub(crate) fn as_stranger(message: AskMessage, view: ClusterView) {
                 let _ = answer.send(AskReply::Findings(doctor::examine_stranger().await));
             });
         }
-        Ask::Vm(_) | Ask::Change(_) | Ask::Explain { .. } => {
+        Ask::Vm(_) | Ask::Change(_) | Ask::Explain { .. } | Ask::TestFenceDevice { .. } => {
             let _ = answer.send(denied());
         }
     }

@@ -18,11 +18,12 @@ use crate::core::event::{Event, Outcome};
 use crate::core::note::{Level, Note};
 use crate::exec::cluster::{self, Cluster};
 use crate::exec::datastore::Datastore;
+use crate::exec::doctor::system;
 use crate::exec::guard_client::{GuardClient, GuardEvent};
 use crate::exec::hook::{HookAsk, HookServer, write_unprotected};
 use crate::exec::libvirt::Libvirt;
 use crate::exec::net::BeatReceiver;
-use crate::exec::{clock, fence};
+use crate::exec::{clock, fence, power};
 use crate::types::control::{Reply, Request};
 use crate::types::guard::{GuardConfig, GuardDatastore, GuardOrder};
 use crate::types::settings::ClusterSettings;
@@ -155,6 +156,10 @@ impl Executors {
                 let done = self.done(ticket);
                 fence::command(program, name, host, within, move |result| done(Outcome::Fenced(result)));
             }
+            Action::Power { device, order, within, ticket } => {
+                let done = self.done(ticket);
+                power::ask(*device, order, within, move |answer| done(Outcome::Power(answer)));
+            }
             Action::ProbeLocks { ticket, paths, within } => self.probe_locks(ticket, paths, within),
             Action::Answer(ask, reply) => self.answers.reply(ask, reply),
             Action::HookAnswer(ask, result) => self.answers.hook(ask, result),
@@ -251,6 +256,7 @@ impl Executors {
         for datastore in &settings.datastores {
             self.open(datastore.id, &datastore.path);
         }
+        self.look_at_leases(settings);
         self.control.set_peers(settings);
         self.answers.settings(settings);
         self.cluster.settings = settings.clone();
@@ -271,6 +277,19 @@ impl Executors {
             datastores: datastores.collect(),
         };
         self.guard.order(Ticket(0), GuardOrder::Configure(Box::new(config)));
+    }
+
+    /// How long servers keep locks of a dead host. On a thread: the kernel answers for mounts that may hang.
+    fn look_at_leases(&self, settings: &ClusterSettings) {
+        let paths: Vec<_> =
+            settings.datastores.iter().map(|datastore| (datastore.id, datastore.path.clone())).collect();
+        let events = self.events.clone();
+        let look = move || {
+            let _ = events.send(Event::LockLeases(system::lock_leases(&paths)));
+        };
+        if let Err(error) = std::thread::Builder::new().name("leases".into()).spawn(look) {
+            tracing::warn!("cannot look at the leases of mounts: {error}");
+        }
     }
 
     fn note(&self, note: Note) {

@@ -2,7 +2,9 @@
 
 use crate::core::Core;
 use crate::exec::clock;
-use crate::exec::doctor::{AgentFacts, DatastoreFact, GuardFact, PeerFact};
+use crate::exec::doctor::{AgentFacts, DatastoreFact, DeviceFact, GuardFact, PeerFact};
+use crate::types::power::FenceDevice;
+use crate::types::view::FenceDeviceView;
 
 /// The facts of this moment.
 pub(crate) fn of(core: &Core) -> AgentFacts {
@@ -35,5 +37,19 @@ pub(crate) fn of(core: &Core) -> AgentFacts {
             .collect(),
         datastores: datastores.collect(),
         autostart: core.autostart(),
+        devices: view.fence_devices.iter().zip(&settings.power.devices).map(device).collect(),
+        without_device: without_device(core),
     }
+}
+
+/// Before it was asked.
+fn device((seen, set): (&FenceDeviceView, &FenceDevice)) -> DeviceFact {
+    let answers = Err("it was not asked".to_owned());
+    DeviceFact { name: seen.name.clone(), host: seen.host.clone(), distrusted: set.distrusted.clone(), answers }
+}
+
+fn without_device(core: &Core) -> Vec<String> {
+    let settings = core.settings();
+    let has = |host| settings.power.devices.iter().any(|device| device.host == host);
+    settings.members.iter().filter(|member| !has(member.host)).map(|member| member.name.clone()).collect()
 }

@@ -6,7 +6,8 @@
 //! ```
 //!
 //! A host that shuts down is not a person who stops VMs: so whether it does is found out before the end of a VM is
-//! told, with a deadline; if systemd does not answer, the host counts as staying up.
+//! told, with a deadline; if systemd does not answer, the host counts as staying up. A VM that is being saved stands first,
+//! and its end may be listed before it is told: so a stop of its vCPUs is a reason to look as well.
 
 use std::time::Duration;
 
@@ -66,7 +67,10 @@ pub(crate) fn start(events: Events, answers: Answers) -> ToPump {
 
 fn ends_a_vm(event: &LibvirtEvent) -> bool {
     match event {
-        LibvirtEvent::Changed { change: DomainChange::Stopped(_) | DomainChange::ShuttingDown { .. }, .. } => true,
+        LibvirtEvent::Changed {
+            change: DomainChange::Stopped(_) | DomainChange::ShuttingDown { .. } | DomainChange::Suspended { .. },
+            ..
+        } => true,
         LibvirtEvent::Changed { .. } | LibvirtEvent::Up | LibvirtEvent::Down(_) | LibvirtEvent::Listed(_) => false,
     }
 }
@@ -91,7 +95,7 @@ fn hooked(ask: HookAsk, answers: &Answers) -> Event {
     let wish = match ask.operation {
         HookOperation::Prepare => HookWish::Prepare,
         HookOperation::Migrate => HookWish::Migrate,
-        HookOperation::Restore => HookWish::Restore,
+        HookOperation::Restore => HookWish::Restore { saved: xml::mark(&ask.xml) },
     };
     Event::Hooked { vm: ask.vm, name: ask.name, wish, record, ask: answers.hook_waits(ask.answer) }
 }

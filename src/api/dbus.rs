@@ -80,6 +80,11 @@ pub enum Ask {
     Vm(VmCommand),
     /// A change of the cluster's settings.
     Change(Box<SettingsChange>),
+    /// Whether a fence device, by its name, answers this host.
+    TestFenceDevice {
+        /// Which.
+        name: String,
+    },
     /// One VM in detail.
     Explain {
         /// Which.
@@ -107,6 +112,8 @@ pub enum AskReply {
     Findings(Vec<Finding>),
     /// Done, or so already; one line for people.
     Done(String),
+    /// It was tried and failed; one line for people.
+    Failed(String),
     /// Not done, and nothing was changed by it.
     Denied(Denial),
     /// Of `Explain`.

@@ -6,6 +6,7 @@ use super::event::AskId;
 use super::note::Note;
 use crate::types::control::{Reply, Request};
 use crate::types::guard::GuardOrder;
+use crate::types::power::{FenceDevice, PowerOrder};
 use crate::types::settings::ClusterSettings;
 use crate::types::store::StoreOrder;
 use crate::types::vm::{DomainOrder, Underway};
@@ -31,6 +32,8 @@ pub enum Action {
     Domain { ticket: Ticket, order: DomainOrder, within: Duration },
     /// To another agent.
     Send { ticket: Ticket, to: HostId, request: Box<Request>, within: Duration },
+    /// Ask a power switch.
+    Power { ticket: Ticket, device: Box<FenceDevice>, order: PowerOrder, within: Duration },
     /// Run the storage fence against a host.
     Fence { ticket: Ticket, program: String, host: HostId, name: String, within: Duration },
     /// Who holds QEMU's locks of these images?

@@ -8,10 +8,12 @@ use super::cx::{Cx, Pending, Timer};
 use super::event::AskId;
 use super::note::Note;
 use crate::types::control::{Denial, HostReport, Reply, Request, VmCommand, VmReport};
-use crate::types::settings::{ClusterSettings, SettingsChange};
+use crate::types::settings::{ClusterSettings, ForeignMigration, SettingsChange};
 use crate::types::store::{ClaimsOf, StoreAnswer, StoreOrder};
 use crate::types::vm::{DomainAnswer, DomainOrder};
-use crate::types::{ClaimReason, HostId, MAX_DATASTORES, MAX_HOSTS, Proof, Roster, RosterEntry, VmId, Wanted};
+use crate::types::{
+    ClaimReason, Holder, HostId, MAX_DATASTORES, MAX_HOSTS, Proof, Roster, RosterEntry, Time, VmId, Wanted,
+};
 
 /// An answer that was passed on.
 const FORWARD: Duration = Duration::from_secs(60);
@@ -41,6 +43,10 @@ impl Core {
             (Request::Incoming(order), Some(from)) => self.incoming(cx, ask, from, *order),
             (Request::Handed { tenure }, Some(from)) => self.handed(cx, ask, from, tenure),
             (Request::Dropped { tenure }, Some(from)) => self.dropped(cx, ask, from, tenure),
+            (Request::PoweredOff { host, boot }, Some(_)) => self.told_off(cx, ask, host, boot),
+            (Request::Twins { vm, disks }, Some(_)) => self.asked_for_twins(cx, ask, vm, &disks),
+            (Request::Handover(order), Some(from)) => self.handover_asked(cx, ask, from, *order),
+            (Request::Spent { tenure }, Some(_)) => self.spent(cx, ask, tenure),
             (Request::View, from) => self.view_asked(cx, ask, from),
             (Request::Notes { .. } | Request::Join(_), _) => {
                 cx.answer(ask, Reply::Denied(Denial::NotAllowed("not for the core".into())));
@@ -51,7 +57,11 @@ impl Core {
                 | Request::Run(_)
                 | Request::Incoming(_)
                 | Request::Handed { .. }
-                | Request::Dropped { .. },
+                | Request::Dropped { .. }
+                | Request::PoweredOff { .. }
+                | Request::Twins { .. }
+                | Request::Handover(_)
+                | Request::Spent { .. },
                 None,
             ) => cx.answer(ask, Reply::Denied(Denial::NotAllowed("only agents ask this of each other".into()))),
         }
@@ -108,7 +118,12 @@ impl Core {
                 }
                 SettingsChange::AddMember(_)
                 | SettingsChange::ChangeDatastore { .. }
-                | SettingsChange::SetTiming(_) => {
+                | SettingsChange::SetTiming(_)
+                | SettingsChange::SetForeignMigration(_)
+                | SettingsChange::SetFenceAt(_)
+                | SettingsChange::AddFenceDevice(_)
+                | SettingsChange::RemoveFenceDevice(_)
+                | SettingsChange::TrustFenceDevice { .. } => {
                     self.carry_out(cx, change);
                     cx.answer(ask, Reply::Done);
                 }
@@ -170,6 +185,13 @@ impl Core {
                 super::timing::check(timing).map_err(|why| Denial::Contradiction(why.to_string()))?;
                 Ok(settings.timing != *timing)
             }
+            SettingsChange::SetFenceAt(at) => Ok(settings.power.fence_at != *at),
+            SettingsChange::AddFenceDevice(new) => self.checked_device(new),
+            SettingsChange::RemoveFenceDevice(name) => self.checked_name(name, |_| true),
+            SettingsChange::TrustFenceDevice { name, distrusted } => {
+                self.checked_name(name, |device| device.distrusted != *distrusted)
+            }
+            SettingsChange::SetForeignMigration(policy) => Ok(settings.foreign_migration != *policy),
         }
     }
 
@@ -186,7 +208,7 @@ impl Core {
         }
     }
 
-    fn carry_out(&mut self, cx: &mut Cx, change: SettingsChange) {
+    pub(super) fn carry_out(&mut self, cx: &mut Cx, change: SettingsChange) {
         let mut settings = self.settings.clone();
         settings.version += 1;
         match change {
@@ -214,6 +236,12 @@ impl Core {
                 cx.note(Note::info("timing", format!("timing was changed: L is {} ms now", timing.lease.as_millis())));
                 settings.timing = timing;
             }
+            SettingsChange::SetForeignMigration(policy) => {
+                let what = if policy == ForeignMigration::Allow { "allowed" } else { "refused" };
+                cx.note(Note::info("foreign-migration", format!("'virsh migrate' of protected VMs is {what} now")));
+                settings.foreign_migration = policy;
+            }
+            other => super::power::devices::change(&mut settings, other).into_iter().for_each(|note| cx.note(note)),
         }
         self.use_settings(cx, settings);
         let others: Vec<HostId> = self.peers.keys().copied().collect();
@@ -279,6 +307,13 @@ impl Core {
             return cx.answer(ask, Reply::Denied(Denial::UnknownVm));
         };
         let owner = vm.claim.as_ref().and_then(crate::types::Claim::owner).map(|owner| owner.host);
+        // Only the host that saved its memory can restore it.
+        let saver = vm.claim.as_ref().filter(|claim| claim.reason == ClaimReason::Saved).map(|claim| claim.maker);
+        if let (VmCommand::Start { .. }, Some(saver), None) = (&command, saver, from)
+            && self.is_heard(saver, cx.now)
+        {
+            return self.forward(cx, ask, from, Some(saver), Request::Vm(command));
+        }
         match owner {
             Some(owner) if owner != self.me.host => self.forward(cx, ask, from, Some(owner), Request::Vm(command)),
             Some(_) => self.command_here(cx, ask, command),
@@ -310,6 +345,9 @@ impl Core {
         if busy {
             return cx
                 .answer(ask, Reply::Denied(Denial::Unable("it is being worked on; try again in a moment".into())));
+        }
+        if let Holder::Handover { .. } = claim.holder {
+            return cx.answer(ask, Reply::Denied(Denial::Unable("a person migrates it; try again in a moment".into())));
         }
         if claim.owner().is_none() {
             if claim.wanted == Wanted::Stopped {
@@ -344,6 +382,10 @@ impl Core {
             return cx
                 .answer(ask, Reply::Denied(Denial::Unable("it has no claim yet; start it once with virsh".into())));
         };
+        if claim.holder == Holder::Deleted {
+            let why = "it was deleted; define it again and start it with virsh";
+            return cx.answer(ask, Reply::Denied(Denial::Unable(why.into())));
+        }
         let proof = self.proof_of(&claim, cx.now, cx.now).unwrap_or(Proof::Unowned);
         let kind = Kind::Run { proof, reason: ClaimReason::StartedByPerson };
         self.begin(cx, id, kind, claim.home, vec![ask]);
@@ -355,19 +397,17 @@ impl Core {
         cx.set(Timer::Report, cx.now + REPORT);
         let Some(master) = self.master() else { return };
         if master != self.me.host {
-            let report = self.host_report();
+            let report = self.host_report(cx.now);
             cx.send(master, Request::Report(Box::new(report)), self.settings.timing.suspect, Pending::Nothing);
         }
     }
 
     /// What this host says of itself.
-    pub(super) fn host_report(&self) -> HostReport {
+    pub(super) fn host_report(&self, now: Time) -> HostReport {
         let mut vms: Vec<VmReport> = Vec::new();
         for (id, vm) in &self.vms {
             let domain = self.libvirt.domains.get(id);
-            let mine = vm.claim.as_ref().is_some_and(|claim| {
-                claim.owner().is_some_and(|owner| owner.host == self.me.host) || claim.maker == self.me.host
-            });
+            let mine = vm.claim.as_ref().is_some_and(|claim| claim.names(self.me.host) || claim.maker == self.me.host);
             if domain.is_none() && !mine {
                 continue;
             }
@@ -383,6 +423,12 @@ impl Core {
                 unprotected: vm.record.as_ref().and_then(|record| record.as_ref().err().cloned()),
             });
         }
-        HostReport { host: self.me.host, capacity: self.capacity, libvirt: self.libvirt.up, vms }
+        HostReport {
+            host: self.me.host,
+            capacity: self.capacity,
+            libvirt: self.libvirt.up,
+            vms,
+            over: self.over_for_master(now),
+        }
     }
 }

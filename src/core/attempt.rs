@@ -5,7 +5,7 @@
 //!  Adopt ──────────► Recording ─┤
 //!  Change ─────────► Recording ─┤
 //!  Run ─► FetchingRecord ───────┼─► Expecting ─► Claiming ─► Confirming ─┬─► (Reclaim, Adopt, Change) done
-//!  Reclaim, Arrive ─────────────┘    guard's row   claim g+1   epoch same  ├─► (Hook) allowed ─► Adopting ─► done
+//!  Reclaim, Arrive, HandOver, Settle ┘ guard's row   claim g+1   epoch same  ├─► (Hook) allowed ─► Adopting ─► done
 //!                                       │             │            │       ├─► (Arrive) Defining ─► Resuming ─► done
 //!                                       │             │            │       └─► (Run) Fencing ─► Locks ─► Defining ─►
 //!                                       ▼             ▼            ▼                Starting ─► Adopting ─► Resuming
@@ -21,16 +21,17 @@
 mod claim;
 mod debts;
 mod ends;
+mod locks;
 mod start;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Core;
 use super::cx::{Cx, Pending, Timer};
 use super::event::{AskId, Outcome};
 use super::note::Note;
-use super::proofs::LateWrite;
+use super::proofs::{LateWrite, owed};
 use crate::types::control::{Denial, Reply};
 use crate::types::guard::{GuardOrder, Purpose, Refusal};
 use crate::types::store::{ClaimsOf, StoreAnswer, StoreOrder};
@@ -55,6 +56,10 @@ pub enum Kind {
     Change,
     /// It came by migration; the source said over.
     Arrive,
+    /// A person migrates it away: it runs here until the switch, and there after it.
+    HandOver { to: Owner },
+    /// It runs here under a claim that says less than that (R6), and is claimed for this host.
+    Settle,
     /// It ended here: nobody owns it any more.
     Release { wanted: Wanted, reason: ClaimReason },
 }
@@ -62,8 +67,10 @@ pub enum Kind {
 /// How far it is.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Stage {
-    /// The newest claim is read.
+    /// The newest claim is read, on every datastore.
     Reading,
+    /// Other hosts are asked for the same VM, or one with its disks.
+    Twins,
     /// The record is written.
     Recording,
     /// The record is read.
@@ -78,6 +85,8 @@ pub enum Stage {
     Fencing(Debt),
     /// Image locks are probed, since then.
     Locks { since: Time },
+    /// The fence program makes the server drop the locks of a host that is off.
+    Freeing { since: Time },
     /// The definition is written.
     Defining,
     /// libvirt starts it.
@@ -109,6 +118,16 @@ pub struct Attempt {
     pub record: Option<VmRecord>,
     /// Debts that a fence of this attempt has paid.
     fenced: Vec<Debt>,
+    /// The fence program was asked to free its locks.
+    freed: bool,
+    /// Questions to several that are not answered, and who is asked.
+    pub asked: BTreeMap<Ticket, String>,
+    /// Datastores whose claims could not be read, and why.
+    unread: BTreeMap<String, String>,
+    /// The claim that it must follow, since memory is restored that was saved just before that.
+    follows: Option<Generation>,
+    /// libvirt was told to restore its saved image.
+    restores: bool,
     digest: Digest,
     epoch: Epoch,
     ticket: Ticket,
@@ -122,6 +141,8 @@ pub struct Attempt {
 const ROW_DEADLINE: Duration = Duration::from_secs(30);
 /// The hook must answer within 3 s; after this it is refused.
 const HOOK_LIMIT: Duration = Duration::from_millis(2500);
+/// A datastore's time to show the newest claim, while the hook waits.
+const LOOK: Duration = Duration::from_millis(1200);
 /// libvirt's time for one call.
 const CALL: Duration = Duration::from_secs(20);
 /// The guard sees a QEMU within milliseconds of its pid file.
@@ -139,7 +160,7 @@ impl Attempt {
     /// Whether a QEMU is here already.
     fn has_copy(&self) -> bool {
         match self.kind {
-            Kind::Reclaim { .. } | Kind::Adopt | Kind::Arrive => true,
+            Kind::Reclaim { .. } | Kind::Adopt | Kind::Arrive | Kind::HandOver { .. } | Kind::Settle => true,
             Kind::Change => !self.is_unowned(),
             Kind::Hook { .. } | Kind::Run { .. } | Kind::Release { .. } => false,
         }
@@ -155,6 +176,7 @@ impl Core {
     /// Begins an attempt; one VM has at most one.
     pub(super) fn begin(&mut self, cx: &mut Cx, id: VmId, kind: Kind, home: DatastoreId, asks: Vec<AskId>) {
         let persistent = self.libvirt.domains.get(&id).is_some_and(|domain| domain.persistent);
+        let follows = self.take_restoring(id, cx.now).filter(|_| matches!(kind, Kind::Hook { .. }));
         let vm = self.vm(id);
         assert!(vm.attempt.is_none(), "one attempt per VM");
         let before = vm.claim.clone();
@@ -163,7 +185,9 @@ impl Core {
             // It ran here until just now: what is defined here is the newest.
             Kind::Run { reason: ClaimReason::Crashed, .. } if persistent => vm.record.clone().and_then(Result::ok),
             Kind::Arrive => vm.incoming.as_ref().map(|incoming| incoming.record.clone()),
-            Kind::Run { .. } | Kind::Reclaim { .. } | Kind::Release { .. } => None,
+            Kind::Run { .. } | Kind::Reclaim { .. } | Kind::Release { .. } | Kind::HandOver { .. } | Kind::Settle => {
+                None
+            }
         };
         let digest = before.as_ref().map(|claim| claim.record).unwrap_or_default();
         vm.waits = None;
@@ -175,6 +199,11 @@ impl Core {
             claim: None,
             record,
             fenced: Vec::new(),
+            freed: false,
+            asked: BTreeMap::new(),
+            unread: BTreeMap::new(),
+            follows,
+            restores: false,
             digest,
             epoch: Epoch::default(),
             ticket: Ticket(0),
@@ -191,7 +220,7 @@ impl Core {
         match attempt.kind {
             Kind::Hook { .. } => {
                 cx.set(Timer::Attempt(id), cx.now + HOOK_LIMIT);
-                self.ask_store(cx, id, Stage::Reading, StoreOrder::ReadClaims(ClaimsOf::Vms(vec![id])));
+                self.read_everywhere(cx, id);
             }
             Kind::Adopt | Kind::Change => self.write_record(cx, id),
             Kind::Run { .. } if attempt.record.is_some() => self.write_record(cx, id),
@@ -199,7 +228,7 @@ impl Core {
                 let order = StoreOrder::ReadRecord { vm: id, digest: attempt.digest };
                 self.ask_store(cx, id, Stage::FetchingRecord, order);
             }
-            Kind::Reclaim { .. } | Kind::Arrive => self.expect(cx, id),
+            Kind::Reclaim { .. } | Kind::Arrive | Kind::HandOver { .. } | Kind::Settle => self.expect(cx, id),
             Kind::Release { .. } => self.create(cx, id),
         }
     }
@@ -207,17 +236,20 @@ impl Core {
     /// The answer to an attempt's question; dropped if the attempt asks something else by now.
     pub(super) fn attempt_done(&mut self, cx: &mut Cx, id: VmId, ticket: Ticket, outcome: Outcome) {
         let Some(attempt) = self.vms.get(&id).and_then(|vm| vm.attempt.as_ref()) else { return };
+        if let (Stage::Reading, Outcome::Store(answer)) = (&attempt.stage, &outcome) {
+            return self.hook_read(cx, id, ticket, answer.clone());
+        }
         if attempt.ticket != ticket {
             return;
         }
         match (attempt.stage.clone(), outcome) {
-            (Stage::Reading, Outcome::Store(answer)) => self.hook_read(cx, id, answer),
             (Stage::Recording, Outcome::Store(answer)) => self.recorded(cx, id, answer),
             (Stage::FetchingRecord, Outcome::Store(answer)) => self.record_fetched(cx, id, answer),
             (Stage::Expecting, Outcome::Guard(result)) => self.expected(cx, id, result),
             (Stage::Claiming, Outcome::Store(answer)) => self.created(cx, id, answer),
             (Stage::Confirming, Outcome::Guard(result)) => self.confirmed(cx, id, result),
             (Stage::Fencing(debt), Outcome::Fenced(result)) => self.fenced(cx, id, debt, result),
+            (Stage::Freeing { since }, Outcome::Fenced(result)) => self.locks_freed(cx, id, since, result),
             (Stage::Locks { since }, Outcome::Locks(result)) => self.locks_probed(cx, id, since, result),
             (Stage::Defining, Outcome::Domain(answer)) => self.defined(cx, id, answer),
             (Stage::Starting, Outcome::Domain(answer)) => self.started_paused(cx, id, answer),
@@ -244,6 +276,11 @@ impl Core {
         let Some(home) = self.vm(id).attempt.as_ref().map(|attempt| attempt.home) else { return };
         let ticket = cx.store(home, order, within, Pending::Attempt(id));
         self.stage(id, stage, ticket);
+    }
+
+    /// The attempt waits for answers of its own kind.
+    pub(super) fn stage_of(&mut self, id: VmId, stage: Stage) {
+        self.stage(id, stage, Ticket(0));
     }
 
     fn stage(&mut self, id: VmId, stage: Stage, ticket: Ticket) {

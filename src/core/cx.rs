@@ -11,10 +11,11 @@ use super::event::AskId;
 use super::note::Note;
 use crate::types::control::{Reply, Request};
 use crate::types::guard::GuardOrder;
+use crate::types::power::{FenceDevice, PowerOrder};
 use crate::types::settings::{ClusterSettings, SettingsChange};
 use crate::types::store::StoreOrder;
 use crate::types::vm::DomainOrder;
-use crate::types::{DatastoreId, Digest, HostId, Ticket, Time, VmId};
+use crate::types::{DatastoreId, Digest, Generation, HostId, Ticket, Time, VmId};
 
 /// Something that happens at a time.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -31,8 +32,12 @@ pub enum Timer {
     Place(VmId),
     /// An incoming migration's time is over.
     Incoming(VmId),
+    /// The hook waits for the source of an incoming migration.
+    Receive(VmId),
     /// A VM's end waits for libvirt's reason.
     Judge(VmId),
+    /// A silent host may be powered off, or a try may be made again.
+    Power(HostId),
     /// Report to the master.
     Report,
 }
@@ -60,6 +65,10 @@ pub enum Pending {
     Settled,
     /// The guard's word about an incoming VM.
     Incoming(VmId, AskId),
+    /// A step of the hook's question about a person's migration to this host.
+    Receive(VmId),
+    /// libvirt is told to cancel a person's migration of this VM.
+    Cancelled(VmId),
     /// A new datastore's folder is made; then the change is carried out.
     Prepare(AskId, Box<SettingsChange>),
     /// A roster change on this datastore.
@@ -68,10 +77,18 @@ pub enum Pending {
     Settings,
     /// A list of domains.
     List,
+    /// A power switch of this host.
+    Power(HostId),
     /// A person's stop of this VM.
     Stop(VmId, AskId),
     /// The removal of a stale definition.
     Undefine(VmId),
+    /// The running domain is marked with its generation.
+    Mark(VmId),
+    /// The newest claim of a VM whose saved image is to be restored, and what that image says.
+    Restore { vm: VmId, ask: AskId, saved: Option<Generation> },
+    /// Whether a host, or a record, knows a twin of this VM.
+    Twins(VmId),
     /// Whether a record of this digest, that of the definition here, was ever written.
     Recorded(VmId, Digest),
 }
@@ -187,6 +204,12 @@ impl<'a> Cx<'a> {
     pub fn send(&mut self, to: HostId, request: Request, within: Duration, pending: Pending) -> Ticket {
         let ticket = self.ticket(pending);
         self.output.actions.push(Action::Send { ticket, to, request: Box::new(request), within });
+        ticket
+    }
+    /// Asks a power switch.
+    pub fn power(&mut self, device: FenceDevice, order: PowerOrder, within: Duration) -> Ticket {
+        let ticket = self.ticket(Pending::Power(device.host));
+        self.output.actions.push(Action::Power { ticket, device: Box::new(device), order, within });
         ticket
     }
     /// Runs a storage fence.

@@ -24,7 +24,7 @@ use super::cx::{Cx, Pending, Timer};
 use super::note::Note;
 use crate::types::store::{StoreAnswer, StoreFailure, StoreOrder};
 use crate::types::vm::{DomainAnswer, DomainInfo, DomainOrder, DomainState};
-use crate::types::{Claim, Digest, Holder, Time, VmId, VmRecord, Wanted};
+use crate::types::{Claim, ClaimReason, Digest, Holder, Time, VmId, VmRecord, Wanted};
 use crate::wire::record::{digest, encode_record};
 
 /// Several changes in a row make one claim: it waits until none came for so long.
@@ -51,18 +51,20 @@ impl Core {
     /// It runs here under our claim: does that claim carry what is defined here?
     pub(super) fn changed_while_it_runs(&mut self, cx: &mut Cx, id: VmId, claim: &Claim) {
         let Some(domain) = self.libvirt.domains.get(&id) else { return };
-        let settled = matches!(domain.state, DomainState::Running | DomainState::Paused { .. }) && domain.persistent;
-        if settled && self.vm(id).digest.is_some_and(|digest| digest != claim.record) {
+        // Paused it may be on its way into a file, and that image must not outlive its generation.
+        let runs = domain.state == DomainState::Running && domain.persistent;
+        if runs && self.vm(id).digest.is_some_and(|digest| digest != claim.record) {
             self.record_change(cx, id, claim);
         }
     }
 
     /// It stands here, and nobody owns it. If this host stopped it, a change that was never recorded is people's.
     pub(super) fn changed_while_it_stands(&mut self, cx: &mut Cx, id: VmId, domain: &DomainInfo, claim: &Claim) {
+        let saved = claim.reason == ClaimReason::Saved; // Another claim would make its image useless.
         let ours = claim.maker == self.me.host && claim.holder == Holder::None && claim.wanted == Wanted::Stopped;
         let off = matches!(domain.state, DomainState::Off(_)) && domain.persistent;
         let Some(here) = self.vm(id).digest.filter(|digest| *digest != claim.record) else { return };
-        if ours && off && self.was_recorded(cx, id, here, claim) == Some(false) {
+        if ours && off && !saved && self.was_recorded(cx, id, here, claim) == Some(false) {
             self.record_change(cx, id, claim);
         }
     }
@@ -155,6 +157,24 @@ impl Core {
                 "{name}: {what}; the definition is kept; remove it with 'virsh undefine {name}{cure}' when it is not needed"
             );
             cx.note(Note::warning("stale-definition", text).of(&name));
+        }
+    }
+
+    /// A person has removed the definition of a VM that was stopped here, and libvirt lists it no more: it is deleted. Its
+    /// claims stay, so that a new one with its id counts on.
+    pub(super) fn note_deleted(&mut self, cx: &mut Cx) {
+        let mut gone = Vec::new();
+        for (id, vm) in self.vms.iter().filter(|(_, vm)| vm.undefined && vm.attempt.is_none() && vm.incoming.is_none())
+        {
+            let ours = |claim: &&Claim| claim.maker == self.me.host && claim.holder == Holder::None;
+            let stopped = vm.claim.as_ref().filter(ours).filter(|claim| claim.wanted == Wanted::Stopped);
+            if let Some(claim) = stopped.filter(|_| !self.libvirt.domains.contains_key(id)) {
+                gone.push((*id, claim.home));
+            }
+        }
+        for (id, home) in gone {
+            let kind = Kind::Release { wanted: Wanted::Stopped, reason: ClaimReason::Deleted };
+            self.begin(cx, id, kind, home, Vec::new());
         }
     }
 

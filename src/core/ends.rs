@@ -35,7 +35,8 @@ impl Core {
         }
         let by_guest = self.vm(id).by_guest;
         if self.going_down {
-            return self.release(cx, id, claim, Wanted::Running, ClaimReason::HostWentDown);
+            let why = if reason == OffReason::Saved { ClaimReason::Saved } else { ClaimReason::HostWentDown };
+            return self.release(cx, id, claim, Wanted::Running, why);
         }
         if self.vm(id).own_end {
             return self.crashed(cx, id, claim, OffReason::Failed);
@@ -46,14 +47,18 @@ impl Core {
                 self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedInside);
             }
             OffReason::Shutdown if by_guest == Some(false) => self.crashed(cx, id, claim, reason),
-            OffReason::Shutdown | OffReason::Destroyed | OffReason::Saved => {
+            OffReason::Shutdown | OffReason::Destroyed => {
                 self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedByPerson);
             }
+            OffReason::Saved => self.release(cx, id, claim, Wanted::Stopped, ClaimReason::Saved),
             OffReason::Migrated => {
                 let name = self.vm_name(id);
-                let text = format!("{name} was migrated away to a host outside the cluster; it is not restarted here");
+                let text = format!(
+                    "{name} was migrated away to a host that took no part in it, so outside the cluster; it is not \
+                     restarted here by itself, and nothing keeps a second copy from being started"
+                );
                 cx.note(Note::alarm("migrated-away", text).of(&name));
-                self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedByPerson);
+                self.release(cx, id, claim, Wanted::Stopped, ClaimReason::MigratedAway);
             }
             OffReason::Crashed
             | OffReason::Failed
@@ -67,13 +72,13 @@ impl Core {
 
     /// libvirt's reason: from its event, else from its list; after a while without either it counts as a crash.
     pub(super) fn end_reason(&mut self, cx: &mut Cx, id: VmId) -> Option<OffReason> {
-        if let Some((reason, _)) = self.vm(id).ended {
+        let listed = match self.libvirt.domains.get(&id) {
+            Some(DomainInfo { state: DomainState::Off(reason), .. }) if *reason != OffReason::Unknown => Some(*reason),
+            Some(_) | None => None,
+        };
+        if let Some(reason) = self.vm(id).ended.map(|(reason, _)| reason).or(listed) {
+            self.vm(id).end_seen = None; // The next end has its own time.
             return Some(reason);
-        }
-        if let Some(DomainInfo { state: DomainState::Off(reason), .. }) = self.libvirt.domains.get(&id)
-            && *reason != OffReason::Unknown
-        {
-            return Some(*reason);
         }
         let first = *self.vm(id).end_seen.get_or_insert(cx.now);
         if self.libvirt.up && REASON_LIMIT <= cx.now.since(first) {
@@ -103,6 +108,9 @@ impl Core {
         let name = self.vm_name(id);
         let home = claim.home;
         let clean = matches!(self.said_over(self.me.host, claim.tenure), Some(Over::Exited { clean: true }));
+        // Of a handover the other host's writes count as well.
+        let both = self.vms.get(&id).and_then(|vm| self.proof_of(claim, vm.known, now));
+        let proof = both.filter(|_| claim.owner().is_none()).unwrap_or(Proof::Said(Over::Exited { clean }));
         let leased = self.guard.leases.get(&home).is_some_and(|lease| lease.until.is_some());
         let vm = self.vm(id);
         vm.restarts.retain(|at| now.since(*at) < HOUR);
@@ -123,7 +131,7 @@ impl Core {
         if !told {
             cx.note(Note::warning("vm-crashed", text).of(&name));
         }
-        let kind = Kind::Run { proof: Proof::Said(Over::Exited { clean }), reason: ClaimReason::Crashed };
+        let kind = Kind::Run { proof, reason: ClaimReason::Crashed };
         self.begin(cx, id, kind, home, Vec::new());
     }
 }

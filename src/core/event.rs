@@ -1,10 +1,13 @@
 //! What happened: everything that the core is told. Executors turn the outside into these; nothing else reaches it.
 
+use std::time::Duration;
+
 use crate::types::control::{Reply, Request};
 use crate::types::guard::{GuardReport, Refusal};
+use crate::types::power::PowerAnswer;
 use crate::types::store::StoreAnswer;
 use crate::types::vm::{DomainAnswer, DomainChange, DomainInfo, HostCapacity};
-use crate::types::{HostId, NetBeat, Ticket, VmId, VmRecord};
+use crate::types::{DatastoreId, Generation, HostId, NetBeat, Ticket, VmId, VmRecord};
 
 /// Names somebody who waits for an answer (a connection, a hook, a person).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -17,8 +20,8 @@ pub enum HookWish {
     Prepare,
     /// The target's side of a migration, before `Prepare`.
     Migrate,
-    /// Memory from a saved image, before `Prepare`.
-    Restore,
+    /// Memory from a saved image, before `Prepare`; the generation that the image says it ran under.
+    Restore { saved: Option<Generation> },
 }
 
 /// What a definition says: enough to protect the VM, or why it cannot be protected.
@@ -53,6 +56,8 @@ pub enum Event {
     Hooked { ask: AskId, vm: VmId, name: String, wish: HookWish, record: Recorded },
     /// Memory and CPUs of this host.
     Capacity(HostCapacity),
+    /// How long the servers of datastores keep what a silent client has locked, where this host can tell.
+    LockLeases(Vec<(DatastoreId, Duration)>),
     /// This host goes down.
     GoingDown,
     /// Time has passed; some timer may be due.
@@ -70,6 +75,8 @@ pub enum Outcome {
     Guard(Result<(), Refusal>),
     /// Of another agent.
     Reply(Result<Reply, String>),
+    /// Of a power switch.
+    Power(Result<PowerAnswer, String>),
     /// Of a storage fence.
     Fenced(Result<(), String>),
     /// Of a probe of image locks: who holds one.

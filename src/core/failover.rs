@@ -17,10 +17,10 @@ use super::attempt::Kind;
 use super::cx::{Cx, Pending, Timer};
 use super::note::Note;
 use super::placement::{Need, Placed};
-use super::proofs::LateWrite;
+use super::proofs::{LateWrite, owed};
 use crate::mutants::{Mutant, planted};
 use crate::types::control::{Denial, Reply, Request, RunOrder};
-use crate::types::{Claim, ClaimReason, Debt, Holder, HostId, Over, Proof, Ticket, Time, VmId, Wanted};
+use crate::types::{Against, Claim, ClaimReason, Debt, Holder, HostId, Over, Owner, Proof, Ticket, Time, VmId, Wanted};
 
 /// An order under way.
 #[derive(Clone, Debug)]
@@ -72,14 +72,14 @@ impl Core {
             }
             self.vm(id).placing = None;
         }
-        if self.stores.get(&claim.home).and_then(|store| store.listed).is_none_or(|at| at < self.master_since) {
+        let passed = self.proof_passed(&claim).is_some();
+        if !passed
+            && self.stores.get(&claim.home).and_then(|store| store.listed).is_none_or(|at| at < self.master_since)
+        {
             return; // What happened before this host became master is not read yet.
         }
-        let owner = claim.owner();
         let Some(proof) = self.proof_of(&claim, known, cx.now) else {
-            if let Some(owner) = owner
-                && !self.is_heard(owner.host, cx.now)
-            {
+            if let Some(owner) = claim.owners().into_iter().find(|owner| !self.is_heard(owner.host, cx.now)) {
                 self.wait_for_proof(cx, id, &claim, owner.host);
             } else {
                 self.vm(id).waits = None; // Its owner lives and says nothing else.
@@ -101,16 +101,30 @@ impl Core {
 
     /// A living owner mends its own VMs: a crash, a lapse, a stop. Only when it does not, the master does.
     fn left_to_owner(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, proof: Proof) -> bool {
-        let Some(owner) = claim.owner() else { return false };
-        let heard = self.is_heard(owner.host, cx.now);
+        // Of a handover, only a copy that is still there can be mended: what a source says, and a lapse.
+        let mending: Vec<(Owner, Over)> = match proof {
+            Proof::Said(over) => claim.owner().map(|owner| (owner, over)).into_iter().collect(),
+            Proof::Both { from, to } => {
+                let halves = claim.owners().into_iter().zip([from, to]);
+                let said = halves.filter_map(|(owner, half)| match half {
+                    Against::Said(over) => Some((owner, over)),
+                    Against::Rebooted | Against::Lapsed | Against::PowerOff => None,
+                });
+                said.filter(|(owner, over)| *over == Over::Lapsed || claim.maker == owner.host).collect()
+            }
+            Proof::Unowned | Proof::Rebooted { .. } | Proof::Lapsed { .. } | Proof::PowerOff => Vec::new(),
+        };
+        let heard = mending.iter().any(|(owner, _)| self.is_heard(owner.host, cx.now));
         // Not heard, but it beats on a datastore: it lives, and claims anew as soon as it can.
-        let lives = heard || self.beats_somewhere(owner.host, cx.now);
-        if !lives || !matches!(proof, Proof::Said(_)) {
+        let lives = heard || mending.iter().any(|(owner, _)| self.beats_somewhere(owner.host, cx.now));
+        let lapsed = |(owner, over): &(Owner, Over)| *over == Over::Lapsed && self.is_heard(owner.host, cx.now);
+        let waits = mending.iter().any(lapsed);
+        if !lives {
             self.vm(id).over_since = None;
             return false;
         }
         let since = *self.vm(id).over_since.get_or_insert(cx.now);
-        let stands = cx.now.since(since) < OWNER_TIME || (heard && matches!(proof, Proof::Said(Over::Lapsed)));
+        let stands = cx.now.since(since) < OWNER_TIME || waits;
         if stands {
             cx.set(Timer::Place(id), cx.now + RETRY);
         }
@@ -120,10 +134,9 @@ impl Core {
     /// Whether late writes of the former owner cannot be excluded; says what would.
     pub(super) fn late_writes_open(&self, claim: &Claim, proof: Proof) -> Option<String> {
         let mut debts: Vec<Debt> = claim.debts.iter().copied().filter(|debt| !self.is_paid(debt)).collect();
-        if let (Some(owner), false) = (claim.owner(), proof.excludes_late_writes()) {
-            // The record names every datastore that is written; the home is always one of them.
-            debts.push(Debt { host: owner.host, boot: owner.boot, datastore: claim.home });
-        }
+        // The record names every datastore that is written; the home is always one of them.
+        let new = owed(claim, proof);
+        debts.extend(new.iter().map(|owner| Debt { host: owner.host, boot: owner.boot, datastore: claim.home }));
         let open = debts.iter().find(|debt| self.late_write(debt) == LateWrite::Open)?;
         let (host, store) = (self.name_of(open.host), self.store_name(open.datastore));
         Some(format!(
@@ -136,9 +149,8 @@ impl Core {
     /// start there, whose kernel keeps its own order, and nowhere else.
     fn tied_to(&self, claim: &Claim, proof: Proof, now: Time) -> Option<HostId> {
         let mut debts: Vec<Debt> = claim.debts.iter().copied().filter(|debt| !self.is_paid(debt)).collect();
-        if let (Some(owner), false) = (claim.owner(), proof.excludes_late_writes()) {
-            debts.push(Debt { host: owner.host, boot: owner.boot, datastore: claim.home });
-        }
+        let new = owed(claim, proof);
+        debts.extend(new.iter().map(|owner| Debt { host: owner.host, boot: owner.boot, datastore: claim.home }));
         let fenced = |debt: &&Debt| matches!(self.late_write(debt), LateWrite::Command { .. });
         let debt = debts.iter().filter(fenced).find(|debt| self.runs_vms_on(debt.datastore, debt.host, now))?;
         Some(debt.host)
@@ -210,14 +222,33 @@ impl Core {
     pub(super) fn proof_text(&self, claim: &Claim, proof: Proof) -> String {
         let owner = claim.owner().map_or_else(|| "its owner".to_owned(), |owner| self.name_of(owner.host));
         match proof {
-            Proof::Said(Over::Exited { .. }) => format!("{owner} said it ended"),
-            Proof::Said(Over::NeverStarted) => format!("{owner} said it never started"),
-            Proof::Said(Over::Lapsed) => format!("{owner} said its lease lapsed"),
-            Proof::Said(Over::HandedTo(to)) => format!("{owner} handed it to {}", self.name_of(to)),
+            Proof::Said(over) => self.said_text(&owner, over),
+            Proof::Both { from, to } => {
+                let halves = claim.owners().into_iter().zip([from, to]);
+                let text = |(owner, half): (Owner, Against)| {
+                    let owner = self.name_of(owner.host);
+                    match half {
+                        Against::Said(over) => self.said_text(&owner, over),
+                        Against::Rebooted => format!("{owner} has rebooted"),
+                        Against::Lapsed => format!("{owner}'s lease lapsed"),
+                        Against::PowerOff => format!("{owner} is off"),
+                    }
+                };
+                halves.map(text).collect::<Vec<_>>().join(", ")
+            }
             Proof::Unowned => "nobody owns it".to_owned(),
             Proof::Rebooted { .. } => format!("{owner} has rebooted"),
             Proof::Lapsed { window } => format!("{owner}'s lease lapsed: silent for {:.2} s", window.as_secs_f64()),
             Proof::PowerOff => format!("{owner} is off"),
+        }
+    }
+
+    fn said_text(&self, owner: &str, over: Over) -> String {
+        match over {
+            Over::Exited { .. } => format!("{owner} said it ended"),
+            Over::NeverStarted => format!("{owner} said it never started"),
+            Over::Lapsed => format!("{owner} said its lease lapsed"),
+            Over::HandedTo(to) => format!("{owner} handed it to {}", self.name_of(to)),
         }
     }
 
@@ -281,6 +312,7 @@ impl Core {
         let id = order.claim.tenure.vm;
         let home = order.claim.home;
         let generation = order.claim.tenure.generation;
+        let owner = order.claim.owner();
         self.learn(cx, order.claim, cx.now);
         let vm = self.vm(id);
         let newest = vm.tenure().map(|tenure| tenure.generation).unwrap_or_default();
@@ -301,6 +333,11 @@ impl Core {
         }
         if self.going_down {
             return cx.answer(ask, Reply::Denied(Denial::Unable("this host goes down".into())));
+        }
+        if let (Proof::PowerOff, Some(owner)) = (order.proof, owner)
+            && let Err(denial) = self.ordered_off(&owner, cx.now)
+        {
+            return cx.answer(ask, Reply::Denied(denial));
         }
         self.begin(cx, id, Kind::Run { proof: order.proof, reason: order.reason }, home, vec![ask]);
     }

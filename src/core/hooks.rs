@@ -1,4 +1,14 @@
 //! libvirt's hook asks whether it may start, receive or restore a VM (design 10, The hook).
+//!
+//! ```text
+//!   prepare  our own start, or the target of our own move ─► yes
+//!            not on a datastore                           ─► yes, it is not protected
+//!            else an attempt: newest claim of every datastore, twins elsewhere, record, row, claim ─► yes
+//!   migrate  the target of our own move ─► yes; else protected VMs are moved by 'mainstay vm move'
+//!   restore  the image's generation against the newest claim: the rule is in `images`; `prepare` follows
+//! ```
+//!
+//! Autostart is a `prepare` like any other.
 
 use super::Core;
 use super::attempt::{Kind, Stage, refusal_text};
@@ -16,15 +26,15 @@ impl Core {
         }
         match wish {
             HookWish::Prepare => self.hook_prepare(cx, ask, id, name, record),
-            HookWish::Migrate => self.hook_migrate(cx, ask, id, name),
-            HookWish::Restore => self.hook_restore(cx, ask, id, name),
+            HookWish::Migrate => self.hook_migrate(cx, ask, id, name, &record),
+            HookWish::Restore { saved } => self.hook_restore(cx, ask, id, name, saved, &record),
         }
     }
 
     fn hook_prepare(&mut self, cx: &mut Cx, ask: AskId, id: VmId, name: &str, record: Recorded) {
         let ours = self.vm(id).attempt.as_ref().is_some_and(|attempt| matches!(attempt.stage, Stage::Starting));
-        if ours || self.vm(id).incoming.is_some() {
-            return cx.hook_answer(ask, Ok(())); // Our own start, or the target's side of our own move.
+        if ours || self.vm(id).incoming.is_some() || self.comes_in(id) {
+            return cx.hook_answer(ask, Ok(())); // Our own start, or the target's side of a migration.
         }
         let known = self.vm(id).record.clone();
         let record = match (known, record) {
@@ -41,33 +51,22 @@ impl Core {
         self.begin(cx, id, Kind::Hook { ask }, home, Vec::new());
     }
 
-    fn hook_migrate(&mut self, cx: &mut Cx, ask: AskId, id: VmId, name: &str) {
-        let claimed = self.vm(id).claim.is_some();
-        let result = if self.vm(id).incoming.is_some() || !claimed {
-            Ok(())
-        } else {
-            Err(format!(
-                "mainstay: {name} is protected and is moved by 'mainstay vm move {name}' only; 'virsh migrate' is refused"
-            ))
+    /// Our own move, or a person's migration: that one's source is asked, if the VM is protected.
+    fn hook_migrate(&mut self, cx: &mut Cx, ask: AskId, id: VmId, name: &str, record: &Recorded) {
+        let vm = self.vm(id);
+        if vm.incoming.is_some() {
+            return cx.hook_answer(ask, Ok(()));
+        }
+        let home = match (&vm.claim, record) {
+            (Some(claim), _) => claim.home,
+            (None, Ok(record)) => record.home,
+            (None, Err(_)) => return cx.hook_answer(ask, Ok(())), // Not on a datastore: not protected.
         };
-        cx.hook_answer(ask, result);
-    }
-
-    /// A saved image may only go on where nothing ran since: this host made the newest claim when it was saved.
-    fn hook_restore(&mut self, cx: &mut Cx, ask: AskId, id: VmId, name: &str) {
-        let stale = match self.vms.get(&id).and_then(|vm| vm.claim.as_ref()) {
-            None => None,
-            Some(claim) if claim.maker == self.me.host && claim.holder == Holder::None => None,
-            Some(claim) => Some((self.holder_text(claim), claim.tenure.generation)),
-        };
-        let result = match stale {
-            None => Ok(()),
-            Some((holder, generation)) => Err(format!(
-                "mainstay: {name} ran since this memory was saved ({holder}, generation {generation}); restoring it would \
-                 destroy its disks; remove the image with 'virsh managedsave-remove {name}'"
-            )),
-        };
-        cx.hook_answer(ask, result);
+        if vm.attempt.is_some() || vm.moving.is_some() || vm.handover.receives() {
+            let why = format!("mainstay: {name} is not migrated here: it is being worked on; try again in a moment");
+            return cx.hook_answer(ask, Err(why));
+        }
+        self.receive(cx, ask, id, home);
     }
 
     /// Whether this VM may be started on this host: nobody else's tenure stands in the way.
@@ -79,14 +78,17 @@ impl Core {
             Holder::MovedTo(to) => {
                 Err(Denial::Unable(format!("its claims live on datastore {} now", self.store_name(to))))
             }
-            Holder::Handover { .. } => Err(Denial::Unable("it is being migrated".into())),
+            Holder::Handover { .. } if self.proof_of(claim, vm.known, now).is_none() => {
+                Err(Denial::Unable("a person migrates it".into()))
+            }
             Holder::Host(owner) if owner.host == self.me.host => {
                 let running = self.guard.rows.get(&claim.tenure).map(|row| row.state) == Some(VmState::Running);
                 if running { Err(Denial::Contradiction("it runs here already".into())) } else { Ok(()) }
             }
-            Holder::Host(owner) => {
+            Holder::Host(_) | Holder::Handover { .. } => {
                 let generation = claim.tenure.generation;
-                let owned = Denial::OwnedBy { owner: self.name_of(owner.host), generation };
+                let owner = claim.owners().first().map(|owner| self.name_of(owner.host)).unwrap_or_default();
+                let owned = Denial::OwnedBy { owner, generation };
                 let proof = self.proof_of(claim, vm.known, now).ok_or(owned)?;
                 match self.late_writes_open(claim, proof) {
                     Some(what) => Err(Denial::Waiting(what)),

@@ -6,6 +6,7 @@
 //!   lapsed       ours         stopped      Reclaim, as soon as the lease is valid
 //!   over, no pid ours         off          judge the end: Release (a person, the guest, the host goes down)
 //!                                          or Run in place (a crash)
+//!   any          handover     -            see `handover`
 //!   any          another's    -            the guard kills; the row is forgotten
 //!   none         none         runs         Adopt: protect it (generation 1)
 //!   none         another's    runs         alarm, nothing is stopped
@@ -138,6 +139,7 @@ impl Core {
             }
         }
         self.note_unprotected(cx, unprotected);
+        self.note_deleted(cx);
         self.check = true;
         self.look = true;
         self.tell = true;
@@ -159,10 +161,12 @@ impl Core {
             DomainChange::Started { .. } => {
                 self.vm(id).by_guest = None;
                 self.vm(id).own_end = false;
+                self.vm(id).end_seen = None;
                 self.vm(id).ended = None;
                 None
             }
             DomainChange::Suspended { by_io_error, .. } => Some(DomainState::Paused { by_io_error }),
+            DomainChange::PostCopy => Some(DomainState::Paused { by_io_error: false }),
             DomainChange::Resumed => Some(DomainState::Running),
             DomainChange::IoError => {
                 cx.note(Note::warning("io-error", format!("{name}: a disk reports an error")).of(name));
@@ -172,9 +176,12 @@ impl Core {
                 cx.note(Note::warning("guest-panicked", format!("{name}: its kernel panicked")).of(name));
                 None
             }
-            DomainChange::Defined | DomainChange::Undefined | DomainChange::Rebooted | DomainChange::WatchdogFired => {
+            DomainChange::Defined | DomainChange::Undefined => {
+                let vm = self.vm(id);
+                vm.undefined = change == DomainChange::Undefined && !vm.undefining;
                 None
             }
+            DomainChange::Rebooted | DomainChange::WatchdogFired => None,
         };
         if let (Some(state), Some(domain)) = (state, self.libvirt.domains.get_mut(&id)) {
             domain.state = state;
@@ -183,6 +190,7 @@ impl Core {
             }
         }
         self.move_saw(cx, id, change);
+        self.handover_saw(cx, id, change);
         self.list_domains(cx);
         self.check = true;
         self.tell = true;
@@ -203,7 +211,7 @@ impl Core {
         ids.extend(self.vms.iter().filter(|(_, vm)| self.is_mine(vm)).map(|(id, _)| *id));
         for id in ids {
             let vm = self.vm(id);
-            let busy = vm.attempt.is_some() || vm.moving.is_some() || vm.incoming.is_some();
+            let busy = vm.attempt.is_some() || vm.moving.is_some() || vm.incoming.is_some() || vm.handover.receives();
             if !busy && vm.pause <= cx.now {
                 self.check_vm(cx, id);
             }
@@ -214,6 +222,9 @@ impl Core {
         let newest = self.guard.rows.range(tenure_from(id)..).take_while(|(row, _)| row.vm == id).last();
         let row = newest.map(|(_, row)| row.clone());
         let claim = self.vm(id).claim.clone();
+        if claim.as_ref().is_some_and(|claim| self.check_handover(cx, id, claim)) {
+            return;
+        }
         match (row, claim) {
             (Some(row), _) if row.state == VmState::Incoming => self.stray_copy(cx, id, &row),
             (Some(row), Some(claim)) if row.tenure == claim.tenure && self.is_ours(&claim) => {
@@ -231,7 +242,7 @@ impl Core {
     /// The newest claim is later than our row, or another's of the same generation: nothing may be concluded from the
     /// row about that claim.
     fn row_is_past(&mut self, cx: &mut Cx, row: &RowView, claim: &Claim) {
-        let ours = claim.owner().is_some_and(|owner| owner.host == self.me.host);
+        let ours = claim.names(self.me.host);
         if row.pid.is_none() {
             if cx.now.since(self.vm(row.tenure.vm).known) < WORD_KEPT && !ours {
                 return; // Whoever took it may wait for this host's word that its copy has ended.
@@ -240,7 +251,9 @@ impl Core {
             for tenure in self.guard.rows.keys().filter(|tenure| tenure.vm == vm).copied().collect::<Vec<_>>() {
                 cx.guard(GuardOrder::Forget { tenure }, Pending::Nothing);
             }
-        } else if !(ours || matches!(claim.holder, Holder::None) && claim.wanted == Wanted::Running) {
+        } else if self.is_leaving(cx, row, claim) {
+            // libvirt ends it; until then it stands.
+        } else if !(ours || self.is_free_for(row, claim)) {
             // The oldest row: `seen` must be later than what it ends.
             let oldest = self.guard.rows.range(tenure_from(row.tenure.vm)..).next().map(|(tenure, _)| *tenure);
             let tenure = oldest.unwrap_or(row.tenure);
@@ -254,6 +267,13 @@ impl Core {
         }
     }
 
+    /// Whether a copy that stands here may go on under the claim after this one, which names nobody. With more than one
+    /// generation between, another host may have run it meanwhile: then its memory is older than the disks.
+    fn is_free_for(&self, row: &RowView, claim: &Claim) -> bool {
+        let near = claim.tenure.generation <= row.tenure.generation.next();
+        near && claim.holder == Holder::None && claim.wanted == Wanted::Running
+    }
+
     fn row_is_ours(&mut self, cx: &mut Cx, id: VmId, row: &RowView, claim: &Claim) {
         match row.state {
             VmState::Expected => self.take_up_row(cx, id, row),
@@ -262,6 +282,7 @@ impl Core {
             }
             VmState::Running => {
                 self.take_up(cx, id, row);
+                self.mark(cx, id, row);
                 self.changed_while_it_runs(cx, id, claim);
             }
             VmState::Incoming => {}
@@ -304,6 +325,9 @@ impl Core {
 
     /// An incoming copy that no move of ours knows: this agent was restarted. The source finds it gone and goes on.
     fn stray_copy(&mut self, cx: &mut Cx, id: VmId, row: &RowView) {
+        if self.stores.get(&row.home).is_none_or(|store| store.listed.is_none()) {
+            return; // A claim that lets it come may not have been read yet.
+        }
         self.vm(id).pause = cx.now + PATIENCE;
         if row.pid.is_some() {
             cx.domain(DomainOrder::Destroy { vm: id }, LIST, Pending::Nothing);
@@ -312,7 +336,7 @@ impl Core {
     }
 
     /// An earlier agent of this host made the row and the claim, and died before the guard knew that both stand.
-    fn take_up_row(&mut self, cx: &mut Cx, id: VmId, row: &RowView) {
+    pub(super) fn take_up_row(&mut self, cx: &mut Cx, id: VmId, row: &RowView) {
         self.vm(id).pause = cx.now + PATIENCE;
         let epoch = self.guard.leases.get(&row.home).map(|lease| lease.epoch);
         match epoch {
@@ -365,7 +389,7 @@ impl Core {
         self.list_domains(cx);
     }
 
-    fn reclaim(&mut self, cx: &mut Cx, row: &RowView) {
+    pub(super) fn reclaim(&mut self, cx: &mut Cx, row: &RowView) {
         if self.guard.leases.get(&row.home).is_some_and(|lease| lease.until.is_some()) {
             self.begin(cx, row.tenure.vm, Kind::Reclaim { old: row.tenure }, row.home, Vec::new());
         }
@@ -381,12 +405,14 @@ impl Core {
             if self.stores.get(&home).is_none_or(|store| store.listed.is_none()) {
                 return; // Whether it has a claim is not known yet.
             }
-            match host_owns {
-                Some(owner) if owner != self.me.host => self.runs_twice(cx, id, owner),
-                _ if self.guard.leases.get(&home).is_some_and(|lease| lease.until.is_some()) => {
+            // Of a claim that hands it over, the other host: without a row here nothing shows which of the two may run it.
+            let other = claim.and_then(|claim| claim.owners().into_iter().find(|owner| owner.host != self.me.host));
+            match other {
+                Some(owner) => self.runs_twice(cx, id, owner.host),
+                None if self.guard.leases.get(&home).is_some_and(|lease| lease.until.is_some()) => {
                     self.begin(cx, id, Kind::Adopt, home, Vec::new());
                 }
-                _ => {}
+                None => {}
             }
             return;
         }

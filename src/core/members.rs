@@ -121,6 +121,7 @@ impl Core {
             return; // A stranger, or a place that the settings give to another host: counted by the receiver.
         }
         self.saw_boot(beat.host, beat.incarnation, beat.boot);
+        self.shows_life(cx, beat.host, beat.boot, cx.now);
         self.answer_attestations(cx, &beat);
         let echoes_me = self.echoes_me(&beat);
         let suspect = self.settings.timing.suspect;

@@ -5,7 +5,7 @@
 //!   event ──►  │   storage ── proofs     │            what datastores show, what is over
 //!              │   local ── attempt ─────┼──► output  VMs of this host: protect, start, re-claim, release
 //!              │   definitions ── ends   │            what changed, what is stale, why one ended
-//!              │   failover ── placement │            the master: whom to restart, where
+//!              │   failover ── placement │            the master: whom to restart, where; power
 //!              └── moving, hooks, asks ──┘            migrations, libvirt's hook, people and other agents
 //! ```
 //!
@@ -25,21 +25,26 @@ mod election;
 mod ends;
 pub mod event;
 mod failover;
+mod handover;
 mod hooks;
+mod images;
 pub mod lease;
 mod local;
 mod members;
 mod moving;
 pub mod note;
 mod placement;
+mod power;
 mod proofs;
 mod step;
 mod storage;
 pub mod timing;
+mod twins;
 mod views;
 mod vms;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use cx::Desk;
 
@@ -104,6 +109,8 @@ pub struct Core {
     going_down: bool,
     peers: BTreeMap<HostId, members::Peer>,
     boots: BTreeMap<HostId, (Incarnation, BootId)>,
+    /// Power switches: what is under way, and who is off.
+    power: BTreeMap<HostId, power::Power>,
     election: election::Election,
     /// Claims that were listed before it became master say too little to restart anything.
     master_since: Time,
@@ -112,6 +119,8 @@ pub struct Core {
     /// Silence before that was perhaps our own.
     awake_since: Time,
     stores: BTreeMap<DatastoreId, storage::Store>,
+    /// How long servers keep locks of silent clients.
+    lock_leases: BTreeMap<DatastoreId, Duration>,
     vms: BTreeMap<VmId, vms::Vm>,
     /// Starts and moves of this host that libvirt was told of; at most one per VM.
     underway: BTreeMap<VmId, Underway>,
@@ -120,6 +129,8 @@ pub struct Core {
     wishes: BTreeMap<event::AskId, (crate::types::control::VmCommand, usize)>,
     nonces: u128,
     desk: Desk,
+    /// Claims that the master was told to be over.
+    passed_on: Vec<Tenure>,
     /// Something changed that may matter to the VMs of this host.
     check: bool,
     /// Something changed that may matter to the master's restarts.
@@ -148,16 +159,19 @@ impl Core {
             going_down: false,
             peers: BTreeMap::new(),
             boots: BTreeMap::new(),
+            power: BTreeMap::new(),
             election: election::Election::new(now),
             master_since: Time::ZERO,
             beat_at: None,
             awake_since: now,
             stores: BTreeMap::new(),
+            lock_leases: BTreeMap::new(),
             vms: BTreeMap::new(),
             wishes: BTreeMap::new(),
             underway: me.underway.iter().copied().collect(),
             nonces: me.nonce_seed,
             desk: Desk::new(me.ticket_seed),
+            passed_on: Vec::new(),
             check: false,
             look: false,
             tell: false,
@@ -199,6 +213,7 @@ impl Core {
         }
         let members: Vec<HostId> = self.settings.members.iter().map(|member| member.host).collect();
         self.peers.retain(|host, _| members.contains(host));
+        self.power.retain(|host, _| members.contains(host));
         for datastore in &self.settings.datastores {
             self.stores.entry(datastore.id).or_default();
         }

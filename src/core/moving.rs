@@ -397,6 +397,7 @@ impl Core {
         if ours.is_some_and(|incoming| incoming.from == from && incoming.tenure == tenure) {
             self.drop_incoming(cx, tenure.vm);
         }
+        self.handover_dropped(cx, from, tenure);
         cx.answer(ask, Reply::Done);
     }
 

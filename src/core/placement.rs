@@ -95,7 +95,7 @@ impl Core {
             return Err(WhyNot::Leaving);
         }
         for datastore in &need.datastores {
-            if !self.reaches(host, *datastore) {
+            if !self.reaches(host, *datastore, now) {
                 return Err(WhyNot::NoDatastore(self.store_name(*datastore)));
             }
         }
@@ -130,11 +130,14 @@ impl Core {
         self.vms.values().filter(starting).map(|vm| vm.memory_kib().max(UNKNOWN_KIB)).sum()
     }
 
-    fn reaches(&self, host: HostId, datastore: crate::types::DatastoreId) -> bool {
+    /// A lease that others attest lets VMs run on; to start one, its host must reach the datastore itself.
+    fn reaches(&self, host: HostId, datastore: crate::types::DatastoreId, now: Time) -> bool {
         if host == self.me.host {
-            return self.guard.leases.get(&datastore).is_some_and(|lease| lease.until.is_some());
+            let lost = self.datastores_in(self.lost_datastores(now)).contains(&datastore);
+            return !lost && self.guard.leases.get(&datastore).is_some_and(|lease| lease.until.is_some());
         }
         let Some(beat) = self.peers.get(&host).and_then(|peer| peer.beat.as_ref()) else { return false };
         self.datastores_in(beat.reaches).contains(&datastore)
+            && !self.datastores_in(beat.agent.storage_lost).contains(&datastore)
     }
 }

@@ -1,11 +1,14 @@
-//! Proofs that (v, g) is over (design 2): said, rebooted, lapsed. The only ground on which anybody creates g+1 for a VM
+//! Proofs that (v, g) is over (design 2): said, rebooted, power off (`power`), lapsed. The only ground on which anybody creates g+1 for a VM
 //! that another host owned. Absence, silence on the network, errors and verdicts are no proofs.
 
 use super::Core;
+use super::cx::Cx;
 use crate::mutants::{Mutant, planted};
+use crate::types::control::MAX_OVER;
 use crate::types::settings::LateWrites;
 use crate::types::{
-    BootId, Claim, Debt, Holder, HostId, Incarnation, Over, Proof, StorageFence, Tenure, Time, VmRecord, VmState,
+    Against, BootId, Claim, DatastoreId, Debt, Holder, HostId, Incarnation, Over, Owner, Proof, StorageFence, Tenure,
+    Time, VmRecord, VmState, Wanted,
 };
 
 /// What must happen between the claim and the start, because of writes that may still be under way.
@@ -26,24 +29,86 @@ impl Core {
     pub(super) fn proof_of(&self, claim: &Claim, known: Time, now: Time) -> Option<Proof> {
         match claim.holder {
             Holder::None => Some(Proof::Unowned),
-            Holder::Deleted | Holder::MovedTo(_) | Holder::Handover { .. } => None,
+            Holder::Deleted | Holder::MovedTo(_) => None,
             Holder::Host(owner) => {
-                if let Some(over) = self.said_over(owner.host, claim.tenure) {
-                    return Some(Proof::Said(over));
-                }
-                if let Some((incarnation, boot)) = self.boot_of(owner.host)
-                    && owner.incarnation < incarnation
-                    && (owner.boot != boot || planted(Mutant::RebootWithoutBoot))
-                {
-                    return Some(Proof::Rebooted { boot, incarnation });
-                }
-                if self.is_heard(owner.host, now) {
-                    return None; // It speaks for itself; a lapse would be said.
-                }
-                let window = self.stores.get(&claim.home)?.lapsed(owner.host, known)?;
-                Some(Proof::Lapsed { window })
+                let proof = self.proof_against(owner, claim, known, now);
+                // One that is heard speaks for itself.
+                let passed = || self.proof_passed(claim).filter(|_| !self.is_heard(owner.host, now));
+                proof.or_else(passed)
+            }
+            Holder::Handover { from, to } => {
+                let from = against(self.proof_against(from, claim, known, now)?)?;
+                let to = against(self.proof_against(to, claim, known, now)?)?;
+                Some(Proof::Both { from, to })
             }
         }
+    }
+
+    /// The best proof that one owner of this claim lets the VM run under it no more.
+    pub(super) fn proof_against(&self, owner: Owner, claim: &Claim, known: Time, now: Time) -> Option<Proof> {
+        if let Some(over) = self.said_over(owner.host, claim.tenure) {
+            return Some(Proof::Said(over));
+        }
+        if let Some((incarnation, boot)) = self.boot_of(owner.host)
+            && owner.incarnation < incarnation
+            && (owner.boot != boot || planted(Mutant::RebootWithoutBoot))
+        {
+            return Some(Proof::Rebooted { boot, incarnation });
+        }
+        if self.proves_off(&owner, known) {
+            return Some(Proof::PowerOff); // Before the lapse: it excludes late writes, too.
+        }
+        if self.is_heard(owner.host, now) {
+            return None; // It speaks for itself; a lapse would be said.
+        }
+        let window = self.stores.get(&claim.home)?.lapsed(owner.host, known)?;
+        Some(Proof::Lapsed { window })
+    }
+
+    /// The proof against this very claim that another host has passed on.
+    pub(super) fn proof_passed(&self, claim: &Claim) -> Option<Proof> {
+        let (nonce, proof) = self.vms.get(&claim.tenure.vm)?.passed?;
+        (nonce == claim.nonce).then_some(proof)
+    }
+
+    /// For a master that does not reach the home of a VM: what this host's reads prove of its claim.
+    pub(super) fn over_for_master(&self, now: Time) -> Vec<(Claim, Proof)> {
+        let master = self.master().filter(|master| *master != self.me.host);
+        let Some(beat) = master.and_then(|master| self.peers.get(&master)?.beat.as_ref()) else { return Vec::new() };
+        // Attestation keeps a lease of a master that cannot read: what it has lost counts as not reached.
+        let (reached, lost) = (self.datastores_in(beat.reaches), self.datastores_in(beat.agent.storage_lost));
+        let blind = |id: &DatastoreId| !reached.contains(id) || lost.contains(id);
+        let homes: Vec<DatastoreId> =
+            self.stores.keys().copied().filter(|id| blind(id) && self.reads_well(*id, now)).collect();
+        if homes.is_empty() {
+            return Vec::new();
+        }
+        let needed = |claim: &&Claim| {
+            let speaks = claim.owner().is_some_and(|owner| self.is_heard(owner.host, now));
+            homes.contains(&claim.home) && claim.wanted == Wanted::Running && !speaks
+        };
+        self.vms
+            .values()
+            .filter_map(|vm| Some((vm.claim.as_ref().filter(needed)?, vm.known)))
+            .filter_map(|(claim, known)| Some((claim.clone(), self.proof_of(claim, known, now)?)))
+            .take(MAX_OVER)
+            .collect()
+    }
+
+    /// Tells the master as soon as there is something new to be told.
+    pub(super) fn pass_proofs_on(&mut self, now: Time) {
+        let over: Vec<Tenure> = self.over_for_master(now).iter().map(|(claim, _)| claim.tenure).collect();
+        if over != self.passed_on {
+            self.passed_on = over;
+            self.tell = true;
+        }
+    }
+
+    /// Another host proves by its own reads that a claim is over. That is for ever, so it is used as it is.
+    pub(super) fn passed(&mut self, cx: &mut Cx, claim: Claim, proof: Proof) {
+        let (id, nonce) = (claim.tenure.vm, claim.nonce);
+        self.learn(cx, claim, cx.now);
+        self.vm(id).passed = Some((nonce, proof));
     }
 
     /// What the owner's guard says: here by its rows, of others by their lists on any datastore.
@@ -81,10 +146,7 @@ impl Core {
     /// Debts of the claim that succeeds `claim` by `proof`: the old ones that are not paid, and the new one.
     pub(super) fn debts_after(&self, claim: &Claim, proof: Proof, record: &VmRecord) -> Vec<Debt> {
         let mut debts: Vec<Debt> = claim.debts.iter().copied().filter(|debt| !self.is_paid(debt)).collect();
-        if let Some(owner) = claim.owner()
-            && !proof.excludes_late_writes()
-            && owner.host != self.me.host
-        {
+        for owner in owed(claim, proof).into_iter().filter(|owner| owner.host != self.me.host) {
             for datastore in record.written() {
                 let debt = Debt { host: owner.host, boot: owner.boot, datastore };
                 if !debts.contains(&debt) {
@@ -95,9 +157,11 @@ impl Core {
         debts
     }
 
-    /// A new boot of the debtor shows that its old kernel, and every write in it, is gone.
+    /// A new boot of the debtor, or the end of its old one by its power switch, shows that its old kernel, and every
+    /// write in it, is gone.
     pub(super) fn is_paid(&self, debt: &Debt) -> bool {
         self.boot_of(debt.host).is_some_and(|(_, boot)| boot != debt.boot)
+            || self.is_off(debt.host, debt.boot)
             || (debt.host == self.me.host && debt.boot == self.me.boot)
     }
 
@@ -110,5 +174,29 @@ impl Core {
             StorageFence::None if datastore.late_writes == LateWrites::Accept => LateWrite::Accepted,
             StorageFence::None => LateWrite::Open,
         }
+    }
+}
+
+/// Owners of a claim whose late writes this proof does not exclude.
+pub(super) fn owed(claim: &Claim, proof: Proof) -> Vec<Owner> {
+    match (claim.holder, proof) {
+        (Holder::Handover { from, to }, Proof::Both { from: of_source, to: of_target }) => {
+            let halves = [(from, of_source), (to, of_target)];
+            halves.into_iter().filter(|(_, half)| !half.excludes_late_writes()).map(|(owner, _)| owner).collect()
+        }
+        (Holder::Handover { .. }, _) => claim.owners(), // One word speaks for one of the two only.
+        (_, proof) if proof.excludes_late_writes() => Vec::new(),
+        _ => claim.owners(),
+    }
+}
+
+/// A proof against one of the two hosts of a handover claim, as half of the proof against both.
+fn against(proof: Proof) -> Option<Against> {
+    match proof {
+        Proof::Said(over) => Some(Against::Said(over)),
+        Proof::Rebooted { .. } => Some(Against::Rebooted),
+        Proof::Lapsed { .. } => Some(Against::Lapsed),
+        Proof::PowerOff => Some(Against::PowerOff),
+        Proof::Unowned | Proof::Both { .. } => None,
     }
 }

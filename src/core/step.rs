@@ -50,6 +50,7 @@ impl Core {
             Event::Asked { ask, from, request } => self.asked(cx, ask, from, *request),
             Event::Hooked { ask, vm, name, wish, record } => self.hooked(cx, ask, vm, &name, wish, record),
             Event::Capacity(capacity) => self.capacity(capacity),
+            Event::LockLeases(leases) => self.lock_leases = leases.into_iter().collect(),
             Event::GoingDown => self.going_down(cx),
             Event::Due => self.due(cx),
         }
@@ -64,8 +65,13 @@ impl Core {
             }
             self.reconcile(cx);
         }
-        if std::mem::take(&mut self.look) && self.is_master() {
-            self.fail_over(cx);
+        if std::mem::take(&mut self.look) {
+            if self.is_master() {
+                self.cut_power(cx);
+                self.fail_over(cx);
+            } else {
+                self.pass_proofs_on(cx.now);
+            }
         }
         if std::mem::take(&mut self.tell) {
             cx.set_earlier(Timer::Report, cx.now);
@@ -79,8 +85,9 @@ impl Core {
                 Timer::Silent(host) => self.silent(cx, host),
                 Timer::Read(datastore) => self.read_store(cx, datastore),
                 Timer::Attempt(vm) => self.attempt_due(cx, vm),
-                Timer::Place(_) => self.look = true,
+                Timer::Place(_) | Timer::Power(_) => self.look = true,
                 Timer::Incoming(vm) => self.incoming_due(cx, vm),
+                Timer::Receive(vm) => self.receive_due(cx, vm),
                 Timer::Judge(vm) => self.judge_due(cx, vm),
                 Timer::Report => self.report(cx),
             }
@@ -114,14 +121,22 @@ impl Core {
             (Pending::Placed(vm, host), Outcome::Reply(reply)) => self.placed_done(cx, vm, host, ticket, reply),
             (Pending::Forward(ask), Outcome::Reply(reply)) => self.forwarded(cx, ask, reply),
             (Pending::Incoming(vm, ask), Outcome::Guard(result)) => self.incoming_done(cx, vm, ask, result),
+            (Pending::Receive(vm), outcome) => self.receive_done(cx, vm, ticket, outcome),
+            (Pending::Cancelled(vm), Outcome::Domain(answer)) => self.cancelled(vm, &answer),
             (Pending::Prepare(ask, change), Outcome::Store(answer)) => self.prepared(cx, ask, *change, answer),
             (Pending::Roster(datastore), Outcome::Store(answer)) => self.roster_done(cx, datastore, &answer),
             (Pending::Settings, Outcome::Reply(Ok(crate::types::control::Reply::Settings(newer)))) => {
                 self.take_settings(cx, *newer);
             }
+            (Pending::Power(host), Outcome::Power(answer)) => self.power_answered(cx, host, ticket, answer),
             (Pending::List, Outcome::Domain(DomainAnswer::Listed(_))) => {} // Comes as `Event::Listed`.
             (Pending::Stop(vm, ask), Outcome::Domain(answer)) => self.stop_done(cx, vm, ask, answer),
             (Pending::Undefine(vm), Outcome::Domain(answer)) => self.undefined(cx, vm, &answer),
+            (Pending::Mark(vm), Outcome::Domain(answer)) => self.mark_done(cx, vm, &answer),
+            (Pending::Restore { vm, ask, saved }, Outcome::Store(answer)) => {
+                self.restore_looked(cx, vm, ask, saved, answer)
+            }
+            (Pending::Twins(vm), outcome) => self.twin_answered(cx, vm, ticket, outcome),
             (Pending::Recorded(vm, digest), Outcome::Store(answer)) => self.record_looked_for(vm, digest, &answer),
             // Any other pair: an answer of the wrong kind, or a failure that nobody waits for.
             (Pending::Stop(_, ask) | Pending::Forward(ask), Outcome::Store(StoreAnswer::Failed(why))) => {

@@ -28,6 +28,8 @@ pub struct Store {
     again: bool,
     listing: bool,
     read_at: Option<Time>,
+    /// When the newest complete read began.
+    read_began: Time,
     /// Claims of the whole datastore were read once.
     pub listed: Option<Time>,
     seen: BTreeMap<HostId, Seen>,
@@ -84,6 +86,11 @@ impl Store {
     pub fn window_of(&self, host: HostId) -> Option<Duration> {
         self.silence.get(&host).and_then(Silence::needs)
     }
+    /// How long complete reads have shown nothing new of `host`, attestations included, and since when.
+    #[must_use]
+    pub fn quiet(&self, host: HostId) -> Option<(Time, Duration)> {
+        self.silence.get(&host).and_then(Silence::quiet)
+    }
     /// When the running window of `host` can end at the earliest.
     #[must_use]
     pub fn window_ends(&self, host: HostId) -> Option<Time> {
@@ -93,6 +100,43 @@ impl Store {
     #[must_use]
     pub fn trouble(&self) -> Option<&str> {
         self.trouble.as_deref()
+    }
+    /// Takes in what a complete read shows: whether a VM list changed, and who has beaten, in which boot, since the read
+    /// before it began.
+    fn take_in(&mut self, read: &CompleteRead, own_lease: Duration) -> (bool, Vec<(HostId, BootId)>) {
+        let gap = self.read_at.is_none();
+        self.read_at = Some(read.ended);
+        let mut changed_lists = gap;
+        let mut lives: Vec<(HostId, BootId)> = Vec::new();
+        for member in &read.members {
+            let silence = self.silence.entry(member.host).or_insert_with(|| Silence::new(own_lease));
+            silence.read(SilenceSeen::of(read, member.host));
+            let list_of = |seen: &Seen| seen.list.as_ref().map(|list| (list.incarnation, list.sequence));
+            match self.seen.get_mut(&member.host) {
+                Some(seen) if seen.bytes == member.bytes => {}
+                Some(seen) => {
+                    let before = list_of(seen);
+                    seen.bytes = member.bytes;
+                    seen.changed = read.ended;
+                    seen.beat.clone_from(&member.beat);
+                    lives.extend(member.beat.as_ref().map(|beat| (member.host, beat.boot)));
+                    if member.list.is_some() {
+                        seen.list.clone_from(&member.list); // A list that does not match says nothing.
+                    }
+                    changed_lists |= before != list_of(seen);
+                }
+                None => {
+                    let seen = Seen {
+                        bytes: member.bytes,
+                        changed: read.ended,
+                        beat: member.beat.clone(),
+                        list: member.list.clone(),
+                    };
+                    self.seen.insert(member.host, seen);
+                }
+            }
+        }
+        (changed_lists, lives)
     }
 }
 
@@ -149,40 +193,15 @@ impl Core {
         }
         let own_lease = self.settings.timing.lease;
         let Some(store) = self.stores.get_mut(&id) else { return };
-        let gap = store.read_at.is_none();
-        store.read_at = Some(read.ended);
-        let mut changed_lists = gap;
-        for member in &read.members {
-            let silence = store.silence.entry(member.host).or_insert_with(|| Silence::new(own_lease));
-            silence.read(SilenceSeen::of(&read, member.host));
-            let list_of = |seen: &Seen| seen.list.as_ref().map(|list| (list.incarnation, list.sequence));
-            match store.seen.get_mut(&member.host) {
-                Some(seen) if seen.bytes == member.bytes => {}
-                Some(seen) => {
-                    let before = list_of(seen);
-                    seen.bytes = member.bytes;
-                    seen.changed = read.ended;
-                    seen.beat.clone_from(&member.beat);
-                    if member.list.is_some() {
-                        seen.list.clone_from(&member.list); // A list that does not match says nothing.
-                    }
-                    changed_lists |= before != list_of(seen);
-                }
-                None => {
-                    let seen = Seen {
-                        bytes: member.bytes,
-                        changed: read.ended,
-                        beat: member.beat.clone(),
-                        list: member.list.clone(),
-                    };
-                    store.seen.insert(member.host, seen);
-                }
-            }
-        }
+        let since = std::mem::replace(&mut store.read_began, read.began);
+        let (changed_lists, lives) = store.take_in(&read, own_lease);
         let roster = read.roster.clone();
         store.silence.retain(|host, _| roster.names(*host));
         store.seen.retain(|host, _| roster.names(*host));
         store.roster = Some(read.roster);
+        for (host, boot) in lives {
+            self.shows_life(cx, host, boot, since);
+        }
         self.plan_next_read(cx, id);
         self.mend_roster(cx, id);
         let since = self.master_since;
@@ -331,18 +350,23 @@ impl Core {
         beat.boot == debt.boot && ended && states.all(done)
     }
 
+    /// Whether our own path works, as reader and as witness (R4): else the age of a beat says nothing about its host.
+    pub(super) fn reads_well(&self, id: DatastoreId, now: Time) -> bool {
+        let suspect = self.settings.timing.suspect;
+        let read_at = self.stores.get(&id).and_then(|store| store.read_at);
+        read_at.is_some_and(|at| now.since(at) < suspect)
+            && self.guard.leases.get(&id).is_some_and(|lease| lease.own_path)
+    }
+
     /// How fresh a host's beats are here; `None` = it never beat here.
     pub(super) fn freshness(&self, id: DatastoreId, host: HostId, now: Time) -> Option<Freshness> {
         let suspect = self.settings.timing.suspect;
         let store = self.stores.get(&id)?;
         let age = store.age_of(host, now)?;
         store.newest_of(host)?;
-        // Our own path must work, else the age says nothing about the other (R4).
-        let readable = store.read_at.is_some_and(|at| now.since(at) < suspect);
-        let witness = self.guard.leases.get(&id).is_some_and(|lease| lease.own_path);
         Some(if age < suspect {
             Freshness::Fresh
-        } else if readable && witness {
+        } else if self.reads_well(id, now) {
             Freshness::Stale
         } else {
             Freshness::Unknown

@@ -79,6 +79,12 @@ pub fn witness_gap(lease: Duration) -> Duration {
     lease / 2
 }
 
+/// How long a host's datastore beats are silent before it may be switched off on suspicion: never less than three beats.
+#[must_use]
+pub fn power_silence(timing: &Timing) -> Duration {
+    timing.suspect.max(timing.renew * 3)
+}
+
 /// After t_c: the agent asks libvirt to pause.
 #[must_use]
 pub fn pause_after(lease: Duration) -> Duration {

@@ -34,6 +34,7 @@ impl Core {
                 .iter()
                 .map(|datastore| self.datastore_view(datastore.id, now))
                 .collect(),
+            fence_devices: self.device_views(),
             vms,
         }
     }
@@ -196,6 +197,10 @@ impl Core {
         if let Some(incoming) = &vm.incoming {
             return Some(format!("comes from {}", self.name_of(incoming.from)));
         }
+        if let Some(Holder::Handover { from, to }) = vm.claim.as_ref().map(|claim| claim.holder) {
+            let (from, to) = (self.name_of(from.host), self.name_of(to.host));
+            return Some(format!("is being migrated from {from} to {to} by a person"));
+        }
         let attempt = vm.attempt.as_ref()?;
         Some(
             attempt
@@ -227,6 +232,16 @@ impl Core {
         ));
         if let Some(Ok(record)) = &vm.record {
             lines.extend(record.gaps.iter().map(|gap| format!("only partly protected: {gap}")));
+        }
+        if let Holder::Handover { from, to } = claim.holder {
+            let (from, to) = (self.name_of(from.host), self.name_of(to.host));
+            lines.push(format!(
+                "until libvirt's switch it runs on {from}, after it on {to}; whichever keeps it claims the next generation; \
+                 anybody else needs a proof against both"
+            ));
+            if let Some(proof) = self.proof_of(claim, vm.known, now) {
+                lines.push(format!("over now: {}", self.proof_text(claim, proof)));
+            }
         }
         if let Some(owner) = claim.owner() {
             let host = self.name_of(owner.host);
@@ -270,12 +285,20 @@ impl Core {
             window - timing.renew.as_secs_f64(),
             claim.tenure.generation.next()
         )];
+        lines.extend(self.explain_power(owner.host));
         let debt = Debt { host: owner.host, boot: owner.boot, datastore: claim.home };
         lines.push(match self.late_write(&debt) {
             LateWrite::Command { program } => format!("late writes: excluded by the storage fence {program}, then it starts"),
-            LateWrite::Lock => "late writes: excluded when the image locks of the old copy are free at the storage server; \
-                                it waits for that (the lease time of the server's clients: 90 s on NFSv4 unless lowered)"
-                .to_owned(),
+            LateWrite::Lock => {
+                let lease = match self.lock_lease(claim.home) {
+                    Some(lease) => format!("the lease time of the server's clients: {} s", lease.as_secs()),
+                    None => "the lease time of the server's clients: 90 s on NFSv4 unless lowered".to_owned(),
+                };
+                format!(
+                    "late writes: excluded when the image locks of the old copy are free at the storage server; it waits for \
+                     that ({lease})"
+                )
+            }
             LateWrite::Accepted => "late writes: accepted (late-writes = accept); it starts at once".to_owned(),
             LateWrite::Open => format!(
                 "late writes: nothing excludes them, so it would wait for a new boot of {host} or proof that it is off; \

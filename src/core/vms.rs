@@ -9,11 +9,12 @@ use super::attempt::Attempt;
 use super::cx::Cx;
 use super::event::AskId;
 use super::failover::Placing;
+use super::handover::Handover;
 use super::moving::{Incoming, Moving};
 use super::note::Note;
 use crate::types::control::VmReport;
 use crate::types::vm::OffReason;
-use crate::types::{Claim, Digest, HostId, Tenure, Time, VmId, VmRecord, Wanted};
+use crate::types::{Claim, Digest, Generation, Holder, HostId, Nonce, Proof, Tenure, Time, VmId, VmRecord, Wanted};
 
 /// One VM.
 #[derive(Debug, Default)]
@@ -24,6 +25,8 @@ pub struct Vm {
     pub claim: Option<Claim>,
     /// When that was learned: a proof by lapse needs a complete read that began later.
     pub known: Time,
+    /// Another host's proof that the claim of this nonce is over.
+    pub passed: Option<(Nonce, Proof)>,
     /// Why its highest claim cannot be read: its owner is unknown.
     pub bad: Option<String>,
     /// What its definition on this host says; or why it cannot be protected.
@@ -36,6 +39,16 @@ pub struct Vm {
     pub recorded: Option<(Digest, bool)>,
     /// A changed definition is not recorded again before.
     pub change_retry: Time,
+    /// The generation that its running domain is marked with.
+    pub marked: Option<Generation>,
+    /// libvirt is told to mark it with this one.
+    pub marking: Option<Generation>,
+    /// Not marked again before.
+    pub mark_retry: Time,
+    /// A restore was allowed because this was its newest claim, then.
+    pub restoring: Option<(Generation, Time)>,
+    /// A person removed its definition here.
+    pub undefined: bool,
     /// What this host does with it now.
     pub attempt: Option<Attempt>,
     /// As master: where it is being started.
@@ -52,6 +65,8 @@ pub struct Vm {
     pub moving: Option<Moving>,
     /// It comes here by migration.
     pub incoming: Option<Incoming>,
+    /// A person migrates it.
+    pub handover: Handover,
     /// libvirt's reason of its last end here.
     pub ended: Option<(OffReason, Time)>,
     /// When its end was first seen without a reason.
@@ -116,8 +131,8 @@ impl Core {
         if newest.is_some_and(|known| claim.tenure.generation <= known) {
             return;
         }
-        let mine = claim.owner().is_some_and(|owner| owner.host == me);
-        let theirs = vm.claim.as_ref().and_then(Claim::owner).is_some_and(|owner| owner.host == me) && !mine;
+        let mine = claim.names(me);
+        let theirs = vm.claim.as_ref().is_some_and(|known| known.names(me)) && !mine;
         vm.name.clone_from(&claim.name);
         vm.bad = None;
         vm.over_since = None;
@@ -152,9 +167,11 @@ impl Core {
     }
 
     pub(super) fn holder_text(&self, claim: &Claim) -> String {
-        let holder = match claim.owner() {
-            Some(owner) => format!("owned by {}", self.name_of(owner.host)),
-            None => match claim.wanted {
+        let holder = match claim.owners()[..] {
+            [owner] => format!("owned by {}", self.name_of(owner.host)),
+            [from, to, ..] => format!("handed from {} to {}", self.name_of(from.host), self.name_of(to.host)),
+            [] if claim.holder == Holder::Deleted => "owned by nobody, gone".to_owned(),
+            [] => match claim.wanted {
                 Wanted::Running => "owned by nobody, wanted running".to_owned(),
                 Wanted::Stopped => "owned by nobody, wanted stopped".to_owned(),
             },
@@ -182,6 +199,9 @@ impl Core {
             if 0 < vm.memory_kib {
                 self.vm(vm.vm).reported_kib = vm.memory_kib;
             }
+        }
+        for (claim, proof) in &report.over {
+            self.passed(cx, claim.clone(), *proof);
         }
         if let Some(peer) = self.peers.get_mut(&from) {
             peer.report = Some(report);
@@ -212,5 +232,8 @@ pub(super) fn reason_text(reason: crate::types::ClaimReason) -> &'static str {
         R::HostWentDown => "its host went down",
         R::Deleted => "deleted",
         R::RecordChanged => "its definition changed",
+        R::Saved => "its memory was saved",
+        R::HandedOver => "migrated by a person",
+        R::MigratedAway => "migrated away by a person",
     }
 }

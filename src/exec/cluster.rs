@@ -35,6 +35,7 @@ use crate::config::{Here, NotHere};
 use crate::exec::clock;
 use crate::types::control::Joined;
 use crate::types::guard::BeatKey;
+use crate::types::power::PowerSettings;
 use crate::types::settings::{ClusterSettings, MemberSettings, Timing, VmDefaults};
 use crate::types::{ClusterId, HostId, HostIndex};
 
@@ -167,6 +168,8 @@ impl Cluster {
             }],
             datastores: Vec::new(),
             vms: VmDefaults::default(),
+            power: PowerSettings::default(),
+            foreign_migration: Default::default(),
         };
         let cluster = Self {
             host,

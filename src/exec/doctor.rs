@@ -15,6 +15,7 @@
 pub mod cluster;
 pub mod host;
 pub mod mounts;
+mod power;
 pub mod storage;
 pub mod system;
 
@@ -89,6 +90,23 @@ pub struct AgentFacts {
     pub datastores: Vec<DatastoreFact>,
     /// Protected VMs that libvirt starts at boot, by name.
     pub autostart: Vec<String>,
+    /// Every fence device of the settings.
+    pub devices: Vec<DeviceFact>,
+    /// Hosts without one, by name.
+    pub without_device: Vec<String>,
+}
+
+/// A power switch as it answers this host.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeviceFact {
+    /// Its name.
+    pub name: String,
+    /// The host that it switches.
+    pub host: String,
+    /// Why it is not used.
+    pub distrusted: Option<String>,
+    /// Whether it answers, or why not.
+    pub answers: Result<(), String>,
 }
 
 /// The guard as the agent hears it.
@@ -169,6 +187,7 @@ pub fn checks(input: &DoctorInput) -> Vec<Finding> {
             found.extend(cluster::beats(agent));
             found.extend(cluster::clocks(agent));
             found.extend(storage::datastores(agent, &input.system));
+            found.extend(power::devices(agent));
         }
         Err(NoFacts::NoMember) => {
             found.push(Finding::ok("agent", "mainstayd", "answers"));

@@ -1,8 +1,10 @@
 //! Fence programs that succeed, fail, hang, chatter and fork; locks as QEMU takes them.
 
 use std::os::unix::fs::PermissionsExt;
+use std::sync::mpsc::channel;
 
 use super::*;
+use crate::exec::program::OUTPUT_MAX;
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -91,7 +93,15 @@ fn the_asker_has_its_answer_in_any_case() {
     told.recv_timeout(LONG).unwrap();
     let (release, hang) = channel::<()>();
     let late = Duration::from_millis(30);
-    bounded("test", late, move || hang.recv().is_ok(), |why| why.is_some(), move |got| second.send(got).unwrap());
+    static TESTS: Places = Places::new(4);
+    program::bounded(
+        &TESTS,
+        "test",
+        late,
+        move || hang.recv().is_ok(),
+        |why| why.is_some(),
+        move |got| second.send(got).unwrap(),
+    );
     assert_eq!(told.recv_timeout(LONG), Ok(false), "late: no result, no other reason");
     drop(release);
     assert!(told.recv_timeout(LONG).is_err(), "answered once");

@@ -1,4 +1,4 @@
-//! Does what the core orders: clock, network, datastores, libvirt, guard, hook, fences, local files. No policy here.
+//! Does what the core orders: clock, network, datastores, libvirt, guard, hook, fences, power switches, local files. No policy here.
 pub mod clock;
 pub mod cluster;
 pub mod datastore;
@@ -9,5 +9,7 @@ pub mod hook;
 pub mod libvirt;
 pub mod net;
 pub mod notes;
+pub mod power;
+pub mod program;
 pub mod state;
 pub mod store;

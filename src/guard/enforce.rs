@@ -17,6 +17,8 @@
 //! child stops everything and ends, since nobody would hold it to its promise any more; systemd starts both anew, and
 //! what had a valid lease goes on then. To go on alone would be a needless risk, to find a new parent a second way up.
 //!
+//! While a VM is being handed over, each turn also samples its vCPU time (`handover`).
+//!
 //! Deliberately not here: looking for processes (`watch`), beats (`renew`, `network`).
 
 use std::collections::BTreeMap;
@@ -29,6 +31,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
+use super::handover::Sampler;
 use super::memory::Board;
 use super::notify::Notify;
 use super::plan::{Plan, STRUCK_MAX};
@@ -59,6 +62,7 @@ struct Stopping {
 
 struct Enforcer<'a> {
     shared: &'a Shared,
+    handover: Sampler,
     stopping: BTreeMap<ProcessKey, Stopping>,
     /// With room for all, so that a strike needs no memory.
     struck: Vec<Arc<Process>>,
@@ -75,7 +79,8 @@ pub fn run(shared: &Shared, mut parent: PipeReader) {
         .expect("the kernel has timerfd, and descriptors are left at the start");
     let mut notify = Notify::from_environment();
     let struck = Vec::with_capacity(STRUCK_MAX);
-    let mut enforcer = Enforcer { shared, stopping: BTreeMap::new(), struck, finishing: None };
+    let mut enforcer =
+        Enforcer { shared, handover: Sampler::default(), stopping: BTreeMap::new(), struck, finishing: None };
     loop {
         let wake_at = enforcer.turn();
         notify.ping(clock::now());
@@ -115,6 +120,7 @@ impl Enforcer<'_> {
 
     /// Does what is to be done now; when to wake next.
     fn turn(&mut self) -> Time {
+        let sample = self.handover.turn(self.shared);
         let struck = &mut self.struck;
         let (acts, next, quiet) = self.shared.enforce(|state, now| {
             struck.drain(..).for_each(|process| state.table.struck(process.key()));
@@ -141,7 +147,7 @@ impl Enforcer<'_> {
         let now = clock::now();
         promise(&self.shared.plan, &self.shared.board, now);
         self.shared.board.tell_moving(self.stopping.values().map(|stopping| stopping.since).min());
-        let next = self.next_check().map_or(next, |check| check.min(next));
+        let next = [self.next_check(), sample].into_iter().flatten().fold(next, Time::min);
         match self.finishing {
             Some(since) if quiet || LAST_WRITES <= now.since(since) => leave(0),
             Some(_) => next.min(now + LAST_LOOK),

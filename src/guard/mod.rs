@@ -16,6 +16,7 @@
 mod child;
 mod ends;
 mod enforce;
+mod handover;
 mod kept;
 mod memory;
 mod network;

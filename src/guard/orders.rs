@@ -58,6 +58,12 @@ pub fn obey(shared: &Arc<Shared>, order: GuardOrder) -> Result<(), Refusal> {
                 &format!("the agent read claim {seen}, which ends generation {}", tenure.generation),
             )
         }),
+        GuardOrder::Receive { tenure, name, home, deadline } => row(shared, tenure, |state, now| {
+            let epoch = state.epoch(home, now)?;
+            state.table.receive(tenure, name, home, epoch, deadline)
+        }),
+        GuardOrder::Switched { tenure } => change(shared, |state, _| state.table.switched(tenure)),
+        GuardOrder::Discard { tenure } => change(shared, |state, _| state.table.discard(tenure)),
         GuardOrder::Found { tenure, pid } => found(shared, tenure, pid),
         GuardOrder::Attest { datastore, attestations } => {
             shared.with(|state, now| attest(state, datastore, attestations, now))

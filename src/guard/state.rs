@@ -269,6 +269,14 @@ impl State {
         self.agent = Some((beat, now));
     }
 
+    /// Nobody here would say what libvirt tells: there is no agent, or it is silent.
+    #[must_use]
+    pub fn is_alone(&self, now: Time) -> bool {
+        let patience =
+            self.config.as_ref().map_or(Duration::ZERO, |(_, config)| timing::agent_dead_after(&config.timing));
+        self.outbox.is_none() || self.agent.as_ref().is_none_or(|(_, heard)| patience <= now.since(*heard))
+    }
+
     /// The list that was written last.
     pub fn listed(&mut self, name: ListName) {
         self.touch();

@@ -9,6 +9,7 @@
 //!  Incoming                      lapse, deadline, exit          ▲
 //! ────────► Incoming ───────────────────────────────────────────┘
 //!              └── Expect(Adopt, g+1) + Claimed: the row of g goes, g+1 is Running
+//!  Receive: as Incoming, under a handover claim; its source's row is Running with a part in it (`handover`)
 //! ```
 //!
 //! Rule: a QEMU may run only while some row of its VM is Running, Incoming, or Expected for adoption. Whatever ends one
@@ -17,6 +18,7 @@
 //! Deliberately not here: leases (`state`), processes and their signals (`process`, `enforce`), files.
 
 mod flow;
+mod handover;
 mod show;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,6 +29,7 @@ use crate::types::guard::{Purpose, Refusal};
 use crate::types::{DatastoreId, Epoch, Generation, HostId, MAX_VMS_PER_HOST, Over, Tenure, Time, VmId, VmState};
 
 pub use flow::Act;
+pub use handover::Part;
 pub use show::KeptRow;
 
 /// How many rows fit. When full, the oldest row that is over and has no QEMU makes room; else the order is refused.
@@ -95,9 +98,18 @@ struct Row {
     foreign: bool,
     /// Its QEMU did not exist before the row: one that comes up after the row is over never ran and may die.
     starts: bool,
+    /// In a handover claim.
+    part: Part,
+    watch: handover::Watch,
 }
 
 impl Row {
+    fn new(name: String, home: DatastoreId, epoch: Epoch, phase: Phase) -> Self {
+        let (seen, ran, foreign, starts) = (false, false, false, false);
+        let (part, watch) = (Part::None, handover::Watch::default());
+        Self { name, home, epoch, phase, seen, ran, foreign, starts, part, watch }
+    }
+
     fn is_over(&self) -> bool {
         matches!(self.phase, Phase::Over { .. })
     }
@@ -175,7 +187,12 @@ impl Table {
         match new.purpose {
             Purpose::Start if !living.is_empty() => return Err(wrong("this VM has a row that is not over")),
             Purpose::Start if qemu.is_some() => return Err(wrong("a QEMU of this VM is alive")),
-            Purpose::Adopt if !vouched => return Err(wrong("another claim of this VM is being made")),
+            Purpose::Adopt | Purpose::HandOver if !vouched => {
+                return Err(wrong("another claim of this VM is being made"));
+            }
+            Purpose::HandOver if qemu.is_none_or(|qemu| qemu.hold != Hold::Free || living.is_empty()) => {
+                return Err(wrong("it does not run here"));
+            }
             Purpose::Adopt if qemu.is_some_and(|qemu| qemu.hold != Hold::Free || living.is_empty()) => {
                 return Err(wrong("its QEMU is stopped; only a reclaim may lift that"));
             }
@@ -184,14 +201,15 @@ impl Table {
             Purpose::Reclaim if qemu.is_some_and(|qemu| qemu.doomed.is_some()) => {
                 return Err(wrong("its QEMU is being killed"));
             }
-            Purpose::Start | Purpose::Adopt | Purpose::Reclaim => {}
+            Purpose::Start | Purpose::Adopt | Purpose::Reclaim | Purpose::HandOver => {}
         }
         self.make_room()?;
         let seen = self.qemus.contains_key(&vm);
         let phase = Phase::Expected { purpose: new.purpose, deadline: new.deadline, confirmed: false };
         let Expected { tenure, name, home, epoch, purpose, .. } = new;
         let starts = purpose == Purpose::Start;
-        self.insert(tenure, Row { name, home, epoch, phase, seen, ran: false, foreign: false, starts });
+        let part = if purpose == Purpose::HandOver { Part::Source { switched: false } } else { Part::None };
+        self.insert(tenure, Row { seen, starts, part, ..Row::new(name, home, epoch, phase) });
         Ok(())
     }
 
@@ -217,16 +235,21 @@ impl Table {
             Some(_) => return Err(wrong("this host holds that very claim")),
             None => {}
         }
+        self.admits(tenure)?;
+        let row = Row::new(name, home, epoch, Phase::Incoming { deadline });
+        self.insert(tenure, Row { foreign: true, starts: true, ..row });
+        Ok(())
+    }
+
+    /// Whether a copy of this VM may come in.
+    fn admits(&mut self, tenure: Tenure) -> Result<(), Refusal> {
         if self.rows_of(tenure.vm).any(|(at, row)| !row.is_over() || tenure.generation < at.generation) {
             return Err(wrong("this VM has a row that is not over, or a later one"));
         }
         if self.qemus.contains_key(&tenure.vm) {
             return Err(wrong("a QEMU of this VM is alive"));
         }
-        self.make_room()?;
-        let phase = Phase::Incoming { deadline };
-        self.insert(tenure, Row { name, home, epoch, phase, seen: false, ran: false, foreign: true, starts: true });
-        Ok(())
+        self.make_room()
     }
 
     /// The claim exists. The caller has checked that the home's lease is valid in `epoch`. A row confirmed twice
@@ -272,8 +295,8 @@ impl Table {
             Phase::Expected { purpose, confirmed, .. } => (purpose, confirmed),
         };
         match (self.qemus.get_mut(&tenure.vm), purpose) {
-            (Some(_), Purpose::Adopt) if confirmed => self.bar(tenure),
-            (_, Purpose::Adopt) => {
+            (Some(_), Purpose::Adopt | Purpose::HandOver) if confirmed => self.bar(tenure),
+            (_, Purpose::Adopt | Purpose::HandOver) => {
                 // There is no claim and never was one: it was not ours to hold, and it is not ours to stop. A row that
                 // is over would do that as soon as its QEMU is seen.
                 self.remove(tenure);
@@ -297,7 +320,8 @@ impl Table {
     /// While it is not over, or while its QEMU is alive.
     pub fn forget(&mut self, tenure: Tenure) -> Result<(), Refusal> {
         let Some(row) = self.rows.get(&tenure) else { return Ok(()) };
-        if !row.is_over() {
+        // A row that waits for an incoming QEMU goes without a word: its claim was surely not made.
+        if !row.is_over() && !row.awaits() {
             return Err(wrong("it is not over"));
         }
         if self.newest(tenure.vm) == Some(tenure) && self.qemus.contains_key(&tenure.vm) {
@@ -338,9 +362,7 @@ impl Table {
         }
         let lower: Vec<Tenure> = self.rows_of(tenure.vm).map(|(at, _)| at).collect();
         lower.into_iter().for_each(|tenure| self.end(tenure, Over::Lapsed));
-        if let Some(qemu) = self.qemus.get_mut(&tenure.vm) {
-            qemu.doomed.get_or_insert_with(|| why.to_owned());
-        }
+        self.doom(tenure.vm, why);
         Ok(())
     }
 
@@ -395,6 +417,14 @@ impl Table {
         self.changed(tenure);
     }
 
+    /// Its QEMU must die.
+    fn doom(&mut self, vm: VmId, why: &str) {
+        if let Some(qemu) = self.qemus.get_mut(&vm) {
+            qemu.doomed.get_or_insert_with(|| why.to_owned());
+            self.version += 1;
+        }
+    }
+
     fn remove(&mut self, tenure: Tenure) {
         if self.rows.remove(&tenure).is_some() {
             self.changed.remove(&tenure);
@@ -426,3 +456,5 @@ fn repeat_expect(row: &mut Row, new: &Expected) -> Result<(), Refusal> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_handover;

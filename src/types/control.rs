@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 use super::settings::{ClusterSettings, SettingsChange};
 use super::view::{ClusterView, NoteView};
 use super::vm::{DomainState, HostCapacity};
-use super::{Claim, Generation, HostId, Proof, Tenure, Ticket, VmId, VmRecord, Wanted};
+use super::{BootId, Claim, Generation, HostId, Owner, Proof, Tenure, Ticket, VmId, VmRecord, Wanted};
 
 /// Version of this protocol.
-pub const CONTROL_PROTOCOL: u16 = 1;
+pub const CONTROL_PROTOCOL: u16 = 2;
 
 /// One request on the wire.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -56,12 +56,21 @@ pub enum Request {
     Handed { tenure: Tenure },
     /// Source to target: the move failed; throw the copy away.
     Dropped { tenure: Tenure },
+    /// Target to source of `virsh migrate`: create the handover claim.
+    Handover(Box<HandoverOrder>),
+    /// Target to source: the next generation is over at the target already, by a migration that came to nothing; use
+    /// it up.
+    Spent { tenure: Tenure },
     /// The cluster as the master sees it.
     View,
     /// Notes of the other host since this clock-of-day time.
     Notes { since_unix_ms: u64 },
+    /// Master to all: this boot of a host is over, by its power switch. Its late writes are excluded.
+    PoweredOff { host: HostId, boot: BootId },
     /// A host that is no member yet; the only request that needs no client certificate.
     Join(Box<JoinRequest>),
+    /// A host is about to start this VM for a person: denied if it, or one that writes to these disks, is there.
+    Twins { vm: VmId, disks: Vec<String> },
 }
 
 /// A host asks to become a member.
@@ -124,6 +133,15 @@ pub struct IncomingOrder {
     pub record: VmRecord,
 }
 
+/// A person migrates a VM with libvirt, and its target asks the source to agree.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct HandoverOrder {
+    /// The source's claim, as the target has read it.
+    pub claim: Claim,
+    /// The target; its guard holds a row of the next generation.
+    pub to: Owner,
+}
+
 /// A person's wish about one VM.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum VmCommand {
@@ -156,7 +174,12 @@ pub struct HostReport {
     pub libvirt: bool,
     /// Every domain that it has or holds a row of.
     pub vms: Vec<VmReport>,
+    /// Claims that its own reads prove to be over, of VMs whose home the master does not reach; at most `MAX_OVER`.
+    pub over: Vec<(Claim, Proof)>,
 }
+
+/// Proofs in one report; the rest follows when these VMs run again.
+pub const MAX_OVER: usize = 256;
 
 /// One VM as its host sees it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -198,6 +221,9 @@ pub enum Reply {
     View(Box<ClusterView>),
     /// Of `Notes`.
     Notes(Vec<NoteView>),
+    /// Of `Handover`: this claim stands. To `Handover`, `Denied` means that no claim was made and none will be; any
+    /// other answer, and none, that it may exist.
+    Claimed(Box<Claim>),
 }
 
 /// Why not.
@@ -265,9 +291,13 @@ impl Request {
             Self::Incoming(_) => "incoming",
             Self::Handed { .. } => "handed",
             Self::Dropped { .. } => "dropped",
+            Self::Handover(_) => "handover",
+            Self::Spent { .. } => "spent",
             Self::View => "view",
             Self::Notes { .. } => "notes",
+            Self::PoweredOff { .. } => "powered off",
             Self::Join(_) => "join",
+            Self::Twins { .. } => "twins",
         }
     }
 }

@@ -81,6 +81,9 @@ pub enum Purpose {
     Adopt,
     /// QEMU is stopped by the guard after a lapse; confirmed = it goes on.
     Reclaim,
+    /// QEMU runs here under the claim before; this one hands it to another host (R6). Confirmed: it may run until the
+    /// switch, which the guard watches for.
+    HandOver,
 }
 
 /// An order of the agent. Each comes with a ticket and is answered once.
@@ -115,6 +118,15 @@ pub enum GuardOrder {
     Attest { datastore: DatastoreId, attestations: Vec<Attestation> },
     /// Another host persisted this counter of ours on `datastore`.
     Attested { datastore: DatastoreId, incarnation: Incarnation, counter: Counter },
+    /// The target of `virsh migrate`: QEMU will appear until `deadline`, and may run after the switch, under a handover
+    /// claim that the source is about to create.
+    Receive { tenure: Tenure, name: String, home: DatastoreId, deadline: Time },
+    /// The source of `virsh migrate`: libvirt says that its vCPUs have stopped because the memory has gone. From now on
+    /// the guard stops the copy if they move.
+    Switched { tenure: Tenure },
+    /// The copy here of a VM that was being handed over is worth nothing any more (its memory is older than the disks,
+    /// or never came whole): SIGKILL, over.
+    Discard { tenure: Tenure },
 }
 
 /// Why the guard refuses.

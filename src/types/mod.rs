@@ -3,13 +3,14 @@
 //! ```text
 //! ids ── time ── beat (network) ── record (datastore) ── settings (cluster document)
 //!                 │                 │                      │
-//!                 └── guard (agent <-> guard)   control (agent <-> agent)   store, vm (orders)   view (for people)
+//!                 └── guard (agent <-> guard)   control (agent <-> agent)   store, vm, power (orders)   view (for people)
 //! ```
 
 pub mod beat;
 pub mod control;
 pub mod guard;
 pub mod ids;
+pub mod power;
 pub mod record;
 pub mod settings;
 pub mod store;

@@ -204,6 +204,12 @@ pub enum ClaimReason {
     Deleted,
     /// Only the record changed.
     RecordChanged,
+    /// Its memory was saved to a file.
+    Saved,
+    /// A person migrates it with libvirt: it is handed from one host to another.
+    HandedOver,
+    /// A person migrated it with libvirt to a host that took no part in the handover, so outside the cluster.
+    MigratedAway,
 }
 
 /// Late writes of an earlier owner that are not yet excluded on one datastore.
@@ -255,6 +261,22 @@ impl Claim {
             Holder::None | Holder::Handover { .. } | Holder::MovedTo(_) | Holder::Deleted => None,
         }
     }
+
+    /// Everybody who may run v under this claim, now or later: a proof that it is over must be one against each.
+    #[must_use]
+    pub fn owners(&self) -> Vec<Owner> {
+        match self.holder {
+            Holder::Host(owner) => vec![owner],
+            Holder::Handover { from, to } => vec![from, to],
+            Holder::None | Holder::MovedTo(_) | Holder::Deleted => Vec::new(),
+        }
+    }
+
+    /// Whether this host may run v under this claim, now or later.
+    #[must_use]
+    pub fn names(&self, host: HostId) -> bool {
+        self.owners().iter().any(|owner| owner.host == host)
+    }
 }
 
 /// How late writes of a dead host are kept out of a datastore.
@@ -282,6 +304,33 @@ pub enum Proof {
     Lapsed { window: Duration },
     /// A fence agent confirmed it.
     PowerOff,
+    /// Of a handover claim: against the source and against the target, each by a proof of its own.
+    Both { from: Against, to: Against },
+}
+
+/// What proves that one of the two hosts of a handover claim lets v run under it no more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Against {
+    /// Its guard said so.
+    Said(Over),
+    /// It has rebooted since.
+    Rebooted,
+    /// R3 and R4.
+    Lapsed,
+    /// A fence agent confirmed it.
+    PowerOff,
+}
+
+impl Against {
+    /// Whether it also excludes that host's writes still under way.
+    #[must_use]
+    pub fn excludes_late_writes(self) -> bool {
+        match self {
+            Self::Said(over) => Proof::Said(over).excludes_late_writes(),
+            Self::Rebooted | Self::PowerOff => true,
+            Self::Lapsed => false,
+        }
+    }
 }
 
 impl Proof {
@@ -293,6 +342,7 @@ impl Proof {
             Self::Said(Over::NeverStarted | Over::HandedTo(_)) | Self::Unowned => true,
             Self::Said(Over::Lapsed) | Self::Lapsed { .. } => false,
             Self::Rebooted { .. } | Self::PowerOff => true,
+            Self::Both { from, to } => from.excludes_late_writes() && to.excludes_late_writes(),
         }
     }
 }
@@ -308,6 +358,8 @@ pub struct DiskNeed {
     pub writable: bool,
     /// Not needed for a start (CD-ROM, `startupPolicy='optional'`).
     pub optional: bool,
+    /// Declared to be written by several VMs at once (`<shareable/>`).
+    pub shareable: bool,
 }
 
 /// `vms/<uuid>/record.<digest>`: what a new host needs to run v without any other host.
@@ -334,6 +386,11 @@ pub struct VmRecord {
 }
 
 impl VmRecord {
+    /// Paths that no other VM may use while this one runs.
+    pub fn exclusive(&self) -> impl Iterator<Item = &str> {
+        let alone = |disk: &&DiskNeed| disk.writable && !disk.shareable && !disk.optional;
+        self.disks.iter().filter(alone).map(|disk| disk.path.as_str())
+    }
     /// Datastores that hold a writable disk: a storage fence is owed for each.
     pub fn written(&self) -> impl Iterator<Item = DatastoreId> + '_ {
         let mut seen = std::collections::BTreeSet::new();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::power::{FenceAt, FenceDevice, PowerSettings};
 use super::{ClusterId, DatastoreId, HostId, HostIndex, StorageFence};
 
 /// The few bases of all timing; everything else is derived in `core/timing.rs`.
@@ -110,6 +111,29 @@ impl Default for VmDefaults {
     }
 }
 
+/// What becomes of a person's `virsh migrate` of a protected VM.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForeignMigration {
+    /// It goes on, under a handover claim.
+    #[default]
+    Allow,
+    /// The target's hook refuses it and names `mainstay vm move`.
+    Refuse,
+}
+
+impl ForeignMigration {
+    /// By the name that people use.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        match name {
+            "allow" => Some(Self::Allow),
+            "refuse" => Some(Self::Refuse),
+            _ => None,
+        }
+    }
+}
+
 /// The document.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct ClusterSettings {
@@ -130,6 +154,12 @@ pub struct ClusterSettings {
     /// Defaults for VMs.
     #[serde(default)]
     pub vms: VmDefaults,
+    /// Power switches of hosts. Holds secrets: the document is for root only.
+    #[serde(default)]
+    pub power: PowerSettings,
+    /// `virsh migrate` by people.
+    #[serde(default)]
+    pub foreign_migration: ForeignMigration,
 }
 
 impl ClusterSettings {
@@ -163,6 +193,16 @@ pub enum SettingsChange {
     ChangeDatastore { name: String, fence: Option<StorageFence>, late_writes: Option<LateWrites> },
     /// Other timing.
     SetTiming(Timing),
+    /// When silent hosts are powered off.
+    SetFenceAt(FenceAt),
+    /// A power switch is added.
+    AddFenceDevice(FenceDevice),
+    /// A power switch is taken away, by its name.
+    RemoveFenceDevice(String),
+    /// A power switch is not used any more, with the reason, or is used again.
+    TrustFenceDevice { name: String, distrusted: Option<String> },
+    /// `virsh migrate` by people is allowed or refused.
+    SetForeignMigration(ForeignMigration),
 }
 
 /// Durations as whole milliseconds, in JSON and in messages.
@@ -178,5 +218,89 @@ pub mod millis {
     /// Reads milliseconds.
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
         u64::deserialize(from).map(Duration::from_millis)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::power::Secret;
+
+    fn document() -> ClusterSettings {
+        let host = HostId(uuid::Uuid::from_u128(0xa));
+        ClusterSettings {
+            schema: 1,
+            version: 7,
+            cluster: ClusterId(uuid::Uuid::from_u128(0xc)),
+            name: "prod".into(),
+            timing: Timing::DEFAULT,
+            members: vec![MemberSettings {
+                index: HostIndex(0),
+                host,
+                name: "a".into(),
+                control: ([10, 0, 0, 1], 7784).into(),
+                migration_uri: "a".into(),
+            }],
+            datastores: vec![DatastoreSettings {
+                id: DatastoreId(uuid::Uuid::from_u128(0xd)),
+                name: "nfs".into(),
+                path: "/srv/nfs".into(),
+                fence: StorageFence::Lock,
+                late_writes: LateWrites::Exclude,
+            }],
+            vms: VmDefaults::default(),
+            foreign_migration: ForeignMigration::Allow,
+            power: PowerSettings {
+                fence_at: FenceAt::Suspect,
+                devices: vec![FenceDevice {
+                    name: "ipmi".into(),
+                    host,
+                    agent: "fence_ipmilan".into(),
+                    level: 1,
+                    parameters: [("ip".into(), "10.0.9.1".into())].into(),
+                    secrets: [("password".into(), Secret("x".into()))].into(),
+                    fence_at: None,
+                    distrusted: None,
+                }],
+            },
+        }
+    }
+
+    /// On disk: JSON. A document of before fence devices is read, too.
+    #[test]
+    fn golden_power_on_disk() {
+        let text = serde_json::to_string(&document()).unwrap();
+        let power = concat!(
+            r#""power":{"fence_at":"suspect","devices":[{"name":"ipmi","host":"00000000-0000-0000-0000-00000000000a","#,
+            r#""agent":"fence_ipmilan","level":1,"parameters":{"ip":"10.0.9.1"},"secrets":{"password":"x"},"#,
+            r#""fence_at":null,"distrusted":null}]},"foreign_migration":"allow"}"#
+        );
+        assert!(text.ends_with(power), "{text}");
+        assert_eq!(serde_json::from_str::<ClusterSettings>(&text).unwrap(), document());
+        let old = format!("{}}}", text.split_once(r#","power""#).unwrap().0);
+        let old: ClusterSettings = serde_json::from_str(&old).unwrap();
+        assert_eq!(old, ClusterSettings { power: PowerSettings::default(), ..document() });
+    }
+
+    /// Between agents: postcard, versioned by `CONTROL_PROTOCOL`.
+    #[test]
+    fn golden_power_on_the_wire() {
+        let bytes = postcard::to_allocvec(&document().power).unwrap();
+        let host = document().members[0].host;
+        let mut golden = vec![1, 1, 4];
+        golden.extend(b"ipmi");
+        golden.push(16);
+        golden.extend(host.0.as_bytes());
+        golden.push(13);
+        golden.extend(b"fence_ipmilan");
+        golden.extend([1, 1, 2]);
+        golden.extend(b"ip");
+        golden.push(8);
+        golden.extend(b"10.0.9.1");
+        golden.extend([1, 8]);
+        golden.extend(b"password");
+        golden.extend([1, b'x', 0, 0]);
+        assert_eq!(bytes, golden);
+        assert_eq!(postcard::from_bytes::<PowerSettings>(&bytes).unwrap(), document().power);
     }
 }

@@ -28,6 +28,8 @@ pub struct ClusterView {
     pub vms: Vec<VmView>,
     /// In the order of the settings.
     pub datastores: Vec<DatastoreView>,
+    /// By name.
+    pub fence_devices: Vec<FenceDeviceView>,
 }
 
 /// One host.
@@ -104,6 +106,29 @@ pub struct DatastoreView {
     pub trouble: Option<String>,
     /// Hosts with a valid lease there, by their beats.
     pub reached_by: Vec<String>,
+}
+
+/// One power switch of a host.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct FenceDeviceView {
+    /// Its name.
+    pub name: String,
+    /// The host that it switches.
+    pub host: String,
+    /// Program or path.
+    pub agent: String,
+    /// Lower ones are tried first.
+    pub level: u8,
+    /// suspect or lapse.
+    pub fence_at: String,
+    /// As given to the program.
+    pub parameters: std::collections::BTreeMap<String, String>,
+    /// Names of those that are not shown.
+    pub secrets: Vec<String>,
+    /// Why it failed last, or is not trusted.
+    pub trouble: Option<String>,
+    /// It may be used.
+    pub trusted: bool,
 }
 
 /// One note: what happened, where and why.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::VmId;
+use super::{Generation, VmId};
 
 /// State of a domain as libvirt lists it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -84,6 +84,8 @@ pub enum DomainChange {
     Started { by_migration: bool },
     /// vCPUs stand still.
     Suspended { migrated: bool, by_io_error: bool },
+    /// vCPUs stand still; they go on at a migration's target, which fetches missing memory from here (post-copy).
+    PostCopy,
     /// vCPUs go on.
     Resumed,
     /// QEMU is gone.
@@ -141,8 +143,13 @@ pub enum DomainOrder {
     Define { xml: String },
     /// Remove the definition; NVRAM, TPM state and checkpoints stay.
     Undefine { vm: VmId },
-    /// Start the defined domain with its vCPUs standing. `ticket` lets the hook pass it.
+    /// Start the defined domain with its vCPUs standing. A saved image that libvirt keeps for it is discarded.
     StartPaused { vm: VmId },
+    /// The same from the saved image that libvirt keeps for it. The hook sees the image.
+    RestorePaused { vm: VmId },
+    /// Write into the running domain, not into its definition, under which generation it runs: an image of its memory
+    /// then says so.
+    Mark { vm: VmId, generation: Generation },
     /// Let its vCPUs go.
     Resume { vm: VmId },
     /// Pause it; on a connection of its own, an answer may never come.

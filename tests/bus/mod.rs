@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use mainstay::api::dbus::{self, Ask, AskMessage, AskReply, Bus};
 use mainstay::exec::doctor::{Finding, Level};
 use mainstay::types::control::Denial;
-use mainstay::types::view::{ClusterView, DatastoreView, HostView, NoteView, VIEW_SCHEMA, VmView};
+use mainstay::types::view::{ClusterView, DatastoreView, FenceDeviceView, HostView, NoteView, VIEW_SCHEMA, VmView};
 use tokio::sync::{broadcast, mpsc};
 
 /// No test waits longer for anything.
@@ -186,6 +186,8 @@ fn answer(ask: &Ask, view: &ClusterView) -> Option<AskReply> {
             "mute" => return None,
             _ => AskReply::Denied(Denial::UnknownVm),
         },
+        Ask::TestFenceDevice { name } if name == "ipmi-a" => AskReply::Done("answers: its host is on (0.42 s)".into()),
+        Ask::TestFenceDevice { .. } => AskReply::Failed("fence_ipmilan status failed (exit status: 1)".into()),
         Ask::Change(_) => AskReply::Done("settings 8 are in force on 3 hosts".into()),
         Ask::Explain { vm } => match view.vms.iter().find(|one| one.id == *vm) {
             Some(vm) => AskReply::Explain(Box::new(vm.clone())),
@@ -236,6 +238,30 @@ pub fn example() -> ClusterView {
             host(1, "a", "master", "live", Some(412)),
             host(2, "b", "subordinate", "live", Some(0)),
             host(3, "c", "unknown", "dead", None),
+        ],
+        fence_devices: vec![
+            FenceDeviceView {
+                name: "ipmi-a".into(),
+                host: "a".into(),
+                agent: "fence_ipmilan".into(),
+                level: 1,
+                fence_at: "suspect".into(),
+                parameters: [("ip".into(), "10.0.9.1".into())].into(),
+                secrets: vec!["password".into()],
+                trouble: None,
+                trusted: true,
+            },
+            FenceDeviceView {
+                name: "pdu-c".into(),
+                host: "c".into(),
+                agent: "fence_apc".into(),
+                level: 2,
+                fence_at: "lapse".into(),
+                parameters: Default::default(),
+                secrets: Vec::new(),
+                trouble: Some("it said that c was off, which then beat".into()),
+                trusted: false,
+            },
         ],
         vms: vec![
             vm(1, "web", "running", Some("a"), None),

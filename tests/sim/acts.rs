@@ -7,8 +7,9 @@ use mainstay::types::control::VmCommand;
 
 use super::faults::{Sick, Weather};
 use super::host::Path;
+use super::power::Switch;
 use super::scenario::span;
-use super::world::{H, World};
+use super::world::{H, World, nanos};
 
 impl World {
     fn named(&self, host: &str) -> H {
@@ -37,6 +38,7 @@ impl World {
         match words.as_slice() {
             ["kill", host] => self.kill(self.named(host)),
             ["boot", host] => self.boot(self.named(host)),
+            ["poweroff", host, "saving"] => self.power_off_saving(self.named(host)),
             ["poweroff", host] => self.power_off(self.named(host)),
             ["freeze", host] => self.freeze(self.named(host)),
             ["thaw", host] => self.thaw(self.named(host)),
@@ -111,6 +113,12 @@ impl World {
             ["migrations", "work"] => self.migrations_fail = false,
             ["fence", "fails"] => self.fence_fails = true,
             ["fence", "works"] => self.fence_fails = false,
+            ["switch", name, how] => {
+                let how = Switch::named(how).unwrap_or_else(|| panic!("no switch {how}"));
+                self.switches.insert((*name).to_owned(), how);
+            }
+            ["answers", "are", "lost"] => self.answers_lost = true,
+            ["answers", "come"] => self.answers_lost = false,
             ["migrations", "fail"] => self.migrations_fail = true,
             ["starts", "fail", "on", names @ ..] => {
                 let hosts = self.hosts_named(names);
@@ -136,8 +144,33 @@ impl World {
                     self.crash(h, vm);
                 }
             }
+            ["person", "saves", vm] | ["person", "saves", vm, "to", _] => {
+                let vm = self.named_vm(vm);
+                let file = words.get(4).map(|file| (*file).to_owned());
+                if let Some(h) = self.place_of(vm) {
+                    self.virsh_save(h, vm, file);
+                }
+            }
+            ["person", "restores", vm, "from", file, "on", host] => {
+                self.virsh_restore(self.named(host), self.named_vm(vm), file);
+            }
+            ["person", "undefines", vm, "on", host] => self.virsh_undefine(self.named(host), self.named_vm(vm)),
+            ["twin", "of", host, "beats", "for", length] => self.twin_beats(self.named(host), nanos(span(length))),
+            ["autostart", vm, "on", host] => self.virsh_autostart(self.named(host), self.named_vm(vm)),
             ["person", "edits", vm, "on", host] => self.virsh_edit(self.named(host), self.named_vm(vm)),
             ["person", "starts", vm, "on", host] => self.virsh_start(self.named(host), self.named_vm(vm)),
+            ["person", "migrates", vm, "away"] => {
+                let vm = self.named_vm(vm);
+                if let Some(h) = self.place_of(vm) {
+                    self.virsh_migrate_away(h, vm);
+                }
+            }
+            ["person", "migrates", vm, "to", to] => {
+                let (vm, to) = (self.named_vm(vm), self.named(to));
+                if let Some(h) = self.place_of(vm) {
+                    self.virsh_migrate(h, vm, to);
+                }
+            }
             ["person", "shuts", "down", vm] => {
                 let vm = self.named_vm(vm);
                 if let Some(h) = self.place_of(vm) {

@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use mainstay::types::StorageFence;
+use mainstay::types::power::FenceAt;
 use mainstay::types::settings::{LateWrites, Timing};
 
 use super::scenario::Scenario;
@@ -67,7 +68,10 @@ impl Dice {
 pub fn story(seed: u64, wish: &Wish) -> Scenario {
     let mut dice = Dice::new(seed);
     let setup = setup(&mut dice, seed, wish);
-    let mut cast = Cast { hosts: setup.hosts.len(), vms: setup.vms.len(), dice };
+    // A switch that says of a living host that it is off breaks what is assumed of a proof. It may do so where nothing
+    // hangs on it: after the lapse, with late writes accepted.
+    let lies = setup.fence_at == FenceAt::Lapse && setup.late_writes == LateWrites::Accept;
+    let mut cast = Cast { hosts: setup.hosts.len(), vms: setup.vms.len(), lies, dice };
     let mut story = Scenario::quiet(setup, TROUBLE + PEACE);
     story.settles = true;
     let faults = wish.faults.unwrap_or(FAULTS.0 + cast.dice.roll(FAULTS.1 - FAULTS.0 + 1));
@@ -110,6 +114,13 @@ fn setup(dice: &mut Dice, seed: u64, wish: &Wish) -> Setup {
         2 => (command, LateWrites::Exclude, None),
         _ => (command, LateWrites::Exclude, Some(Duration::from_secs(10))),
     };
+    let (power, fence_at) = match dice.roll(3) {
+        0 => (false, FenceAt::Lapse),
+        1 => (true, FenceAt::Lapse),
+        _ => (true, FenceAt::Suspect),
+    };
+    let switch = |host: &String| (format!("switch-{host}"), host.clone(), 1);
+    let switches = hosts.iter().filter(|_| power).map(switch).collect();
     let seconds = Duration::from_secs;
     let timing = match dice.roll(10) {
         0..=4 => Timing::DEFAULT,
@@ -118,12 +129,13 @@ fn setup(dice: &mut Dice, seed: u64, wish: &Wish) -> Setup {
         // The longest lease there is: clocks have the most time to go apart.
         _ => Timing { beat: seconds(1), renew: seconds(2), suspect: seconds(6), lease: seconds(60) },
     };
-    Setup { hosts, vms, fence, late_writes, locks, timing, seed, ..Setup::default() }
+    Setup { hosts, vms, fence, late_writes, switches, fence_at, locks, timing, seed, ..Setup::default() }
 }
 
 struct Cast {
     hosts: usize,
     vms: usize,
+    lies: bool,
     dice: Dice,
 }
 
@@ -157,7 +169,8 @@ impl Cast {
     }
 
     fn of_host(&mut self, host: &str) -> Fault {
-        match self.dice.roll(8) {
+        match self.dice.roll(9) {
+            8 => (format!("poweroff {host} saving"), Some(format!("boot {host}"))),
             0..=2 => (format!("kill {host}"), Some(format!("boot {host}"))),
             3..=5 => (format!("freeze {host}"), Some(format!("thaw {host}"))),
             6 => (format!("poweroff {host}"), Some(format!("boot {host}"))),
@@ -213,7 +226,10 @@ impl Cast {
     fn of_vm(&mut self, host: &str) -> Fault {
         let vm = self.vm();
         let other = self.host();
-        match self.dice.roll(10) {
+        match self.dice.roll(15) {
+            10 => (format!("person saves {vm}"), Some(format!("person starts {vm} on {other}"))),
+            11 => (format!("person saves {vm} to f"), Some(format!("person restores {vm} from f on {other}"))),
+            12..=14 => (format!("person migrates {vm} to {host}"), None),
             0 | 1 => (format!("crash {vm}"), None),
             9 => (format!("person edits {vm} on {host}"), None),
             2..=4 => (format!("move {vm} to {host}"), None),
@@ -225,7 +241,13 @@ impl Cast {
     }
 
     fn of_hypervisor(&mut self, host: &str) -> Fault {
-        match self.dice.roll(5) {
+        let works = Some(format!("switch switch-{host} works"));
+        match self.dice.roll(9) {
+            5 => ("answers are lost".to_owned(), Some("answers come".to_owned())),
+            6 => (format!("switch switch-{host} hangs"), works),
+            7 if self.lies => (format!("switch switch-{host} lies"), works),
+            7 => (format!("switch switch-{host} fails"), works),
+            8 => (format!("switch switch-{host} idles"), works),
             4 => ("starts fail on all".to_owned(), Some("starts work".to_owned())),
             0 => (format!("starts fail on {host}"), Some("starts work".to_owned())),
             1 => ("stops fail".to_owned(), Some("stops work".to_owned())),

@@ -26,6 +26,12 @@ impl World {
         self.domain_event(h, vm, DomainChange::Defined);
     }
 
+    /// `virsh undefine`.
+    pub fn virsh_undefine(&mut self, h: H, vm: VmId) {
+        self.domain(h, vm).defined = false;
+        self.domain_event(h, vm, DomainChange::Undefined);
+    }
+
     /// `virsh edit`: the VM, should it run, has the change from its next start on.
     pub fn virsh_edit(&mut self, h: H, vm: VmId) {
         if self.hosts[h].libvirtd.is_none() || !self.domain(h, vm).defined {

@@ -159,6 +159,8 @@ impl World {
         self.set_hung(false);
         (self.fence_fails, self.migrations_fail, self.stops_fail) = (false, false, false);
         self.starts_fail.clear();
+        self.switches.clear();
+        self.answers_lost = false;
         for h in 0..self.hosts.len() {
             self.sick[h] = Sick::default();
             self.thaw(h);
@@ -170,8 +172,8 @@ impl World {
             self.start_guard(h);
             self.start_libvirtd(h);
         }
-        for n in 1..=4_u32 {
-            // A host that was powering off is off by now.
+        for n in 1..=8_u32 {
+            // A host that was powering off, or that was switched off while it came back, is off by now.
             self.after(Gate::World, Duration::from_secs(5) * n, |world| {
                 (0..world.hosts.len()).for_each(|h| world.boot(h));
             });

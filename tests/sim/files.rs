@@ -7,7 +7,7 @@
 //! rests on their standing in every later beat. Easier: a list that lands late never replaces a newer one (the guard
 //! would write that again).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use mainstay::exec::datastore::slots::{Book, SLOTS, Slots, SlotsKept};
 use mainstay::types::store::MemberRead;
@@ -25,11 +25,13 @@ pub struct Files {
     pub scratch: Option<BeatBlock>,
     lists: [Option<(VmList, Digest)>; 2],
     changes: u64,
+    /// When the last beats landed, in the world's time.
+    landed: VecDeque<u64>,
 }
 
 impl Default for Files {
     fn default() -> Self {
-        Self { slots: Slots::empty(), scratch: None, lists: [None, None], changes: 0 }
+        Self { slots: Slots::empty(), scratch: None, lists: [None, None], changes: 0, landed: VecDeque::new() }
     }
 }
 
@@ -101,11 +103,20 @@ impl Datastore {
         newest.flat_map(|block| block.attestations.iter().filter(|a| a.index == index).copied()).collect()
     }
 
+    /// When a host's last beats landed.
+    pub fn landed(&self, host: HostId) -> impl Iterator<Item = u64> {
+        self.slots.get(&host).into_iter().flat_map(|files| files.landed.iter().copied())
+    }
+
     /// A beat lands in a slot (none: in the scratch block).
-    pub fn write_beat(&mut self, host: HostId, slot: Option<usize>, block: BeatBlock) {
+    pub fn write_beat(&mut self, host: HostId, slot: Option<usize>, block: BeatBlock, now: u64) {
         let files = self.slots.entry(host).or_default();
         match slot {
-            Some(slot) => files.put(slot, block),
+            Some(slot) => {
+                files.landed.push_back(now);
+                files.landed.drain(..files.landed.len().saturating_sub(16));
+                files.put(slot, block);
+            }
             None => files.scratch = Some(block),
         }
     }

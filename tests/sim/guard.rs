@@ -50,6 +50,8 @@ pub struct Guard {
     enforced: u64,
     wakes: BTreeMap<u64, ()>,
     networked: bool,
+    /// It samples vCPU time.
+    pub samples: bool,
 }
 
 impl Guard {
@@ -104,6 +106,7 @@ impl World {
             enforced: u64::MAX,
             wakes: BTreeMap::new(),
             networked: false,
+            samples: false,
         });
         self.with_guard(h, |_, _| ());
         if goes_on {
@@ -186,6 +189,10 @@ impl World {
             self.after(gate, Duration::from_micros(300), move |world| world.watch(h));
             self.keep(h);
             self.hurry(h);
+            let Some(guard) = &mut self.hosts[h].guard else { return Some(result) };
+            if guard.state.table.watched().next().is_some() && !std::mem::replace(&mut guard.samples, true) {
+                self.after(gate, Duration::from_micros(250), move |world| world.sample(h));
+            }
         }
         self.arm_guard(h);
         Some(result)
@@ -366,6 +373,12 @@ fn obey(state: &mut State, order: GuardOrder, now: Time) -> Result<(), Refusal> 
             let why = format!("the agent read claim {seen}, which ends generation {}", tenure.generation);
             state.table.kill(tenure, seen, &why)
         }
+        GuardOrder::Receive { tenure, name, home, deadline } => {
+            let epoch = state.epoch(home, now)?;
+            state.table.receive(tenure, name, home, epoch, deadline)
+        }
+        GuardOrder::Switched { tenure } => state.table.switched(tenure),
+        GuardOrder::Discard { tenure } => state.table.discard(tenure),
         GuardOrder::Attest { datastore, attestations } => {
             let store = state.stores.get_mut(&datastore).ok_or(Refusal::UnknownDatastore(datastore))?;
             attestations.into_iter().for_each(|attestation| store.attest(attestation, now));

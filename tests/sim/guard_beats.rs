@@ -334,7 +334,7 @@ impl World {
         }
         let (me, gate, there) = (self.hosts[h].id, self.guard_gate(h), block.clone());
         let write = move |world: &mut World| {
-            world.stores.get_mut(&home).expect("a datastore of the world").write_beat(me, None, there);
+            world.stores.get_mut(&home).expect("a datastore of the world").write_beat(me, None, there, 0);
         };
         self.io(h, home, gate, Deed::Write, 1000, write, move |world, result| match result {
             Err(why) => world.turned(h, home, Some(why)),
@@ -360,8 +360,9 @@ impl World {
         let (with, content, stamp) = (block.attestations.clone(), content(&block), Stamp::of(&block));
         let write = move |world: &mut World| {
             world.landed(h, home, &block);
+            let now = world.now;
             let store = world.stores.get_mut(&home).expect("a datastore of the world");
-            store.write_beat(me, Some(slot), block);
+            store.write_beat(me, Some(slot), block, now);
             store.roster.names(me)
         };
         self.io(h, home, gate, Deed::Write, 2000, write, move |world, result| {

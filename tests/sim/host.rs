@@ -100,6 +100,8 @@ pub struct Host {
     pub agent: Option<Agent>,
     /// Its guard.
     pub guard: Option<Guard>,
+    /// libvirtd has started what it starts at boot.
+    pub autostarted: bool,
     /// libvirtd's life.
     pub libvirtd: Option<u64>,
     /// Definitions, and QEMUs.
@@ -144,6 +146,7 @@ impl Host {
             going_down: false,
             agent: None,
             guard: None,
+            autostarted: false,
             libvirtd: None,
             domains: BTreeMap::new(),
             settings,
@@ -183,6 +186,7 @@ impl World {
         self.excuse(h);
         let host = &mut self.hosts[h];
         host.life = Some(life);
+        host.autostarted = false;
         host.kept.clear();
         host.memory = None;
         host.unprotected.clear();
@@ -253,7 +257,7 @@ impl World {
         self.hosts[h].thawed = Some(self.now);
         self.changes += 1;
         self.excuse(h);
-        self.look_after_thaw();
+        self.look_again(super::invariants::THAW);
         self.reconnect_storage(h);
         let backlog = std::mem::take(&mut self.hosts[h].backlog);
         if let Some(guard) = &self.hosts[h].guard {
@@ -391,6 +395,7 @@ impl World {
             Action::Domain { ticket, order, within } => self.domain_order(h, ticket, order, within),
             Action::Send { ticket, to, request, within } => self.send(h, ticket, to, *request, within),
             Action::Fence { ticket, host, within, .. } => self.fence(h, ticket, host, within),
+            Action::Power { ticket, device, order, within } => self.power_order(h, ticket, &device, order, within),
             Action::ProbeLocks { ticket, paths, within } => self.probe_locks(h, ticket, &paths, within),
             Action::Answer(ask, reply) => self.answered(h, ask, reply),
             Action::HookAnswer(ask, result) => self.hook_answered(h, ask, result),

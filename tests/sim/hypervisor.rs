@@ -1,8 +1,7 @@
-//! libvirtd and QEMU of a host: domains, starts through the hook, ends for every reason, events, hung calls.
+//! libvirtd and QEMU of a host: domains, starts through the hook, events, hung calls (how they end: `ends`).
 //!
 //! ```text
-//!  start: hook prepare ─ allowed ─► lock the image ─► QEMU (vCPUs stand) ─► started ─► vCPUs run
-//!  end:   QEMU exits ─► the guard sees it (1 ms) ─► libvirt's event (3 ms)
+//!  hook prepare ─ allowed ─► lock the image ─► QEMU (vCPUs stand) ─► started ─► vCPUs run
 //! ```
 
 use std::collections::BTreeMap;
@@ -11,16 +10,15 @@ use std::time::Duration;
 use mainstay::core::event::{AskId, Event, HookWish, Outcome};
 use mainstay::guard::table::ProcessKey;
 use mainstay::types::vm::{DomainAnswer, DomainChange, DomainFailure, DomainInfo, DomainOrder, DomainState, OffReason};
-use mainstay::types::{Ticket, VmId};
+use mainstay::types::{Generation, Ticket, VmId};
 
 use super::host::Path;
+use super::images::Image;
 use super::people::Waiter;
 use super::world::{Gate, H, World};
 
 /// The hook's patience with the agent.
 const HOOK: Duration = Duration::from_secs(3);
-/// A guest's time to shut itself down.
-const SHUTDOWN: Duration = Duration::from_secs(1);
 
 /// One QEMU.
 #[derive(Clone, Debug)]
@@ -41,8 +39,14 @@ pub struct Qemu {
     pub stale: bool,
     /// When its memory was made, if it came from elsewhere; the end of time: it is what it was when it last stood.
     pub memory: Option<u64>,
+    /// Nanoseconds that its vCPUs have executed.
+    pub spent: u64,
+    /// When libvirt let it go on after a migration's switch.
+    pub let_go: Option<u64>,
     /// Which change of its definition it was started with.
     pub edit: u32,
+    /// The generation that it is marked with.
+    pub mark: Option<Generation>,
 }
 
 /// One domain of libvirt.
@@ -52,6 +56,10 @@ pub struct Domain {
     pub defined: bool,
     /// Which change of it.
     pub edit: u32,
+    /// Started at boot.
+    pub autostart: bool,
+    /// Its memory, as libvirt keeps it.
+    pub saved: Option<Image>,
     /// Its process.
     pub qemu: Option<Qemu>,
     /// A start is under way in libvirt.
@@ -65,7 +73,15 @@ pub type Told = Box<dyn FnOnce(&mut World, Result<(), String>)>;
 
 impl Domain {
     fn new() -> Self {
-        Self { defined: false, edit: 0, qemu: None, starting: false, off: OffReason::Unknown }
+        Self {
+            defined: false,
+            edit: 0,
+            autostart: false,
+            saved: None,
+            qemu: None,
+            starting: false,
+            off: OffReason::Unknown,
+        }
     }
     /// The host's power went.
     pub fn lose_power(&mut self) {
@@ -82,7 +98,8 @@ impl Domain {
     }
 }
 
-type Then = Box<dyn FnOnce(&mut World, Result<(), DomainFailure>)>;
+/// Takes how a start, or another order to libvirt, ended.
+pub type Then = Box<dyn FnOnce(&mut World, Result<(), DomainFailure>)>;
 
 impl World {
     // ---- libvirtd -----------------------------------------------------------------------------------------------
@@ -96,6 +113,7 @@ impl World {
         self.hosts[h].libvirtd = Some(life);
         let gate = Gate::Libvirt(h, life);
         self.after(gate, Duration::from_millis(50), move |world| world.connect_libvirt(h));
+        self.after(gate, Duration::from_millis(100), move |world| world.autostart(h));
     }
 
     /// The daemon ends and another begins; QEMUs go on.
@@ -138,10 +156,10 @@ impl World {
                 name: record.name.clone(),
                 state: domain.state(),
                 persistent: domain.defined,
-                autostart: false,
+                autostart: domain.autostart,
                 xml: record.xml.clone(),
                 pid: domain.qemu.as_ref().map(|qemu| qemu.key.pid),
-                managed_save: false,
+                managed_save: domain.saved.is_some(),
             };
             (info, Ok(Box::new(record)))
         };
@@ -154,7 +172,10 @@ impl World {
         let (Some(_), Some(agent)) = (host.libvirtd, &host.agent) else { return };
         let name = self.vm_name(vm);
         let gate = Gate::Agent(h, agent.life);
-        let ends = matches!(change, DomainChange::Stopped(_) | DomainChange::ShuttingDown { .. });
+        let ends = matches!(
+            change,
+            DomainChange::Stopped(_) | DomainChange::ShuttingDown { .. } | DomainChange::Suspended { .. }
+        );
         let delay = self.latency(1000);
         self.after(gate, delay, move |world| {
             if ends && world.hosts[h].going_down {
@@ -213,7 +234,18 @@ impl World {
                 world.domain_event(h, vm, DomainChange::Undefined);
                 then(world, Ok(()));
             }),
-            DomainOrder::StartPaused { vm } => self.start_domain(h, vm, false, then),
+            DomainOrder::StartPaused { vm } => self.start_domain(h, vm, false, None, then),
+            DomainOrder::RestorePaused { vm } => {
+                let image = self.domain(h, vm).saved.clone();
+                self.start_from(h, vm, image, false, then);
+            }
+            DomainOrder::Mark { vm, generation } => self.after(gate, delay, move |world| match world.qemu(h, vm) {
+                Some(qemu) => {
+                    qemu.mark = Some(generation);
+                    then(world, Ok(()));
+                }
+                None => then(world, Err(DomainFailure::NoDomain)),
+            }),
             DomainOrder::Resume { vm } => self.after(gate, delay, move |world| world.resume(h, vm, then)),
             DomainOrder::Suspend { vm } => self.after(gate, delay, move |world| {
                 if let Some(qemu) = world.qemu(h, vm) {
@@ -239,7 +271,7 @@ impl World {
     // ---- start --------------------------------------------------------------------------------------------------
 
     /// `virsh start`, or the agent's start with vCPUs standing.
-    pub fn start_domain(&mut self, h: H, vm: VmId, run: bool, then: Then) {
+    pub fn start_domain(&mut self, h: H, vm: VmId, run: bool, image: Option<Image>, then: Then) {
         let Some(daemon) = self.hosts[h].libvirtd else {
             return then(self, Err(DomainFailure::NoDaemon("connection refused".to_owned())));
         };
@@ -266,7 +298,8 @@ impl World {
                     }
                     Ok(()) => {
                         let delay = world.latency(80_000);
-                        world.after(Gate::Libvirt(h, daemon), delay, move |world| world.launch(h, vm, run, then));
+                        world
+                            .after(Gate::Libvirt(h, daemon), delay, move |world| world.launch(h, vm, run, image, then));
                     }
                 }
             }),
@@ -274,13 +307,14 @@ impl World {
     }
 
     /// QEMU opens its images and stands; while the storage hangs it hangs, too.
-    fn launch(&mut self, h: H, vm: VmId, run: bool, then: Then) {
+    fn launch(&mut self, h: H, vm: VmId, run: bool, image: Option<Image>, then: Then) {
         let home = self.vms[&vm].record.home;
         let gate = Gate::Libvirt(h, self.hosts[h].libvirtd.unwrap_or(0));
         match self.hosts[h].path(home) {
             Path::Well if !self.stores[&home].hung => {}
             Path::Well | Path::Hung => {
-                return self.after(gate, Duration::from_millis(100), move |world| world.launch(h, vm, run, then));
+                return self
+                    .after(gate, Duration::from_millis(100), move |world| world.launch(h, vm, run, image, then));
             }
             Path::Broken => {
                 self.domain(h, vm).starting = false;
@@ -298,6 +332,7 @@ impl World {
             return then(self, Err(DomainFailure::ImageLocked(holder)));
         }
         self.spawn(h, vm, false);
+        self.loaded(h, vm, image.as_ref());
         let delay = self.latency(30_000);
         self.after(gate, delay, move |world| {
             world.domain_event(h, vm, DomainChange::Started { by_migration: false });
@@ -327,7 +362,10 @@ impl World {
             incoming,
             stale: false,
             memory,
+            spent: 0,
+            let_go: None,
             edit,
+            mark: None,
         });
         let gate = self.hosts[h].kernel();
         let delay = self.latency(5000);
@@ -345,7 +383,8 @@ impl World {
         }
     }
 
-    fn resume(&mut self, h: H, vm: VmId, then: Then) {
+    /// `virsh resume`, or libvirt by itself.
+    pub fn resume(&mut self, h: H, vm: VmId, then: Then) {
         match self.qemu(h, vm) {
             None => then(self, Err(DomainFailure::NoDomain)),
             Some(qemu) if qemu.halted => {
@@ -387,69 +426,6 @@ impl World {
         });
         self.after(gate, HOOK, move |world| {
             world.hook_answered(h, AskId(ask), Err("mainstay: mainstayd does not answer".to_owned()));
-        });
-    }
-
-    // ---- ends ---------------------------------------------------------------------------------------------------
-
-    /// The guest is asked to shut down, or does it by itself.
-    pub fn shut_down(&mut self, h: H, vm: VmId, by_guest: bool) {
-        let Some(qemu) = self.qemu(h, vm) else { return };
-        if !qemu.cpus || qemu.halted {
-            return; // Nobody in there listens.
-        }
-        let key = qemu.key;
-        // libvirt tells a guest's own power-off and `virsh shutdown` alike.
-        self.domain_event(h, vm, DomainChange::ShuttingDown { by_guest: true });
-        let gate = self.hosts[h].kernel();
-        let takes = if by_guest { Duration::from_millis(50) } else { SHUTDOWN };
-        self.after(gate, takes, move |world| world.exit(h, vm, key, OffReason::Shutdown));
-    }
-
-    /// `virsh destroy`: a stopped process takes ten seconds.
-    pub fn destroy(&mut self, h: H, vm: VmId, then: Then) {
-        let Some(qemu) = self.qemu(h, vm) else {
-            return then(self, Err(DomainFailure::NoDomain));
-        };
-        let (key, takes) = (qemu.key, if qemu.halted { 10_000 } else { 20 });
-        if self.stops_fail {
-            return then(self, Err(DomainFailure::Host("failed to terminate process: device or resource busy".into())));
-        }
-        let gate = Gate::Libvirt(h, self.hosts[h].libvirtd.unwrap_or(0));
-        self.after(gate, Duration::from_millis(takes), move |world| {
-            world.exit(h, vm, key, OffReason::Destroyed);
-            then(world, Ok(()));
-        });
-    }
-
-    /// SIGKILL by the guard.
-    pub fn kill_qemu(&mut self, h: H, vm: VmId, key: ProcessKey) {
-        let gate = self.hosts[h].kernel();
-        self.after(gate, Duration::from_millis(6), move |world| world.exit(h, vm, key, OffReason::Failed));
-    }
-
-    /// The process ends; on hung storage it cannot, until the storage is back.
-    pub fn exit(&mut self, h: H, vm: VmId, key: ProcessKey, reason: OffReason) {
-        let home = self.vms[&vm].record.home;
-        let hung = self.hosts[h].path(home) == Path::Hung || self.stores[&home].hung;
-        let gate = self.hosts[h].kernel();
-        let Some(qemu) = self.qemu(h, vm).filter(|qemu| qemu.key == key) else { return };
-        if hung {
-            qemu.dying = true;
-            return self.after(gate, Duration::from_millis(100), move |world| world.exit(h, vm, key, reason));
-        }
-        let boot = self.hosts[h].life.unwrap_or(0);
-        if self.hosts[h].path(home) == Path::Well {
-            self.stores.get_mut(&home).expect("its home").release(vm, h, boot);
-        }
-        let seen = self.hosts[h].libvirtd.is_some();
-        let domain = self.domain(h, vm);
-        domain.qemu = None;
-        domain.off = if seen { reason } else { OffReason::Daemon };
-        self.tell_capacity(h);
-        self.after(gate, Duration::from_millis(1), move |world| world.saw_exit(h, vm, key, reason));
-        self.after(gate, Duration::from_millis(3), move |world| {
-            world.domain_event(h, vm, DomainChange::Stopped(reason));
         });
     }
 

@@ -1,28 +1,24 @@
 //! The judge: what must hold after every event, and what is true at the end. It looks at the world, not at what agents
-//! say. What it knows of claims and beats: `ownership.rs`.
+//! say. What it knows of claims and beats: `ownership.rs`; of needless stops: `blame.rs`.
 //!
 //! - never two running copies of one VM (running = vCPUs go, not stopped by the guard, host neither frozen nor dead)
 //! - nobody runs beyond its lease, and no lease reaches beyond what truly lies on its datastore
-//! - no copy goes on with memory that is older than its disks: nobody else ran since it stood
 //! - nobody starts while an earlier copy's writes may still land (unless the administrator accepts that)
+//! - a copy never goes on after another one has executed: its memory would be older than the disks
 //! - no storage fence hits a host that runs something
-//! - no VM stops on a host that nothing happened to (a cut network is nothing), unless something was done to the VM
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use mainstay::types::{Counter, DatastoreId, Generation, Holder, HostId, Incarnation, Tenure, Time, VmId, Wanted};
+use mainstay::guard::table::ProcessKey;
+use mainstay::types::{
+    BootId, Counter, DatastoreId, Generation, Holder, HostId, Incarnation, Owner, Tenure, Time, VmId, Wanted,
+};
 
-use super::host::Path;
-use super::world::{Gate, H, SETTLING, World, nanos};
+use super::world::{Gate, H, World, nanos};
 
 /// What an old copy may do in the moment of the thaw (design 2, assumption 4).
-const THAW: Duration = Duration::from_millis(20);
-/// What was done to a VM explains its stops for so long.
-const TOUCHED: Duration = Duration::from_secs(150);
-/// What happened to a host explains stops on it for so long, and two leases more.
-const EXCUSED: Duration = Duration::from_secs(60);
-
+pub const THAW: Duration = Duration::from_millis(20);
 /// A counter that a guard gave away.
 #[derive(Clone, Copy)]
 pub(super) struct Given {
@@ -30,6 +26,9 @@ pub(super) struct Given {
     pub(super) counter: Counter,
     pub(super) until: Time,
 }
+
+/// What a source may execute that libvirt lets go on after the switch (R6): until it is sampled, and stopped.
+pub const SAMPLED: Duration = Duration::from_millis(25);
 
 /// What the judge remembers.
 #[derive(Default)]
@@ -39,6 +38,13 @@ pub struct Judge {
     running: BTreeMap<VmId, BTreeSet<H>>,
     /// The world as it was looked at last.
     looked: u64,
+    /// How often each VM began to run.
+    pub starts: BTreeMap<VmId, u32>,
+    /// Copies that have executed, and the one of each VM that did last.
+    executed: BTreeSet<ProcessKey>,
+    newest: BTreeMap<VmId, ProcessKey>,
+    spent: u64,
+    busy: BTreeSet<ProcessKey>,
     /// No lease of a running VM ends before.
     calm_until: u64,
     /// Leases as last seen, also of guards that have died.
@@ -47,12 +53,14 @@ pub struct Judge {
     pub(super) given: BTreeMap<H, VecDeque<Given>>,
     /// Until when a lease can reach, by what lies on its datastore.
     pub(super) grounds: BTreeMap<(H, DatastoreId), Time>,
+    /// Boots that a power switch has ended.
+    pub(super) off: BTreeSet<BootId>,
     /// What guards have said to be over.
     pub(super) said: BTreeSet<(HostId, Tenure)>,
     /// When a copy stopped running, by VM and host.
     stood: BTreeMap<(VmId, H), u64>,
-    touched: BTreeMap<VmId, u64>,
-    stall: Option<u64>,
+    pub(super) touched: BTreeMap<VmId, u64>,
+    pub(super) stall: Option<u64>,
     /// Claims that came about.
     pub claims: u64,
     /// Those by which a VM went to another host without a move.
@@ -85,14 +93,25 @@ impl World {
     }
 
     fn look_at_copies(&mut self) {
+        self.spend();
         let mut running: BTreeMap<VmId, BTreeSet<H>> = BTreeMap::new();
         for (h, vm, qemu) in self.qemus() {
             let host = &self.hosts[h];
             let waking = host.thawed.is_some_and(|at| self.now < at + nanos(THAW))
                 && !self.judge.running.get(&vm).is_some_and(|hosts| hosts.contains(&h));
+            // libvirt let a source go on after the switch: its guard sees that at its next sample.
+            let waking = waking || qemu.let_go.is_some_and(|at| self.now < at + nanos(SAMPLED));
             if qemu.cpus && !qemu.halted && !qemu.dying && !host.frozen && !waking {
                 running.entry(vm).or_default().insert(h);
             }
+        }
+        let clone = running.keys().find(|vm| {
+            let disks_of = self.vms[*vm].disks_of;
+            disks_of != **vm && running.contains_key(&disks_of)
+        });
+        if let Some(clone) = clone.copied() {
+            let (name, other) = (self.vm_name(clone), self.vm_name(self.vms[&clone].disks_of));
+            self.violated(&format!("{name} and {other} run on the same disks"));
         }
         if running == self.judge.running {
             return;
@@ -109,9 +128,9 @@ impl World {
         }
     }
 
-    /// Copies count again when the moment of a thaw is over.
-    pub fn look_after_thaw(&mut self) {
-        self.after(Gate::World, THAW, |world| world.changes += 1);
+    /// Copies count again when the moment of a thaw, or of a sample, is over.
+    pub fn look_again(&mut self, after: Duration) {
+        self.after(Gate::World, after, |world| world.changes += 1);
     }
 
     fn moved(&mut self, vm: VmId, old: &BTreeSet<H>, new: &BTreeSet<H>) {
@@ -125,6 +144,9 @@ impl World {
         } else {
             let on = names(self, new).join(", ");
             self.tell("", &format!("{name} runs on {on}"));
+            if old.is_empty() {
+                *self.judge.starts.entry(vm).or_default() += 1;
+            }
             if 1 < new.len() {
                 self.violated(&format!("{name} runs {} times: on {on}", new.len()));
             }
@@ -135,13 +157,14 @@ impl World {
             self.check_blame(vm, h);
         }
         for h in new.difference(old).copied() {
+            self.check_age(vm, h);
             self.check_memory(vm, h);
             self.check_late_writes(vm, h);
         }
     }
 
     /// A copy that stood goes on, or an incoming one begins: nobody may have run since its memory was made.
-    fn check_memory(&mut self, vm: VmId, h: H) {
+    fn check_age(&mut self, vm: VmId, h: H) {
         let made = self.hosts[h].domains.get(&vm).and_then(|domain| domain.qemu.as_ref()).and_then(|qemu| qemu.memory);
         let own = self.judge.stood.get(&(vm, h)).copied();
         if let Some(qemu) = self.qemu(h, vm) {
@@ -161,55 +184,31 @@ impl World {
         }
     }
 
-    // ---- blame --------------------------------------------------------------------------------------------------
-
-    /// Something happened to a host that explains stops on it.
-    pub fn excuse(&mut self, h: H) {
-        self.hosts[h].excused = self.now;
-    }
-
-    /// Something was done to a VM.
-    pub fn touch(&mut self, vm: VmId) {
-        let now = self.now;
-        self.judge.touched.insert(vm, now);
-    }
-
-    /// The storage hangs for everybody, or goes on.
-    pub fn stalled(&mut self) {
-        self.judge.stall = Some(self.now);
-    }
-
-    /// Whether something is wrong with a host, or was lately.
-    pub fn troubled(&self, h: H) -> bool {
-        let host = &self.hosts[h];
-        let sick = &self.sick[h];
-        let lately = nanos(EXCUSED + self.settings.timing.lease * 2);
-        host.life.is_none()
-            || host.frozen
-            || host.agent_held
-            || host.libvirt_held
-            || host.going_down
-            || host.agent.is_none()
-            || host.libvirtd.is_none()
-            || host.guard.is_none()
-            || host.paths.values().any(|path| *path != Path::Well)
-            || sick.flaky
-            || sick.unreadable
-            || sick.slow != Duration::ZERO
-            || self.starts_fail.contains(&h)
-            || self.now < host.excused + lately
-    }
-
-    fn check_blame(&mut self, vm: VmId, h: H) {
-        let lately = nanos(EXCUSED + self.settings.timing.lease * 2);
-        let hung = self.stores.values().any(|store| store.hung);
-        let stalled = hung || self.judge.stall.is_some_and(|at| self.now < at + lately);
-        let touched = self.judge.touched.get(&vm).is_some_and(|at| self.now < at + nanos(TOUCHED));
-        if touched || stalled || self.now < nanos(SETTLING) || self.troubled(h) {
-            return;
+    /// vCPU time passes for what has been running since the last look.
+    pub fn spend(&mut self) {
+        let passed = self.now - std::mem::replace(&mut self.judge.spent, self.now);
+        let before = std::mem::take(&mut self.judge.busy);
+        for host in &mut self.hosts {
+            let frozen = host.frozen;
+            for qemu in host.domains.values_mut().filter_map(|domain| domain.qemu.as_mut()) {
+                if before.contains(&qemu.key) {
+                    qemu.spent += passed;
+                }
+                if qemu.cpus && !qemu.halted && !frozen {
+                    self.judge.busy.insert(qemu.key);
+                }
+            }
         }
-        let (name, host) = (self.vm_name(vm), self.hosts[h].name.clone());
-        self.violated(&format!("{name} stops on {host} although nothing has happened to either"));
+    }
+
+    fn check_memory(&mut self, vm: VmId, h: H) {
+        let Some(key) = self.qemu(h, vm).map(|qemu| qemu.key) else { return };
+        let ran = !self.judge.executed.insert(key);
+        let newest = self.judge.newest.insert(vm, key);
+        if ran && newest != Some(key) {
+            let (name, host) = (self.vm_name(vm), self.hosts[h].name.clone());
+            self.violated(&format!("{name} goes on at {host} with memory that is older than its disks"));
+        }
     }
 
     fn check_late_writes(&mut self, vm: VmId, h: H) {
@@ -315,7 +314,10 @@ impl World {
                     let edit = if edit == 0 { String::new() } else { format!(" as of edit {edit}") };
                     format!("runs on {}{edit}", self.hosts[*h].name)
                 }
-                None => "does not run".to_owned(),
+                None => match self.hosts.iter().find(|host| host.domains.get(vm).is_some_and(|d| d.saved.is_some())) {
+                    Some(host) => format!("does not run, its memory lies on {}", host.name),
+                    None => "does not run".to_owned(),
+                },
             };
             let claim = match self.stores[&home].highest(*vm) {
                 Some(Ok(claim)) => {
@@ -323,6 +325,14 @@ impl World {
                         Holder::Host(owner) => {
                             let h = self.host_of(owner.host).expect("a host of the world");
                             format!("owned by {}", self.hosts[h].name)
+                        }
+                        Holder::Deleted => "deleted".to_owned(),
+                        Holder::Handover { from, to } => {
+                            let name = |owner: Owner| {
+                                let h = self.host_of(owner.host).expect("a host of the world");
+                                self.hosts[h].name.clone()
+                            };
+                            format!("handed from {} to {}", name(from), name(to))
                         }
                         _ => "owned by nobody".to_owned(),
                     };

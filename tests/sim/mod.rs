@@ -14,21 +14,26 @@
 #![allow(dead_code)] // Each of the three programs uses a part of it.
 
 pub mod acts;
+pub mod blame;
 pub mod chance;
 pub mod datastore;
 pub mod definitions;
+pub mod ends;
 pub mod faults;
 pub mod fences;
 pub mod files;
+pub mod foreign;
 pub mod guard;
 pub mod guard_beats;
 pub mod host;
 pub mod hypervisor;
+pub mod images;
 pub mod invariants;
 pub mod migration;
 pub mod network;
 pub mod ownership;
 pub mod people;
+pub mod power;
 pub mod runs;
 pub mod scenario;
 pub mod world;

@@ -103,7 +103,14 @@ impl World {
 
     /// An agent orders a claim.
     pub fn claim_ordered(&mut self, h: H, claim: &Claim) {
-        let Some(owner) = claim.owner() else { return };
+        if let Holder::Handover { to, .. } = claim.holder {
+            let target = self.host_of(to.host).map(|h| &self.hosts[h]).filter(|target| target.boot() == to.boot);
+            let guard = target.and_then(|target| target.guard.as_ref());
+            if guard.is_some_and(|guard| !guard.state.table.knows(claim.tenure)) {
+                self.violated(&format!("{} is handed over without a row at the target's guard", claim.name));
+            }
+        }
+        let Some(owner) = claim.owners().first().copied() else { return };
         let name = claim.name.clone();
         let host = self.hosts[h].name.clone();
         if owner.host != self.hosts[h].id {
@@ -124,7 +131,8 @@ impl World {
         answer: &StoreAnswer,
     ) {
         let name = claim.name.clone();
-        if now < before || before.next() < now {
+        // The first claim on a datastore counts on from what lies on others.
+        if now < before || (before != Generation(0) && before.next() < now) {
             self.violated(&format!("claims of {name} went from generation {before} to {now}"));
         }
         if self.trace {
@@ -154,7 +162,8 @@ impl World {
         if claim.reason != ClaimReason::Migrated {
             self.judge.takeovers += 1;
         }
-        let rebooted = self.hosts[h].life.is_some() && self.hosts[h].boot() != owner.boot;
+        let off = self.judge.off.contains(&owner.boot);
+        let rebooted = off || self.hosts[h].life.is_some() && self.hosts[h].boot() != owner.boot;
         let lapsed = self.judge.last.get(&(h, home)).is_none_or(|until| *until <= self.local(h));
         let said = self.judge.said.contains(&(owner.host, last.tenure));
         if !(rebooted || lapsed || said) {

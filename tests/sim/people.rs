@@ -2,7 +2,7 @@
 
 use mainstay::core::event::{AskId, Event};
 use mainstay::types::control::{Reply, Request, VmCommand};
-use mainstay::types::vm::{DomainFailure, OffReason};
+use mainstay::types::vm::OffReason;
 use mainstay::types::{Ticket, VmId};
 
 use super::world::{Gate, H, World};
@@ -59,21 +59,9 @@ impl World {
     /// `virsh define` (if it is not defined there) and `virsh start`.
     pub fn virsh_start(&mut self, h: H, vm: VmId) {
         self.domain(h, vm).defined = true;
-        let name = self.vm_name(vm);
-        self.start_domain(
-            h,
-            vm,
-            true,
-            Box::new(move |world, result| {
-                let text = match result {
-                    Ok(()) => "started".to_owned(),
-                    Err(DomainFailure::Refused(why)) => format!("refused: {why}"),
-                    Err(why) => format!("{why:?}"),
-                };
-                let host = world.hosts[h].name.clone();
-                world.tell(&host, &format!("$ virsh start {name}: {text}"));
-            }),
-        );
+        let what = format!("virsh start {}", self.vm_name(vm));
+        let (image, then) = (self.domain(h, vm).saved.clone(), self.tells(h, what));
+        self.start_from(h, vm, image, true, then);
     }
 
     /// `virsh destroy`.
@@ -87,6 +75,24 @@ impl World {
     pub fn crash(&mut self, h: H, vm: VmId) {
         if let Some(key) = self.qemu(h, vm).map(|qemu| qemu.key) {
             self.exit(h, vm, key, OffReason::Failed);
+        }
+    }
+
+    /// A machine with a copy of this host's disk, and thus with its id, beats on every datastore for so long.
+    pub fn twin_beats(&mut self, h: H, left: u64) {
+        const PERIOD: u64 = 1_000_000_000;
+        let (id, now) = (self.hosts[h].id, self.now);
+        for store in self.stores.values_mut() {
+            if let (_, Some(mut beat)) = store.own(id) {
+                beat.boot = mainstay::types::BootId(super::world::id(0x7, 0));
+                beat.counter = beat.counter.next();
+                store.write_beat(id, beat, now);
+            }
+        }
+        if PERIOD <= left {
+            self.after(Gate::World, std::time::Duration::from_nanos(PERIOD), move |world| {
+                world.twin_beats(h, left - PERIOD);
+            });
         }
     }
 

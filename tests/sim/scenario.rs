@@ -22,7 +22,8 @@ use std::path::Path as FilePath;
 use std::time::Duration;
 
 use mainstay::types::StorageFence;
-use mainstay::types::settings::{LateWrites, Timing};
+use mainstay::types::power::FenceAt;
+use mainstay::types::settings::{ForeignMigration, LateWrites, Timing};
 
 use super::world::{Gate, SETTLING, Setup, World, nanos};
 
@@ -81,14 +82,22 @@ impl Scenario {
                     self.setup.vms.push(((*name).to_owned(), (*host).to_owned(), home));
                 }
             }
+            ["clone", name, "of", vm] => self.setup.clones.push(((*name).to_owned(), (*vm).to_owned())),
             ["fence", "lock"] => self.setup.fence = StorageFence::Lock,
             ["fence", "command"] => {}
             ["fence", "none"] => self.setup.fence = StorageFence::None,
             ["fence", "accept"] => {
                 (self.setup.fence, self.setup.late_writes) = (StorageFence::None, LateWrites::Accept);
             }
+            ["fence", "at", at] => self.setup.fence_at = fence_at(at),
+            ["switch", name, "of", host] => self.setup.switches.push(((*name).to_owned(), (*host).to_owned(), 1)),
+            ["switch", name, "of", host, "level", level] => {
+                let level = level.parse().expect("a level");
+                self.setup.switches.push(((*name).to_owned(), (*host).to_owned(), level));
+            }
             ["locks", "local"] => self.setup.locks = None,
             ["locks", "held", span] => self.setup.locks = Some(self::span(span)),
+            ["foreign-migration", "refuse"] => self.setup.foreign_migration = ForeignMigration::Refuse,
             ["profile", name] => self.setup.timing = Timing::profile(name).expect("a profile"),
             ["timing", beat, renew, suspect, lease] => {
                 let (beat, renew, suspect, lease) = (span(beat), span(renew), span(suspect), span(lease));
@@ -156,7 +165,8 @@ impl Scenario {
 /// As it stands in a file.
 impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Setup { hosts, datastores, vms, fence, late_writes, locks, timing, seed, clocks } = &self.setup;
+        let Setup { hosts, datastores, vms, clones, fence, late_writes, switches, fence_at, .. } = &self.setup;
+        let Setup { locks, timing, foreign_migration, seed, clocks, .. } = &self.setup;
         writeln!(f, "hosts {}; datastores {}", hosts.join(" "), datastores.join(" "))?;
         for (vm, host, _) in vms {
             writeln!(f, "vm {vm} on {host}")?;
@@ -170,6 +180,15 @@ impl fmt::Display for Scenario {
         let locks = locks.map_or_else(|| "local".to_owned(), |held| format!("held {}", words(held)));
         let Timing { beat, renew, suspect, lease } = *timing;
         let timing = [beat, renew, suspect, lease].map(words).join(" ");
+        for (clone, vm) in clones {
+            writeln!(f, "clone {clone} of {vm}")?;
+        }
+        for (switch, host, level) in switches {
+            writeln!(f, "switch {switch} of {host} level {level}")?;
+        }
+        let at = if *fence_at == FenceAt::Lapse { "lapse" } else { "suspect" };
+        let refuse = if *foreign_migration == ForeignMigration::Refuse { "; foreign-migration refuse" } else { "" };
+        writeln!(f, "fence at {at}{refuse}")?;
         for (host, rate) in clocks {
             writeln!(f, "clocks {host} {rate}")?;
         }
@@ -213,6 +232,14 @@ pub fn span(text: &str) -> Duration {
         other => panic!("no unit: {other}"),
     };
     Duration::from_secs_f64(number * unit)
+}
+
+fn fence_at(word: &str) -> FenceAt {
+    match word {
+        "lapse" => FenceAt::Lapse,
+        "suspect" => FenceAt::Suspect,
+        other => panic!("hosts are switched off at lapse or suspect, not {other}"),
+    }
 }
 
 /// Runs one file; Err = what differs. With `UPDATE=1` the file is written anew.

@@ -8,7 +8,10 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::fmt::Write;
 use std::time::Duration;
 
-use mainstay::types::settings::{ClusterSettings, DatastoreSettings, LateWrites, MemberSettings, Timing, VmDefaults};
+use mainstay::types::power::{FenceAt, PowerSettings};
+use mainstay::types::settings::{
+    ClusterSettings, DatastoreSettings, ForeignMigration, LateWrites, MemberSettings, Timing, VmDefaults,
+};
 use mainstay::types::{ClusterId, DatastoreId, DiskNeed, HostId, HostIndex, StorageFence, Time, VmId, VmRecord};
 use uuid::Uuid;
 
@@ -18,6 +21,7 @@ use super::host::Host;
 use super::invariants::Judge;
 use super::network::Links;
 use super::people::Waiter;
+use super::power::{Switch, device};
 
 /// Index of a host in the world.
 pub type H = usize;
@@ -87,6 +91,8 @@ pub struct Spec {
     pub name: String,
     /// What its definition says.
     pub record: VmRecord,
+    /// Whose disks it has: its own, unless it is a clone.
+    pub disks_of: VmId,
 }
 
 /// What the world is made of.
@@ -98,14 +104,22 @@ pub struct Setup {
     pub datastores: Vec<String>,
     /// VM, host that runs it at the beginning, datastore.
     pub vms: Vec<(String, String, String)>,
+    /// VM, and whose disks it has; started by nobody.
+    pub clones: Vec<(String, String)>,
     /// Late writes.
     pub fence: StorageFence,
     /// What if there is no fence.
     pub late_writes: LateWrites,
+    /// Power switches: name, host, level.
+    pub switches: Vec<(String, String, u8)>,
+    /// When silent hosts are switched off.
+    pub fence_at: FenceAt,
     /// How long the storage server keeps the state of a silent client; none = locks do not reach other hosts.
     pub locks: Option<Duration>,
     /// Profile.
     pub timing: Timing,
+    /// `virsh migrate` by people.
+    pub foreign_migration: ForeignMigration,
     /// Everything random comes from it; 0 = nothing is random.
     pub seed: u64,
     /// Clocks with a rate of their own: host, parts per million by which it is fast.
@@ -118,10 +132,14 @@ impl Default for Setup {
             hosts: Vec::new(),
             datastores: vec!["nfs".to_owned()],
             vms: Vec::new(),
+            clones: Vec::new(),
             fence: StorageFence::Command { program: "/etc/mainstay/fence".to_owned() },
             late_writes: LateWrites::Exclude,
+            switches: Vec::new(),
+            fence_at: FenceAt::Lapse,
             locks: Some(Duration::from_secs(10)),
             timing: Timing::DEFAULT,
+            foreign_migration: ForeignMigration::Allow,
             seed: 0,
             clocks: Vec::new(),
         }
@@ -163,10 +181,14 @@ pub struct World {
     pub story: Vec<String>,
     /// What the judge knows.
     pub judge: Judge,
+    /// Power switches that do not just work.
+    pub switches: BTreeMap<String, Switch>,
     /// Storage fences fail.
     pub fence_fails: bool,
     /// Migrations break in the middle.
     pub migrations_fail: bool,
+    /// A target's last word never reaches the source.
+    pub answers_lost: bool,
     /// Starts fail on these hosts.
     pub starts_fail: BTreeSet<H>,
     /// QEMUs that libvirt is told to end do not.
@@ -179,6 +201,8 @@ pub struct World {
     pub told: usize,
     /// Every step of every agent is told.
     pub trace: bool,
+    /// Saved memory on shared storage, by file.
+    pub files: BTreeMap<String, super::images::Image>,
     /// How often the definition of each VM was changed, anywhere.
     pub edits: BTreeMap<VmId, u32>,
 }
@@ -205,6 +229,8 @@ impl World {
             fence: setup.fence.clone(),
             late_writes: setup.late_writes,
         });
+        let id_of = |name: &String| HostId(id(0xa, setup.hosts.iter().position(|host| host == name).expect("a host")));
+        let devices = setup.switches.iter().map(|(name, host, level)| device(name, id_of(host), *level));
         let settings = ClusterSettings {
             schema: 1,
             version: 1,
@@ -214,6 +240,8 @@ impl World {
             members: members.collect(),
             datastores: datastores.collect(),
             vms: VmDefaults::default(),
+            power: PowerSettings { fence_at: setup.fence_at, devices: devices.collect() },
+            foreign_migration: setup.foreign_migration,
         };
         let stores = settings.datastores.iter().map(|d| (d.id, Datastore::new(&settings, d.id, setup.locks)));
         let mut world = Self {
@@ -234,14 +262,17 @@ impl World {
             open: BTreeSet::new(),
             story: Vec::new(),
             judge: Judge::default(),
+            switches: BTreeMap::new(),
             fence_fails: false,
             migrations_fail: false,
+            answers_lost: false,
             starts_fail: BTreeSet::new(),
             stops_fail: false,
             sick: vec![Sick::default(); setup.hosts.len()],
             weather: Weather::default(),
             told: 0,
             trace: false,
+            files: BTreeMap::new(),
             edits: BTreeMap::new(),
         };
         for (n, member) in settings.members.iter().enumerate() {
@@ -264,6 +295,13 @@ impl World {
             let spec = world.spec(n, name, store);
             world.vms.insert(spec.id, spec);
         }
+        for (n, (name, of)) in setup.clones.iter().enumerate() {
+            let mut spec = world.spec(setup.vms.len() + n, name, &setup.datastores[0]);
+            let original = world.vms[&world.vm(of).expect("a VM of the world")].clone();
+            spec.record.disks = original.record.disks;
+            spec.disks_of = original.id;
+            world.vms.insert(spec.id, spec);
+        }
         world
     }
 
@@ -275,6 +313,7 @@ impl World {
             datastore: Some(home),
             writable: true,
             optional: false,
+            shareable: false,
         };
         let record = VmRecord {
             vm,
@@ -287,7 +326,7 @@ impl World {
             networks: Vec::new(),
             gaps: Vec::new(),
         };
-        Spec { id: vm, name: name.to_owned(), record }
+        Spec { id: vm, name: name.to_owned(), record, disks_of: vm }
     }
 
     // ---- time ---------------------------------------------------------------------------------------------------

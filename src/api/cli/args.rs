@@ -76,6 +76,64 @@ pub enum HostCommand {
         /// Name or id.
         host: String,
     },
+    /// Power switches of hosts: how a silent host is switched off for certain.
+    #[command(subcommand)]
+    FenceDevice(FenceDeviceCommand),
+}
+
+/// `mainstay host fence-device …`
+#[derive(Subcommand, Debug)]
+pub enum FenceDeviceCommand {
+    /// Give a host a power switch, driven by a fence agent. Needs root.
+    ///
+    /// Example: echo password=… | mainstay host fence-device add ipmi-h1 h1 fence_ipmilan ip=10.0.9.1 username=fence
+    /// lanplus=1 --secrets -
+    Add {
+        /// Name, for people.
+        name: String,
+        /// The host that it switches, by name or id.
+        host: String,
+        /// fence_… as installed on every host, or the absolute path of a program that speaks like one.
+        agent: String,
+        /// Parameters of the agent; secrets are not given here.
+        #[arg(value_name = "KEY=VALUE")]
+        parameters: Vec<String>,
+        /// File with KEY=VALUE lines that are never shown; - is standard input.
+        #[arg(long, value_name = "FILE")]
+        secrets: Option<PathBuf>,
+        /// Levels are tried in order; all devices of one level must say that the host is off (two power supplies).
+        #[arg(long, default_value_t = 1)]
+        level: u8,
+        /// When it may be used, instead of the cluster's setting fence-at.
+        #[arg(long, value_enum)]
+        fence_at: Option<FenceAtArgument>,
+    },
+    /// All power switches, with what is wrong with them.
+    List,
+    /// Take a power switch away. Needs root.
+    Remove {
+        /// Its name.
+        name: String,
+    },
+    /// Ask a power switch, from this host, whether its host is on. Switches nothing. Needs root.
+    Test {
+        /// Its name.
+        name: String,
+    },
+    /// Use a power switch again that had said that a living host is off. Needs root.
+    Trust {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// `--fence-at`
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FenceAtArgument {
+    /// When its lease must have lapsed: a living host loses nothing that it had not lost already.
+    Lapse,
+    /// As soon as it is suspected: the fastest failover; a stall of network and storage at once may cost a host.
+    Suspect,
 }
 
 /// `mainstay vm …`
@@ -165,7 +223,8 @@ pub enum ClusterCommand {
     Token,
     /// Change a setting of the whole cluster, for example profile=fast.
     Set {
-        /// KEY=VALUE; the only key is profile (default, fast, patient).
+        /// KEY=VALUE: profile=default|fast|patient, fence-at=lapse|suspect (when silent hosts are switched off),
+        /// or foreign-migration=allow|refuse (virsh migrate by people).
         setting: String,
     },
 }

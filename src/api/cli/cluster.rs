@@ -24,7 +24,8 @@ use super::{agent, vm};
 use crate::api::dbus::Bus;
 use crate::api::dbus::client::Agent;
 use crate::config;
-use crate::types::settings::{SettingsChange, Timing};
+use crate::types::power::FenceAt;
+use crate::types::settings::{ForeignMigration, SettingsChange, Timing};
 use crate::types::view::VIEW_SCHEMA;
 
 /// In this order: the agent needs its guard.
@@ -52,15 +53,20 @@ pub async fn run(out: &mut Out, json: bool, command: ClusterCommand) -> Result<(
         }
         ClusterCommand::Set { setting } => {
             let what = format!("{setting} was not set");
-            let timing = match setting.split_once('=') {
-                Some(("profile", profile)) => Timing::profile(profile),
+            let change = match setting.split_once('=') {
+                Some(("profile", profile)) => Timing::profile(profile).map(SettingsChange::SetTiming),
+                Some(("fence-at", "lapse")) => Some(SettingsChange::SetFenceAt(FenceAt::Lapse)),
+                Some(("fence-at", "suspect")) => Some(SettingsChange::SetFenceAt(FenceAt::Suspect)),
+                Some(("foreign-migration", policy)) => {
+                    ForeignMigration::named(policy).map(SettingsChange::SetForeignMigration)
+                }
                 _ => None,
             };
-            let timing = timing.ok_or_else(|| {
-                let next = "say profile=default, profile=fast or profile=patient";
+            let change = change.ok_or_else(|| {
+                let next = "say profile=default, profile=fast or profile=patient; fence-at=lapse or fence-at=suspect; \
+                            foreign-migration=allow or foreign-migration=refuse";
                 Trouble::new(USAGE, &what, "there is no such setting or value", next)
             })?;
-            let change = SettingsChange::SetTiming(timing);
             let agent = agent(&what).await?;
             let said = out.progress("changing the settings", agent.change(&change)).await.what(&what)?;
             vm::done(out, json, &setting, &said)

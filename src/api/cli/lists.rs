@@ -12,6 +12,7 @@ use crate::types::view::{DatastoreView, HostView, VIEW_SCHEMA, VmView};
 /// `mainstay host list|show`.
 pub async fn hosts(out: &mut Out, json: bool, command: HostCommand) -> Result<(), Trouble> {
     match command {
+        HostCommand::FenceDevice(command) => super::fence_device::run(out, json, command).await,
         HostCommand::List => {
             let (_, view) = view("hosts were not listed").await?;
             if json {

@@ -53,6 +53,7 @@ trait Agent1 {
     async fn vm_stop(&self, vm: &str, force: bool) -> zbus::Result<String>;
     async fn vm_move(&self, vm: &str, to: &str) -> zbus::Result<String>;
     async fn change(&self, change: &str) -> zbus::Result<String>;
+    async fn test_fence_device(&self, name: &str) -> zbus::Result<String>;
     #[zbus(property(emits_changed_signal = "const"))]
     fn version(&self) -> zbus::Result<String>;
     #[zbus(signal)]
@@ -147,6 +148,13 @@ impl Agent {
     pub async fn change(&self, change: &SettingsChange) -> Result<String, AgentError> {
         let text = serde_json::to_string(change).map_err(|error| AgentError::Usage(error.to_string()))?;
         within(CHANGE_TIME, self.proxy.change(&text)).await
+    }
+    /// Whether a fence device answers this host.
+    ///
+    /// # Errors
+    /// As [`AgentError`] says.
+    pub async fn test_fence_device(&self, name: &str) -> Result<String, AgentError> {
+        within(DOCTOR_TIME, self.proxy.test_fence_device(name)).await
     }
     /// The agent's version.
     ///

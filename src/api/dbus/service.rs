@@ -109,6 +109,11 @@ impl Agent1 {
         self.done(Ask::Change(Box::new(change)), CHANGE_TIME).await
     }
 
+    /// Whether a fence device, by its name, answers this host: its status, one line. Switches nothing.
+    async fn test_fence_device(&self, name: String) -> Result<String, Failure> {
+        self.done(Ask::TestFenceDevice { name }, DOCTOR_TIME).await
+    }
+
     /// Version of the agent.
     #[zbus(property(emits_changed_signal = "const"))]
     async fn version(&self) -> String {
@@ -155,6 +160,7 @@ impl Agent1 {
     async fn done(&self, ask: Ask, time: Duration) -> Result<String, Failure> {
         match self.ask(ask, time).await? {
             AskReply::Done(line) => Ok(line),
+            AskReply::Failed(why) => Err(Failure::Failed(why)),
             other => Err(unexpected(other)),
         }
     }
@@ -196,8 +202,11 @@ fn json(value: &impl serde::Serialize) -> Result<String, Failure> {
 fn unexpected(reply: AskReply) -> Failure {
     Failure::Failed(match reply {
         AskReply::Denied(denial) => denial.to_string(),
-        AskReply::View(_) | AskReply::Notes(_) | AskReply::Findings(_) | AskReply::Done(_) | AskReply::Explain(_) => {
-            "the agent answered another question".to_owned()
-        }
+        AskReply::View(_)
+        | AskReply::Notes(_)
+        | AskReply::Findings(_)
+        | AskReply::Done(_)
+        | AskReply::Failed(_)
+        | AskReply::Explain(_) => "the agent answered another question".to_owned(),
     })
 }

@@ -8,7 +8,25 @@ use super::*;
 use crate::mutants::{Mutant, planted};
 
 impl Core {
-    pub(in crate::core) fn hook_read(&mut self, cx: &mut Cx, id: VmId, answer: StoreAnswer) {
+    /// Claims of one VM may lie on several datastores: its home moved, or it was deleted and made anew elsewhere. The
+    /// highest generation of all is the truth.
+    pub(in crate::core) fn read_everywhere(&mut self, cx: &mut Cx, id: VmId) {
+        let homes: Vec<DatastoreId> = self.settings.datastores.iter().map(|datastore| datastore.id).collect();
+        let mut asked = BTreeMap::new();
+        for home in homes {
+            let order = StoreOrder::ReadClaims(ClaimsOf::Vms(vec![id]));
+            asked.insert(cx.store(home, order, LOOK, Pending::Attempt(id)), self.store_name(home));
+        }
+        if let Some(attempt) = &mut self.vm(id).attempt {
+            attempt.asked = asked;
+        }
+        self.stage_of(id, Stage::Reading);
+    }
+
+    pub(in crate::core) fn hook_read(&mut self, cx: &mut Cx, id: VmId, ticket: Ticket, answer: StoreAnswer) {
+        let Some(attempt) = &mut self.vm(id).attempt else { return };
+        let Some(store) = attempt.asked.remove(&ticket) else { return };
+        let done = attempt.asked.is_empty();
         match answer {
             StoreAnswer::Claims { ended, claims, bad, .. } => {
                 for claim in claims {
@@ -17,19 +35,42 @@ impl Core {
                 if let Some((_, why)) = bad.into_iter().next() {
                     return self.fail(cx, id, Denial::Unable(format!("its newest claim cannot be read: {why}")));
                 }
-                match self.may_start_here(id, cx.now) {
-                    Ok(()) => {
-                        let newest = self.vm(id).claim.clone();
-                        if let Some(attempt) = &mut self.vm(id).attempt {
-                            attempt.before = newest;
-                        }
-                        self.write_record(cx, id);
-                    }
-                    Err(denial) => self.fail(cx, id, denial),
-                }
             }
-            StoreAnswer::Failed(why) => self.fail(cx, id, Denial::Unable(format!("its claims cannot be read: {why}"))),
-            _ => {}
+            StoreAnswer::Failed(why) => {
+                let Some(attempt) = &mut self.vm(id).attempt else { return };
+                attempt.unread.insert(store, why.to_string());
+            }
+            _ => return,
+        }
+        if done {
+            self.all_read(cx, id);
+        }
+    }
+
+    /// A datastore that does not answer must not hold up VMs of others: where the newest claim was read, any later one
+    /// would be. Only a VM without a claim, and one whose home is silent, cannot be started.
+    fn all_read(&mut self, cx: &mut Cx, id: VmId) {
+        let newest = self.vm(id).claim.clone();
+        let home = newest.as_ref().map(|claim| self.store_name(claim.home));
+        let unread = self.vm(id).attempt.as_ref().map(|attempt| attempt.unread.clone()).unwrap_or_default();
+        let missing = unread.into_iter().find(|(store, _)| home.as_ref().is_none_or(|home| home == store));
+        if let Some((store, why)) = missing {
+            let why = format!("its claims cannot be read on datastore {store}: {why}");
+            return self.fail(cx, id, Denial::Unable(why));
+        }
+        let generation = newest.as_ref().map(|claim| claim.tenure.generation);
+        let Some(attempt) = &mut self.vm(id).attempt else { return };
+        if attempt.follows.is_some() && attempt.follows != generation {
+            let why = "it was claimed anew since this memory was saved; restoring it would destroy its disks";
+            return self.fail(cx, id, Denial::Contradiction(why.into()));
+        }
+        if let Some(newest) = &newest {
+            attempt.home = newest.home;
+        }
+        attempt.before = newest;
+        match self.may_start_here(id, cx.now) {
+            Ok(()) => self.ask_for_twins(cx, id),
+            Err(denial) => self.fail(cx, id, denial),
         }
     }
 
@@ -60,10 +101,17 @@ impl Core {
     pub(in crate::core) fn record_fetched(&mut self, cx: &mut Cx, id: VmId, answer: StoreAnswer) {
         match answer {
             StoreAnswer::Record(record) => {
-                if let Some(attempt) = &mut self.vm(id).attempt {
-                    attempt.record = Some(*record);
+                let Some(attempt) = &mut self.vm(id).attempt else { return };
+                attempt.record = Some(*record);
+                match attempt.kind {
+                    Kind::Run { reason: ClaimReason::StartedByPerson, .. } => self.ask_for_twins(cx, id),
+                    Kind::Settle => self.define(cx, id),
+                    _ => self.expect(cx, id),
                 }
-                self.expect(cx, id);
+            }
+            // It runs and is claimed; the definition can be written later.
+            StoreAnswer::Failed(_) if self.vm(id).attempt.as_ref().is_some_and(|a| a.kind == Kind::Settle) => {
+                self.finish(cx, id);
             }
             StoreAnswer::Failed(why) => self.fail(cx, id, Denial::Host(format!("its record cannot be read: {why}"))),
             _ => {}
@@ -90,7 +138,8 @@ impl Core {
             deadline: cx.now + ROW_DEADLINE,
             purpose: match attempt.kind {
                 Kind::Hook { .. } | Kind::Run { .. } => Purpose::Start,
-                Kind::Adopt | Kind::Arrive | Kind::Change => Purpose::Adopt,
+                Kind::Adopt | Kind::Arrive | Kind::Change | Kind::Settle => Purpose::Adopt,
+                Kind::HandOver { .. } => Purpose::HandOver,
                 Kind::Reclaim { .. } => Purpose::Reclaim,
                 Kind::Release { .. } => return,
             },
@@ -151,10 +200,16 @@ impl Core {
             Kind::Adopt => (Holder::Host(owner), Wanted::Running, ClaimReason::Adopted),
             Kind::Reclaim { .. } => (Holder::Host(owner), Wanted::Running, ClaimReason::Reclaimed),
             Kind::Arrive => (Holder::Host(owner), Wanted::Running, ClaimReason::Migrated),
+            Kind::HandOver { to } => {
+                (Holder::Handover { from: owner, to: *to }, Wanted::Running, ClaimReason::HandedOver)
+            }
+            Kind::Settle if self.came_here(before) => (Holder::Host(owner), Wanted::Running, ClaimReason::Migrated),
+            Kind::Settle => (Holder::Host(owner), Wanted::Running, ClaimReason::Reclaimed),
             Kind::Change => match before {
                 Some(before) if before.owner().is_none() => (before.holder, before.wanted, ClaimReason::RecordChanged),
                 Some(_) | None => (Holder::Host(owner), Wanted::Running, ClaimReason::RecordChanged),
             },
+            Kind::Release { wanted, reason: ClaimReason::Deleted } => (Holder::Deleted, *wanted, ClaimReason::Deleted),
             Kind::Release { wanted, reason } => (Holder::None, *wanted, *reason),
         };
         let mut debts = match (&attempt.kind, before, &attempt.record) {
@@ -169,6 +224,7 @@ impl Core {
         };
         if let Kind::Release { .. } = attempt.kind {
             debts.extend(self.own_debts(id, attempt.home));
+            debts.extend(before.iter().flat_map(|before| self.handover_debts(id, before)));
         }
         Claim {
             kind: ObjectKind::Vm,
@@ -184,6 +240,11 @@ impl Core {
             made_unix_ms: 0,
             debts: debts.into_iter().filter(|debt| !attempt.fenced.contains(debt)).take(16).collect(),
         }
+    }
+
+    /// Whether that claim handed the VM to this host.
+    pub(in crate::core) fn came_here(&self, before: Option<&Claim>) -> bool {
+        before.is_some_and(|before| matches!(before.holder, Holder::Handover { to, .. } if to.host == self.me.host))
     }
 
     pub(in crate::core) fn created(&mut self, cx: &mut Cx, id: VmId, answer: StoreAnswer) {
@@ -249,7 +310,7 @@ impl Core {
         let newest = other.tenure.generation;
         let kind = self.vm(id).attempt.as_ref().map(|attempt| attempt.kind.clone());
         if let Some(Kind::Reclaim { old }) = kind {
-            let ours = other.owner().is_some_and(|owner| owner.host == self.me.host);
+            let ours = other.names(self.me.host);
             let free = matches!(other.holder, Holder::None) && other.wanted == Wanted::Running;
             if !ours && !free {
                 cx.guard(GuardOrder::Kill { tenure: old, seen: newest }, Pending::Nothing);
@@ -282,11 +343,25 @@ impl Core {
                 cx.hook_answer(ask, Ok(()));
                 self.await_adoption(cx, id);
             }
-            Kind::Adopt | Kind::Change => self.finish(cx, id),
+            Kind::Adopt | Kind::Change | Kind::HandOver { .. } => self.finish(cx, id),
+            Kind::Settle => self.settled(cx, id, &attempt),
             Kind::Reclaim { .. } => self.lift_late_pause(cx, id),
             Kind::Arrive => self.define(cx, id),
             Kind::Run { .. } => self.pay_debts(cx, id),
             Kind::Release { .. } => {}
+        }
+    }
+
+    /// It is claimed for this host. A VM that came is defined here, too; one that goes on here may stand since the switch.
+    fn settled(&mut self, cx: &mut Cx, id: VmId, attempt: &Attempt) {
+        let persistent = self.libvirt.domains.get(&id).is_some_and(|domain| domain.persistent);
+        if !self.came_here(attempt.before.as_ref()) {
+            if self.paused_by_switch(id) { self.lift_late_pause(cx, id) } else { self.finish(cx, id) }
+        } else if persistent {
+            self.finish(cx, id);
+        } else {
+            let order = StoreOrder::ReadRecord { vm: id, digest: attempt.digest };
+            self.ask_store(cx, id, Stage::FetchingRecord, order);
         }
     }
 

@@ -42,16 +42,26 @@ impl Core {
                 }
             }
         }
+        // A new boot shows to everybody that a debt is paid; what a fence or a switch has paid is known here only.
+        let here_only = |debt: &Debt| fenced.contains(debt) || self.is_off(debt.host, debt.boot);
         if lock {
             self.probe_locks(cx, id, cx.now);
-        } else if claim.debts.iter().any(|debt| fenced.contains(debt)) {
+        } else if claim.debts.iter().any(here_only) {
             self.claim_paid(cx, id);
+        } else if self.may_be_locked(id) {
+            self.probe_locks(cx, id, cx.now);
         } else {
             self.define(cx, id);
         }
     }
 
-    fn paid(&mut self, cx: &mut Cx, id: VmId, debts: &[Debt]) {
+    /// Somebody else has excluded late writes of one of its debtors: what is waited for, or fenced, may be needless now.
+    pub(in crate::core) fn look_at_debts_again(&mut self, cx: &mut Cx, id: VmId) {
+        self.stage(id, Stage::Waiting, Ticket(0));
+        cx.set(Timer::Attempt(id), cx.now);
+    }
+
+    pub(in crate::core) fn paid(&mut self, cx: &mut Cx, id: VmId, debts: &[Debt]) {
         if let Some(attempt) = &mut self.vm(id).attempt {
             attempt.fenced.extend(debts);
         }
@@ -80,10 +90,29 @@ impl Core {
         if !self.guard.rows.iter().any(|(tenure, row)| tenure.vm == id && open(row)) {
             return Vec::new();
         }
-        let record = self.vms.get(&id).and_then(|vm| vm.record.as_ref()?.as_ref().ok());
-        let written: BTreeSet<DatastoreId> = record.iter().flat_map(|record| record.written()).chain([home]).collect();
         let debt = |datastore| Debt { host: self.me.host, boot: self.me.boot, datastore };
-        written.into_iter().map(debt).collect()
+        self.written(id, home).into_iter().map(debt).collect()
+    }
+
+    /// Writes of the other host of a handover, whose end was proven by something that does not exclude them.
+    pub(in crate::core) fn handover_debts(&self, id: VmId, before: &Claim) -> Vec<Debt> {
+        let Holder::Handover { .. } = before.holder else { return Vec::new() };
+        let known = self.vms.get(&id).map(|vm| vm.known).unwrap_or_default();
+        let proof = self.proof_of(before, known, known).unwrap_or(Proof::Unowned);
+        let others = owed(before, proof).into_iter().filter(|owner| owner.host != self.me.host);
+        let written = self.written(id, before.home);
+        let debts = |owner: Owner| {
+            let debt =
+                move |datastore: &DatastoreId| Debt { host: owner.host, boot: owner.boot, datastore: *datastore };
+            written.iter().map(debt).collect::<Vec<_>>()
+        };
+        others.flat_map(debts).collect()
+    }
+
+    /// Datastores to which the VM writes, as far as this host knows; its home is always one.
+    fn written(&self, id: VmId, home: DatastoreId) -> BTreeSet<DatastoreId> {
+        let record = self.vms.get(&id).and_then(|vm| vm.record.as_ref()?.as_ref().ok());
+        record.iter().flat_map(|record| record.written()).chain([home]).collect()
     }
 
     pub(in crate::core) fn fenced(&mut self, cx: &mut Cx, id: VmId, debt: Debt, result: Result<(), String>) {
@@ -93,48 +122,6 @@ impl Core {
                 let host = self.name_of(debt.host);
                 let what = format!("the storage fence against {host}, which failed and is tried again: {why}");
                 self.wait(cx, id, RETRY * 2, what);
-            }
-        }
-    }
-
-    pub(in crate::core) fn probe_locks(&mut self, cx: &mut Cx, id: VmId, since: Time) {
-        let record = self.vm(id).attempt.as_ref().and_then(|attempt| attempt.record.clone());
-        let paths: BTreeSet<String> = record
-            .iter()
-            .flat_map(|record| record.disks.iter())
-            .filter(|disk| disk.writable && disk.datastore.is_some())
-            .map(|disk| disk.path.clone())
-            .collect();
-        let ticket = cx.probe_locks(paths.into_iter().collect(), CALL, Pending::Attempt(id));
-        self.stage(id, Stage::Locks { since }, ticket);
-    }
-
-    pub(in crate::core) fn locks_probed(
-        &mut self,
-        cx: &mut Cx,
-        id: VmId,
-        since: Time,
-        result: Result<Option<String>, String>,
-    ) {
-        match result {
-            Ok(None) => {
-                let debts = self.vm(id).claim.as_ref().map(|claim| claim.debts.clone()).unwrap_or_default();
-                let by_lock: Vec<Debt> =
-                    debts.into_iter().filter(|debt| self.late_write(debt) == LateWrite::Lock).collect();
-                // Nothing owed: it was QEMU that found a lock.
-                if by_lock.is_empty() { self.define(cx, id) } else { self.paid(cx, id, &by_lock) }
-            }
-            Ok(Some(holder)) => {
-                let waited = cx.now.since(since);
-                let pause = if waited < Duration::from_secs(120) { RETRY } else { Duration::from_secs(30) };
-                let what = format!(
-                    "the image lock of its old copy ({holder}), held at the storage server until its client's lease ends"
-                );
-                self.wait_in(cx, id, Stage::Locks { since }, pause, what);
-            }
-            Err(why) => {
-                let what = format!("its image locks, which cannot be probed: {why}");
-                self.wait_in(cx, id, Stage::Locks { since }, RETRY * 2, what);
             }
         }
     }

@@ -30,6 +30,14 @@ impl Core {
             Kind::Adopt => format!("{name} is protected (generation {generation})"),
             Kind::Reclaim { .. } => format!("{name} goes on after its lease had lapsed (generation {generation})"),
             Kind::Arrive => format!("{name} runs here: moved (generation {generation})"),
+            Kind::Settle if self.came_here(attempt.before.as_ref()) => {
+                format!("{name} runs here: migrated by a person (generation {generation})")
+            }
+            Kind::Settle => format!("{name} goes on here: it was not migrated away (generation {generation})"),
+            Kind::HandOver { to } => format!(
+                "{name}: generation {generation} hands it to {}, which runs it after libvirt's switch",
+                self.name_of(to.host)
+            ),
             Kind::Change => format!("{name}: its changed definition is recorded (generation {generation})"),
             Kind::Release { .. } => String::new(),
         };
@@ -38,6 +46,8 @@ impl Core {
             Kind::Adopt => "vm-protected",
             Kind::Reclaim { .. } => "vm-reclaimed",
             Kind::Arrive => "vm-arrived",
+            Kind::Settle => "vm-settled",
+            Kind::HandOver { .. } => "vm-handover",
             Kind::Change => "vm-change",
             Kind::Release { .. } => "vm-released",
         };
@@ -45,7 +55,10 @@ impl Core {
             cx.note(Note::info(kind, text).of(&name));
         }
         for ask in attempt.asks {
-            cx.answer(ask, Reply::Ran { generation });
+            match (&attempt.kind, &attempt.claim) {
+                (Kind::HandOver { .. }, Some(claim)) => cx.answer(ask, Reply::Claimed(Box::new(claim.clone()))),
+                _ => cx.answer(ask, Reply::Ran { generation }),
+            }
         }
         self.check = true;
         self.look = true;
@@ -94,7 +107,7 @@ impl Core {
         }
         match &attempt.kind {
             Kind::Hook { ask } => cx.hook_answer(*ask, Err(refusal_text(&name, &denial))),
-            Kind::Release { .. } | Kind::Reclaim { .. } | Kind::Adopt => {
+            Kind::Release { .. } | Kind::Reclaim { .. } | Kind::Adopt | Kind::Settle | Kind::HandOver { .. } => {
                 // The retry is a matter of milliseconds after a heal; the beat's reconcile is the fallback.
                 cx.set(Timer::Judge(id), cx.now + RETRY);
             }
@@ -104,8 +117,10 @@ impl Core {
                 self.drop_incoming(cx, id);
             }
         }
+        // Denied would mean that no claim hands it over; one that was tried may.
+        let tried = matches!(attempt.kind, Kind::HandOver { .. }) && attempt.claim.is_some();
         for ask in attempt.asks {
-            cx.answer(ask, Reply::Denied(denial.clone()));
+            cx.answer(ask, if tried { Reply::Done } else { Reply::Denied(denial.clone()) });
         }
         self.look = true;
         self.tell = true;
@@ -126,9 +141,10 @@ impl Core {
             cx.hook_answer(*ask, Err(refusal_text(&name, &denial)));
         }
         for ask in &attempt.asks {
-            cx.answer(*ask, Reply::Denied(denial.clone()));
+            let hands_over = matches!(attempt.kind, Kind::HandOver { .. });
+            cx.answer(*ask, if hands_over { Reply::Done } else { Reply::Denied(denial.clone()) });
         }
-        if matches!(attempt.kind, Kind::Reclaim { .. } | Kind::Adopt | Kind::Arrive) {
+        if attempt.has_copy() {
             // The copy is alive and stopped by the guard: the next try claims the next generation.
             let vm = self.vm(id);
             vm.waits = Some(denial.to_string());
@@ -187,9 +203,19 @@ impl Core {
                 self.give_up(cx, id, Denial::Unable("its QEMU did not appear in time".into()));
             }
             Stage::Resuming if attempt.ticket == Ticket(0) => self.resume_again(cx, id, &attempt),
-            Stage::Confirming | Stage::Fencing(_) | Stage::Defining | Stage::Starting | Stage::Resuming => {}
+            Stage::Confirming
+            | Stage::Fencing(_)
+            | Stage::Freeing { .. }
+            | Stage::Defining
+            | Stage::Starting
+            | Stage::Resuming => {}
             Stage::Claiming if attempt.has_copy() => self.claim_again(cx, id, &attempt),
-            Stage::Reading | Stage::Recording | Stage::FetchingRecord | Stage::Expecting | Stage::Claiming => {
+            Stage::Reading
+            | Stage::Twins
+            | Stage::Recording
+            | Stage::FetchingRecord
+            | Stage::Expecting
+            | Stage::Claiming => {
                 // The hook's patience ends; a claim that lands later is freed by the guard's word.
                 if let Some(claim) = &attempt.claim {
                     self.abandon(cx, claim.tenure, &attempt.kind);

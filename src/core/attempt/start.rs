@@ -41,19 +41,41 @@ impl Core {
     }
 
     pub(in crate::core) fn defined(&mut self, cx: &mut Cx, id: VmId, answer: DomainAnswer) {
-        let arrives = self.vm(id).attempt.as_ref().is_some_and(|attempt| attempt.kind == Kind::Arrive);
+        let kind = self.vm(id).attempt.as_ref().map(|attempt| attempt.kind.clone());
+        let arrives = kind == Some(Kind::Arrive);
         match answer {
+            _ if kind == Some(Kind::Settle) => self.finish(cx, id), // It runs, whether it could be written or not.
             DomainAnswer::Done | DomainAnswer::Listed(_) if arrives => self.resume(cx, id),
             DomainAnswer::Done | DomainAnswer::Listed(_) => {
-                let name = self.vm_name(id);
-                cx.note(Note::info("vm-starting", format!("{name}: libvirt is told to start it")).of(&name));
-                self.set_underway(cx, id, Some(Underway::Start));
-                let ticket = cx.domain(DomainOrder::StartPaused { vm: id }, CALL, Pending::Attempt(id));
-                self.stage(id, Stage::Starting, ticket);
+                let before = self.vm(id).attempt.as_ref().and_then(|attempt| attempt.before.clone());
+                let restores = self.restores(id, before.as_ref());
+                self.start_paused(cx, id, restores);
             }
             DomainAnswer::Failed(_) if arrives => self.resume(cx, id), // It runs; the definition is written later.
             DomainAnswer::Failed(why) => self.start_failed(cx, id, why),
         }
+    }
+
+    /// From its saved image, or by a boot; then an image that lies here is discarded.
+    fn start_paused(&mut self, cx: &mut Cx, id: VmId, restores: bool) {
+        let name = self.vm_name(id);
+        let image = self.libvirt.domains.get(&id).is_some_and(|domain| domain.managed_save);
+        let (order, what) = if restores {
+            (DomainOrder::RestorePaused { vm: id }, "libvirt is told to restore its saved memory")
+        } else {
+            (DomainOrder::StartPaused { vm: id }, "libvirt is told to start it")
+        };
+        if image && !restores {
+            let text = format!("{name}: the saved image here is discarded: it ran since, and its disks are newer");
+            cx.note(Note::warning("saved-image", text).of(&name));
+        }
+        cx.note(Note::info("vm-starting", format!("{name}: {what}")).of(&name));
+        if let Some(attempt) = &mut self.vm(id).attempt {
+            attempt.restores = restores;
+        }
+        self.set_underway(cx, id, Some(Underway::Start));
+        let ticket = cx.domain(order, CALL, Pending::Attempt(id));
+        self.stage(id, Stage::Starting, ticket);
     }
 
     pub(in crate::core) fn started_paused(&mut self, cx: &mut Cx, id: VmId, answer: DomainAnswer) {
@@ -66,9 +88,7 @@ impl Core {
     pub(in crate::core) fn start_failed(&mut self, cx: &mut Cx, id: VmId, why: DomainFailure) {
         match why {
             DomainFailure::ImageLocked(holder) => {
-                let what = format!(
-                    "the image lock of its old copy ({holder}), held at the storage server until its client's lease ends"
-                );
+                let what = self.lock_text(id, &holder, Duration::ZERO);
                 self.wait_in(cx, id, Stage::Locks { since: cx.now }, RETRY, what);
             }
             DomainFailure::NoDaemon(why) => {
@@ -77,6 +97,10 @@ impl Core {
             DomainFailure::NoDomain => self.give_up(cx, id, Denial::Unable("its definition vanished".into())),
             DomainFailure::Host(why) => self.give_up(cx, id, Denial::Host(why)),
             DomainFailure::Capacity(why) => self.give_up(cx, id, Denial::Capacity(why)),
+            // The hook saw an image of another generation.
+            DomainFailure::Refused(_) if self.vm(id).attempt.as_ref().is_some_and(|attempt| attempt.restores) => {
+                self.start_paused(cx, id, false);
+            }
             DomainFailure::Refused(why) | DomainFailure::Definition(why) => {
                 self.give_up(cx, id, Denial::Definition(why))
             }
@@ -137,9 +161,8 @@ impl Core {
                 cx.set(Timer::Attempt(id), cx.now + RETRY);
             }
             DomainAnswer::Failed(why) => {
-                let reclaim =
-                    self.vm(id).attempt.as_ref().is_some_and(|attempt| matches!(attempt.kind, Kind::Reclaim { .. }));
-                if reclaim {
+                let kind = self.vm(id).attempt.as_ref().map(|attempt| attempt.kind.clone());
+                if matches!(kind, Some(Kind::Reclaim { .. } | Kind::Settle)) {
                     return self.finish(cx, id); // It runs under its claim; reconcile looks at the pause again.
                 }
                 self.destroy(cx, id);

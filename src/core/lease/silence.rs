@@ -160,6 +160,17 @@ impl Silence {
         proven.then_some(silent)
     }
 
+    /// How long nothing of the host has changed in complete reads, under R4, and since when; none = nothing can be said.
+    /// No proof: for what is asked before there can be one.
+    #[must_use]
+    pub fn quiet(&self) -> Option<(Time, Duration)> {
+        let window = self.window.as_ref()?;
+        let witness = self.witness?;
+        let closed = window.to.unwrap_or(window.from);
+        let stands = witness.since <= window.from && closed.since(witness.last) <= self.gap_limit();
+        stands.then(|| (window.from, closed.since(window.from)))
+    }
+
     /// When a further complete read, begun then, can close the window; none while no window is open.
     #[must_use]
     pub fn next_due(&self) -> Option<Time> {

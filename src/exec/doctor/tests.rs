@@ -23,6 +23,8 @@ fn well() -> DoctorInput {
         peers: vec![peer("b"), peer("c")],
         datastores: vec![datastore],
         autostart: Vec::new(),
+        devices: Vec::new(),
+        without_device: vec!["a".into(), "b".into(), "c".into()],
     };
     let mount = Mount {
         point: "/srv/nfs1".into(),
@@ -132,6 +134,28 @@ fn checks_of_the_host() {
         system.watchdog = Some(Standing::Failed("busy".into()));
     });
     check("autostart", &[("autostart", Warning, "autostart")], |agent, _| agent.autostart = vec!["web".into()]);
+}
+
+#[test]
+fn checks_of_fence_devices() {
+    use Level::{Error, Warning};
+    fn device() -> DeviceFact {
+        DeviceFact { name: "d1".into(), host: "a".into(), distrusted: None, answers: Ok(()) }
+    }
+    fn set(agent: &mut AgentFacts, device: DeviceFact) {
+        agent.devices = vec![device];
+        agent.without_device.clear();
+    }
+    check("a device", &[], |agent, _| set(agent, device()));
+    check("one host only", &[("fence-device", Warning, "other hosts have one")], |agent, _| {
+        agent.devices = vec![device()]
+    });
+    check("a device that does not answer", &[("fence-device", Error, "not installed")], |agent, _| {
+        set(agent, DeviceFact { answers: Err("fence_x is not installed on this host".into()), ..device() });
+    });
+    check("a device that lied", &[("fence-device", Error, "not used: it said")], |agent, _| {
+        set(agent, DeviceFact { distrusted: Some("it said that a was off".into()), ..device() });
+    });
 }
 
 #[test]

@@ -189,6 +189,13 @@ fn without_agent(
     if any_line(&places.override_file, |line| line == "all" || line == name || is_uuid(line)) {
         return Ok(());
     }
+    if operation == HookOperation::Migrate {
+        return Err(format!(
+            "refused to {} {name}: the agent, which would have its claim handed over, cannot be asked ({why}); \
+             'systemctl start mainstayd', then try again",
+            operation.verb(),
+        ));
+    }
     Err(format!(
         "refused to {} {name}: it may run on another host, and the agent cannot be asked ({why}); \
          'systemctl start mainstayd', then try again. Only in an emergency, and when {name} certainly runs nowhere: \

@@ -124,6 +124,8 @@ impl Libvirt {
             | DomainOrder::Define { .. }
             | DomainOrder::Undefine { .. }
             | DomainOrder::StartPaused { .. }
+            | DomainOrder::RestorePaused { .. }
+            | DomainOrder::Mark { .. }
             | DomainOrder::Resume { .. }
             | DomainOrder::Shutdown { .. }
             | DomainOrder::Destroy { .. }

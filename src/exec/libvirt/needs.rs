@@ -37,6 +37,7 @@ fn needs(domain: &DomainXml, settings: &ClusterSettings) -> Vec<DiskNeed> {
         datastore: place(disk, settings),
         writable: !disk.readonly,
         optional: disk.removable || disk.optional,
+        shareable: disk.shareable,
     };
     let mut needs: Vec<DiskNeed> = domain.disks.iter().map(image).collect();
     let tpm = match &domain.tpm {
@@ -48,7 +49,7 @@ fn needs(domain: &DomainXml, settings: &ClusterSettings) -> Vec<DiskNeed> {
     for (path, writable) in state.chain(fixed) {
         let datastore = on(path, settings);
         if datastore.is_some() {
-            needs.push(DiskNeed { path: path.clone(), datastore, writable, optional: false });
+            needs.push(DiskNeed { path: path.clone(), datastore, writable, optional: false, shareable: false });
         }
     }
     needs

@@ -15,9 +15,10 @@ use virt_sys as sys;
 use super::events::{abort_job, checkpoints};
 use super::failure::{failure, not_running};
 use super::state::state_of;
+use super::xml::MARK;
 use crate::exec::clock;
-use crate::types::VmId;
 use crate::types::vm::{DomainAnswer, DomainFailure, DomainInfo, DomainOrder};
+use crate::types::{Generation, VmId};
 
 /// Seconds between keepalive messages, and how many may stay unanswered.
 const KEEPALIVE: (i32, u32) = (2, 2);
@@ -124,6 +125,10 @@ fn obey(
             let flags = sys::VIR_DOMAIN_START_PAUSED | sys::VIR_DOMAIN_START_FORCE_BOOT;
             domain.create_with_flags(flags).map(drop)
         }),
+        DomainOrder::RestorePaused { vm } => {
+            session.domain(*vm).and_then(|domain| domain.create_with_flags(sys::VIR_DOMAIN_START_PAUSED).map(drop))
+        }
+        DomainOrder::Mark { vm, generation } => session.domain(*vm).and_then(|domain| mark(&domain, *generation)),
         DomainOrder::Resume { vm } => session.domain(*vm).and_then(|domain| domain.resume().map(drop)),
         DomainOrder::Suspend { vm } => session.domain(*vm).and_then(|domain| domain.suspend().map(drop)),
         DomainOrder::Shutdown { vm } => session.domain(*vm).and_then(|domain| domain.shutdown().map(drop)),
@@ -182,6 +187,13 @@ fn pid(pids: &Path, name: &str) -> Option<u32> {
     }
     let text = std::fs::read(pids.join(format!("{name}.pid"))).ok()?;
     std::str::from_utf8(text.get(..text.len().min(PID_FILE_MAX))?).ok()?.trim().parse().ok().filter(|pid| 0 < *pid)
+}
+
+/// Writes the generation into the running domain only: its definition stays as people wrote it.
+fn mark(domain: &Domain, generation: Generation) -> Result<(), Error> {
+    let text = format!("<claim generation='{generation}'/>");
+    let kind = sys::VIR_DOMAIN_METADATA_ELEMENT as i32;
+    domain.set_metadata(kind, Some(&text), Some("mainstay"), Some(MARK), sys::VIR_DOMAIN_AFFECT_LIVE).map(drop)
 }
 
 fn define(session: &Session, xml: &str) -> Result<(), Error> {

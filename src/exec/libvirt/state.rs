@@ -60,6 +60,9 @@ pub(super) fn change_of_lifecycle(event: c_int, detail: c_int) -> Option<DomainC
         sys::VIR_DOMAIN_EVENT_STARTED => {
             DomainChange::Started { by_migration: number(detail) == sys::VIR_DOMAIN_EVENT_STARTED_MIGRATED }
         }
+        sys::VIR_DOMAIN_EVENT_SUSPENDED if number(detail) == sys::VIR_DOMAIN_EVENT_SUSPENDED_POSTCOPY => {
+            DomainChange::PostCopy
+        }
         sys::VIR_DOMAIN_EVENT_SUSPENDED => DomainChange::Suspended {
             migrated: number(detail) == sys::VIR_DOMAIN_EVENT_SUSPENDED_MIGRATED,
             by_io_error: number(detail) == sys::VIR_DOMAIN_EVENT_SUSPENDED_IOERROR,
@@ -107,6 +110,7 @@ mod tests {
             (3, 0, Some(C::Suspended { migrated: false, by_io_error: false })),
             (3, 1, Some(C::Suspended { migrated: true, by_io_error: false })),
             (3, 2, Some(C::Suspended { migrated: false, by_io_error: true })),
+            (3, 7, Some(C::PostCopy)),
             (4, 1, Some(C::Resumed)),
             (5, 0, Some(C::Stopped(OffReason::Shutdown))),
             (5, 1, Some(C::Stopped(OffReason::Destroyed))),

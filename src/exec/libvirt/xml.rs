@@ -15,8 +15,10 @@ use uuid::Uuid;
 
 use super::needs;
 use crate::types::settings::ClusterSettings;
-use crate::types::{VmId, VmRecord};
+use crate::types::{Generation, VmId, VmRecord};
 
+/// Namespace of the element in a running domain's metadata that says under which generation it runs.
+pub const MARK: &str = "urn:mainstay:claim:1";
 /// Longest definition, as in a protection record.
 pub const XML_MAX: usize = 256 * 1024;
 /// Deepest nesting.
@@ -57,6 +59,8 @@ pub struct XmlDisk {
     pub path: String,
     /// QEMU never writes to it.
     pub readonly: bool,
+    /// Several VMs may write to it at once.
+    pub shareable: bool,
     /// A CD-ROM or floppy.
     pub removable: bool,
     /// `startupPolicy` lets the VM start without it.
@@ -107,6 +111,8 @@ pub struct DomainXml {
     pub shares: Vec<String>,
     /// Devices of the host are passed through.
     pub hostdevs: bool,
+    /// The generation that it runs, or was saved, under.
+    pub mark: Option<Generation>,
 }
 
 /// Reads a definition.
@@ -150,6 +156,12 @@ pub fn record(xml: &str, settings: &ClusterSettings) -> Result<VmRecord, BadXml>
     needs::record(&parse(xml)?, xml, settings)
 }
 
+/// Under which generation the memory of this image ran; none if its definition does not say.
+#[must_use]
+pub fn mark(xml: &str) -> Option<Generation> {
+    parse(xml).ok()?.mark
+}
+
 fn not_xml(error: impl std::fmt::Display) -> BadXml {
     BadXml::NotXml(error.to_string())
 }
@@ -171,6 +183,7 @@ struct Parser {
 struct Disk {
     removable: bool,
     readonly: bool,
+    shareable: bool,
     optional: bool,
     source: Option<(String, bool)>,
     /// Sources of its backing chain (read only) and data files (written).
@@ -197,6 +210,14 @@ impl Parser {
                 self.found.nvram_by_libvirt = !stateless && (flash || self.found.nvram_by_libvirt);
             }
             ["domain", "os", "nvram", "source"] => self.found.nvram = source(element)?.map(|(path, _)| path),
+            ["domain", "metadata", name] => {
+                let prefix = name.strip_suffix(":claim");
+                let space = prefix.map_or("xmlns".to_owned(), |prefix| format!("xmlns:{prefix}"));
+                if (prefix.is_some() || *name == "claim") && attribute(element, &space)?.as_deref() == Some(MARK) {
+                    self.found.mark =
+                        attribute(element, "generation")?.and_then(|text| text.parse().ok()).map(Generation);
+                }
+            }
             ["domain", "devices", "disk"] => {
                 let device = attribute(element, "device")?;
                 let removable = matches!(device.as_deref(), Some("cdrom" | "floppy"));
@@ -241,6 +262,7 @@ impl Parser {
         let Some(disk) = &mut self.disk else { return Ok(()) };
         match path {
             "readonly" => disk.readonly = true,
+            "shareable" => disk.shareable = true,
             "source" => {
                 disk.optional = attribute(element, "startupPolicy")?.as_deref() == Some("optional");
                 disk.source = source(element)?;
@@ -296,11 +318,12 @@ impl Parser {
     fn end_disk(&mut self) -> Result<(), BadXml> {
         let Some(disk) = self.disk.take() else { return Ok(()) };
         let Some((path, network)) = disk.source else { return Ok(()) };
-        let Disk { removable, readonly, optional, behind, .. } = disk;
-        self.found.disks.push(XmlDisk { path, readonly, removable, optional, network });
+        let Disk { removable, readonly, shareable, optional, behind, .. } = disk;
+        self.found.disks.push(XmlDisk { path, readonly, shareable, removable, optional, network });
         self.found.disks.extend(behind.into_iter().map(|(path, network, written)| XmlDisk {
             path,
             readonly: readonly || !written,
+            shareable,
             removable,
             optional,
             network,

@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::types::power::PowerSettings;
 use crate::types::settings::{ClusterSettings, DatastoreSettings, LateWrites, Timing, VmDefaults};
 use crate::types::{ClusterId, DatastoreId, DiskNeed, StorageFence};
 
@@ -33,7 +34,7 @@ const WEB1: &str = r#"<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas
       <target dev='vda' bus='virtio'/>
     </disk>
     <disk type='network' device='disk'>
-      <source protocol='rbd' name='pool/web1'><host name='mon1' port='6789'/></source>
+      <source protocol='rbd' name='pool/web1'><host name='mon1' port='6789'/></source><shareable/>
       <target dev='vdb' bus='virtio'/>
     </disk>
     <disk type='file' device='cdrom'><target dev='sda' bus='sata'/><readonly/></disk>
@@ -64,7 +65,7 @@ const WEB1: &str = r#"<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas
 </domain>"#;
 
 fn disk(path: &str) -> XmlDisk {
-    XmlDisk { path: path.into(), readonly: false, removable: false, optional: false, network: false }
+    XmlDisk { path: path.into(), readonly: false, shareable: false, removable: false, optional: false, network: false }
 }
 
 /// The smallest definition with these parts in it.
@@ -92,6 +93,8 @@ fn settings() -> ClusterSettings {
         members: Vec::new(),
         datastores: vec![datastore(1, "/vm/a"), datastore(2, "/vm/b")],
         vms: VmDefaults::default(),
+        power: PowerSettings::default(),
+        foreign_migration: Default::default(),
     }
 }
 
@@ -104,7 +107,7 @@ fn a_rich_definition_is_read_whole() {
     let expected = [
         disk("/vm/a/web1.qcow2"),
         XmlDisk { readonly: true, ..disk("/vm/b/base.img") },
-        XmlDisk { network: true, ..disk("rbd:pool/web1") },
+        XmlDisk { network: true, shareable: true, ..disk("rbd:pool/web1") },
         XmlDisk { readonly: true, removable: true, ..disk("/iso/debian.iso") },
         XmlDisk { removable: true, ..disk("/vm/a/floppy.img") },
         XmlDisk { readonly: true, ..disk("/dev/vg0/web1") },
@@ -129,8 +132,13 @@ fn its_record_names_needs_and_gaps() {
     let store = |number: u128| Some(DatastoreId(Uuid::from_u128(number)));
     assert_eq!(Some(record.home), store(1));
     assert_eq!(record.xml, WEB1);
-    let need =
-        |path: &str, datastore, writable, optional| DiskNeed { path: path.into(), datastore, writable, optional };
+    let need = |path: &str, datastore, writable, optional| DiskNeed {
+        path: path.into(),
+        datastore,
+        writable,
+        optional,
+        shareable: path == "rbd:pool/web1",
+    };
     let expected = [
         need("/vm/a/web1.qcow2", store(1), true, false),
         need("/vm/b/base.img", store(2), false, false),
@@ -287,4 +295,22 @@ proptest! {
             let _ = record(&damaged, &settings());
         }
     }
+}
+
+#[test]
+fn a_running_domain_says_its_generation() {
+    let with = |metadata: &str| mark(&WEB1.replacen("<metadata>", &format!("<metadata>{metadata}"), 1));
+    let table = [
+        ("<mainstay:claim xmlns:mainstay='urn:mainstay:claim:1' generation='7'/>", Some(7)),
+        ("<claim xmlns='urn:mainstay:claim:1' generation='8'/>", Some(8)),
+        ("<x:claim xmlns:x='urn:somebody:else' generation='7'/>", None),
+        ("<x:claim xmlns:y='urn:mainstay:claim:1' generation='7'/>", None),
+        ("<mainstay:claim xmlns:mainstay='urn:mainstay:claim:1' generation='-7'/>", None),
+        ("<mainstay:claim xmlns:mainstay='urn:mainstay:claim:1'/>", None),
+        ("", None),
+    ];
+    for (metadata, expected) in table {
+        assert_eq!(with(metadata), expected.map(crate::types::Generation), "{metadata}");
+    }
+    assert_eq!(mark("no xml"), None);
 }

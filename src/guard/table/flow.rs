@@ -1,6 +1,6 @@
 //! What happens to rows and QEMUs by themselves: they appear, end, lapse, miss deadlines; and what to do about it.
 
-use super::{Hold, Phase, ProcessKey, Qemu, Row, Table};
+use super::{Hold, Part, Phase, ProcessKey, Qemu, Row, Table};
 use crate::mutants::{Mutant, planted};
 use crate::types::guard::Purpose;
 use crate::types::{DatastoreId, Over, Tenure, Time, VmId};
@@ -71,7 +71,7 @@ impl Table {
         let tenures: Vec<Tenure> = self.rows_of(vm).map(|(at, _)| at).collect();
         for tenure in tenures {
             let row = self.row(tenure);
-            let exited = Over::Exited { clean: clean(row.home) };
+            let exited = row.exited(clean(row.home));
             match &mut row.phase {
                 Phase::Running { to: Some(to) } => {
                     let to = *to;
@@ -247,7 +247,7 @@ impl Table {
         }
         let starting = match phase {
             Phase::Expected { purpose: Purpose::Start, .. } | Phase::Incoming { .. } => true,
-            Phase::Expected { purpose: Purpose::Adopt | Purpose::Reclaim, .. } => false,
+            Phase::Expected { purpose: Purpose::Adopt | Purpose::Reclaim | Purpose::HandOver, .. } => false,
             Phase::Running { .. } | Phase::Over { .. } => return,
         };
         self.end_all(tenure.vm);
@@ -276,10 +276,11 @@ impl Table {
     }
 
     /// What is over may be said now: no QEMU runs under it, and none ever will.
-    fn say_all(&mut self, vm: VmId) {
+    pub(super) fn say_all(&mut self, vm: VmId) {
         let tenures: Vec<Tenure> = self.rows_of(vm).map(|(at, _)| at).collect();
         for tenure in tenures {
-            if let Phase::Over { unsaid, .. } = &mut self.row(tenure).phase {
+            let undecided = self.row(tenure).undecided();
+            if let (Phase::Over { unsaid, .. }, false) = (&mut self.row(tenure).phase, undecided) {
                 *unsaid = None;
             }
             self.changed(tenure);
@@ -287,7 +288,7 @@ impl Table {
     }
 
     /// Lapsed, until a fresh look shows that no QEMU ever came (`absent`).
-    fn end_all(&mut self, vm: VmId) {
+    pub(super) fn end_all(&mut self, vm: VmId) {
         let tenures: Vec<Tenure> = self.rows_of(vm).map(|(at, _)| at).collect();
         tenures.into_iter().for_each(|tenure| self.end(tenure, Over::Lapsed));
     }
@@ -313,7 +314,7 @@ impl Table {
         self.qemus.get(&vm).is_some_and(|qemu| qemu.doomed.is_none())
             && self.rows_of(vm).any(|(_, row)| match row.phase {
                 Phase::Running { .. } | Phase::Incoming { .. } => true,
-                Phase::Expected { purpose: Purpose::Adopt, .. } => true,
+                Phase::Expected { purpose: Purpose::Adopt | Purpose::HandOver, .. } => true,
                 Phase::Expected { purpose: Purpose::Reclaim, .. } => planted(Mutant::ResumedUnclaimed),
                 Phase::Expected { purpose: Purpose::Start, .. } | Phase::Over { .. } => false,
             })
@@ -323,6 +324,8 @@ impl Table {
     fn deadlines_set(&self) -> impl Iterator<Item = (Tenure, Time)> {
         self.rows.iter().filter_map(|(at, row)| match row.phase {
             Phase::Expected { deadline, .. } => Some((*at, deadline)),
+            // How long a person's migration takes is not ours to say.
+            Phase::Incoming { .. } if row.seen && row.part != Part::None => None,
             Phase::Incoming { deadline } if self.rows_of(at.vm).all(|(other, row)| other <= *at || row.is_over()) => {
                 Some((*at, deadline))
             }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Hold, Phase, ProcessKey, Qemu, Row, Table};
+use super::{Hold, Part, Phase, ProcessKey, Qemu, Row, Table};
 use crate::mutants::{Mutant, planted};
 use crate::types::guard::{GuardReport, RowView};
 use crate::types::{DatastoreId, Epoch, MAX_VMS_PER_HOST, Over, Tenure, VmEntry, VmState};
@@ -33,6 +33,9 @@ pub struct KeptRow {
     pub seen: bool,
     /// The tenure is another host's.
     pub foreign: bool,
+    /// In a handover claim.
+    #[serde(default)]
+    pub part: Part,
     /// Its QEMU, if one is known.
     pub process: Option<KeptProcess>,
 }
@@ -84,6 +87,7 @@ impl Table {
             ran: row.ran,
             seen: row.seen,
             foreign: row.foreign,
+            part: row.part,
             process: self.qemus.get(&at.vm).map(|qemu| KeptProcess { key: qemu.key, scope: scope(qemu.key) }),
         };
         self.rows.iter().map(keep).collect()
@@ -93,7 +97,7 @@ impl Table {
     /// that is still alive; a row whose process is gone has exited. Nobody watched meanwhile, so nothing of it can be
     /// said to have never started, and nothing that comes up for it is killed.
     pub fn restore(&mut self, kept: KeptRow, process: Option<ProcessKey>) {
-        let KeptRow { tenure, name, home, state, ran, seen, foreign, process: had } = kept;
+        let KeptRow { tenure, name, home, state, ran, seen, foreign, part, process: had } = kept;
         let why = match state {
             VmState::Over(why) => why,
             VmState::Expected | VmState::Running | VmState::Incoming => Over::Lapsed,
@@ -109,7 +113,12 @@ impl Table {
         } else {
             Phase::Over { why, unsaid, order: self.ended }
         };
-        self.insert(tenure, Row { name, home, epoch: Epoch::default(), phase, seen, ran, foreign, starts: false });
+        let part = match part {
+            Part::Target { .. } => Part::Target { ran: true },
+            Part::None | Part::Source { .. } => part,
+        };
+        let row = Row::new(name, home, Epoch::default(), phase);
+        self.insert(tenure, Row { seen, ran, foreign, part, ..row });
         if let Some(key) = process {
             self.qemus.insert(tenure.vm, Qemu { key, hold: Hold::Free, doomed: None, killed: false });
         }

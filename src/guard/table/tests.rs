@@ -1,38 +1,38 @@
 use super::*;
 
-const HOME: DatastoreId = DatastoreId(uuid::Uuid::from_u128(0xd1));
+pub(super) const HOME: DatastoreId = DatastoreId(uuid::Uuid::from_u128(0xd1));
 const OTHER_HOME: DatastoreId = DatastoreId(uuid::Uuid::from_u128(0xd2));
-const EPOCH: Epoch = Epoch { incarnation: crate::types::Incarnation(3), lapses: 0 };
-const QEMU: ProcessKey = ProcessKey { pid: 100, started: 7 };
+pub(super) const EPOCH: Epoch = Epoch { incarnation: crate::types::Incarnation(3), lapses: 0 };
+pub(super) const QEMU: ProcessKey = ProcessKey { pid: 100, started: 7 };
 const LATER: ProcessKey = ProcessKey { pid: 200, started: 8 };
 
-fn vm() -> VmId {
+pub(super) fn vm() -> VmId {
     VmId(uuid::Uuid::from_u128(1))
 }
 
-fn at(millis: u64) -> Time {
+pub(super) fn at(millis: u64) -> Time {
     Time(millis * 1_000_000)
 }
 
-fn tenure(generation: u64) -> Tenure {
+pub(super) fn tenure(generation: u64) -> Tenure {
     Tenure { vm: vm(), generation: Generation(generation) }
 }
 
-fn expect(table: &mut Table, generation: u64, purpose: Purpose) -> Result<(), Refusal> {
+pub(super) fn expect(table: &mut Table, generation: u64, purpose: Purpose) -> Result<(), Refusal> {
     let tenure = tenure(generation);
     table.expect(Expected { tenure, name: "web".into(), home: HOME, epoch: EPOCH, deadline: at(1000), purpose })
 }
 
-fn claimed(table: &mut Table, generation: u64) -> Result<(), Refusal> {
+pub(super) fn claimed(table: &mut Table, generation: u64) -> Result<(), Refusal> {
     table.claimed(tenure(generation), EPOCH, at(2000), at(500))
 }
 
-fn appeared(table: &mut Table, key: ProcessKey) {
+pub(super) fn appeared(table: &mut Table, key: ProcessKey) {
     assert!(!table.appeared(vm(), key, at(600)));
 }
 
 /// Carries the acts out; what was done, in short.
-fn enforce(table: &mut Table) -> String {
+pub(super) fn enforce(table: &mut Table) -> String {
     let mut done = Vec::new();
     loop {
         let acts = table.reconcile();
@@ -50,7 +50,7 @@ fn enforce(table: &mut Table) -> String {
     }
 }
 
-fn state(table: &Table, generation: u64) -> Option<VmState> {
+pub(super) fn state(table: &Table, generation: u64) -> Option<VmState> {
     table.views().find(|row| row.tenure == tenure(generation)).map(|row| row.state)
 }
 
@@ -58,7 +58,7 @@ fn stopped(table: &Table) -> bool {
     table.views().any(|row| row.stopped)
 }
 
-fn running(generation: u64) -> Table {
+pub(super) fn running(generation: u64) -> Table {
     let mut table = Table::default();
     expect(&mut table, generation, Purpose::Start).unwrap();
     claimed(&mut table, generation).unwrap();
@@ -107,6 +107,9 @@ fn purposes_fit_only_what_is_there() {
         ("adoption of what is not seen yet", empty, Purpose::Adopt, true),
         ("adoption of what runs under an older claim", || running(4), Purpose::Adopt, true),
         ("adoption must not lift a stop", || lapsed(4), Purpose::Adopt, false),
+        ("handing over what runs", || running(4), Purpose::HandOver, true),
+        ("handing over what stands stopped", || lapsed(4), Purpose::HandOver, false),
+        ("handing over nothing", empty, Purpose::HandOver, false),
         ("reclaim of nothing", empty, Purpose::Reclaim, false),
         ("reclaim of what runs", || running(4), Purpose::Reclaim, false),
         ("reclaim of what stands stopped", || lapsed(4), Purpose::Reclaim, true),

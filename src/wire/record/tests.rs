@@ -273,6 +273,9 @@ fn variants_keep_their_numbers() {
         HostWentDown,
         Deleted,
         RecordChanged,
+        Saved,
+        HandedOver,
+        MigratedAway,
     ];
     let owner = Owner { host: HostId(id(2)), boot: BootId(id(3)), incarnation: Incarnation(1) };
     let holders = [
@@ -288,7 +291,7 @@ fn variants_keep_their_numbers() {
         all.iter().map(|one| usize::from(postcard::to_stdvec(one).unwrap()[0])).collect()
     }
     let table = [
-        (numbers(&reasons), 13),
+        (numbers(&reasons), 16),
         (numbers(&holders), 5),
         (numbers(&over), 4),
         (numbers(&states), 4),

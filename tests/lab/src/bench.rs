@@ -4,8 +4,11 @@
 //!  failover   N times: healthy ─► kill ─► ms since the kill:
 //!             suspected ─► proof ─► start issued        by the agents' notes (clock of day)
 //!                          ─► qemu started ─► guest up  by the judges         } one machine, one clock
+//!  freeze     what old copies gain when a frozen host goes on (bench/freeze.rs)
 //!  idle       a minute at rest, 3 VMs on each host: CPU, memory, packets and storage operations of our processes
 //! ```
+
+mod freeze;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,8 +23,11 @@ use crate::cases::{GUESTS, Ground, Setting};
 use crate::host::Host;
 use crate::judge::Moment;
 use crate::lab::{Lab, Wish, wait};
+use crate::power::{self, Behaviour};
 use crate::storage::LockMode;
-use crate::{network, product};
+use crate::{network, processes, product};
+
+pub use freeze::{Freeze, freeze};
 
 const HOSTS: u8 = 3;
 const VMS: usize = 3;
@@ -29,7 +35,7 @@ const REST: Duration = Duration::from_secs(60);
 /// Guests beyond those of the cases, so that each host has three.
 const MORE: [&str; 3] = ["news", "blog", "auth"];
 /// Processes that are ours.
-const OURS: [&str; 2] = ["mainstayd", "mainstay-guard"];
+const OURS: [&str; 2] = [processes::AGENT, processes::GUARD];
 
 /// Which host is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
@@ -54,6 +60,8 @@ pub struct Failover {
     pub locks: LockMode,
     /// As asked.
     pub locks_text: String,
+    /// How the hosts' power switch behaves, and when it is used; none = no fence devices.
+    pub power: Option<(Behaviour, String)>,
 }
 
 /// One run: milliseconds since the kill, each of the last VM that came so far.
@@ -77,12 +85,14 @@ pub fn failover(asked: &Failover, as_json: bool) -> Result<()> {
     let setting = setting(asked)?;
     let mut runs = Vec::new();
     for number in 1..=asked.runs {
-        let run = one_run(&mut ground, setting, asked.victim).with_context(|| format!("run {number}"))?;
+        let behaviour = asked.power.as_ref().map(|(behaviour, _)| *behaviour);
+        let run = one_run(&mut ground, setting, asked.victim, behaviour).with_context(|| format!("run {number}"))?;
         eprintln!("run {number} of {}: {}", asked.runs, serde_json::to_string(&run)?);
         runs.push(run);
     }
     let whole = json!({
-        "profile": asked.profile, "victim": asked.victim, "locks": asked.locks_text, "runs": runs,
+        "profile": asked.profile, "victim": asked.victim, "locks": asked.locks_text,
+        "power": asked.power.as_ref().map(|(switch, at)| format!("{switch:?}, fence-at {at}").to_lowercase()), "runs": runs,
         "median": fold(&runs, median), "min": fold(&runs, |sorted| sorted[0]),
         "max": fold(&runs, |sorted| sorted[sorted.len() - 1]),
     });
@@ -116,11 +126,18 @@ fn setting(asked: &Failover) -> Result<Setting> {
         LockMode::Server { .. } if asked.locks_text.contains('=') => Setting::LEASED,
         LockMode::Server { .. } => Setting::SERVER,
     };
-    Ok(Setting { profile, locks: asked.locks, ..base })
+    let power = match asked.power.as_ref().map(|(_, at)| at.as_str()) {
+        None => None,
+        Some("lapse") => Some("lapse"),
+        Some("suspect") => Some("suspect"),
+        Some(other) => bail!("hosts are switched off at lapse or suspect, not {other}"),
+    };
+    Ok(Setting { profile, locks: asked.locks, power, ..base })
 }
 
-fn one_run(ground: &mut Ground, setting: Setting, victim: Victim) -> Result<Run> {
+fn one_run(ground: &mut Ground, setting: Setting, victim: Victim, switch: Option<Behaviour>) -> Result<Run> {
     ground.prepare(setting)?;
+    power::set(switch.unwrap_or(Behaviour::Works))?;
     let host = match victim {
         Victim::Master => ground.master()?,
         Victim::Subordinate => ground.subordinate()?,
@@ -266,9 +283,10 @@ fn used(ground: &Ground) -> Result<BTreeMap<String, Used>> {
 }
 
 fn processes(host: &Host) -> Result<Vec<i32>> {
-    let name = |pid: i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned();
-    let all = host.group()?.pids().into_iter().map(nix::unistd::Pid::as_raw);
-    let mut ours: Vec<i32> = all.filter(|pid| OURS.contains(&name(*pid).as_str())).collect();
+    let mut ours = Vec::new();
+    for name in OURS {
+        ours.extend(processes::named(host, name)?);
+    }
     ours.sort_unstable();
     if ours.is_empty() {
         bail!("{} runs neither agent nor guard", host.name());

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::lab::{Lab, Wish};
 use crate::storage::{self, Fault, LockMode};
-use crate::{EXPIRE_INSIDE, bench, cases, demo, network, product, sim, test};
+use crate::{EXPIRE_INSIDE, bench, cases, chaos, demo, network, power, product, sim, test};
 
 /// A lab for Mainstay on one machine: hosts (containers with systemd, libvirt and QEMU), a switch, a datastore, and the
 /// faults of all three.
@@ -89,6 +89,8 @@ enum Command {
         #[command(subcommand)]
         command: Option<StorageCommand>,
     },
+    /// How the hosts' power switch behaves, for fence_lab in the hosts
+    Power { behaviour: power::Behaviour },
     /// Guests
     Vm {
         #[command(subcommand)]
@@ -128,6 +130,24 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
+    /// Random faults by seed against a whole cluster with 8 VMs, in rounds: faults, healing, the judges' verdict
+    ///
+    /// Kills, freezes, cuts, storage that fails, signals to daemons and QEMUs, operators at their shells. The same seed
+    /// gives the same faults at the same times. A violation prints its seed and where story and logs are; the lab stays.
+    /// The last line: `V violations; longest unexplained downtime X s of VM`.
+    Chaos {
+        /// How long faults come, healing not counted
+        #[arg(long, default_value_t = 5)]
+        minutes: u32,
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// 3 to 5
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=5))]
+        hosts: u8,
+        /// Only print which faults would come when
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Measure
     Bench {
         #[command(subcommand)]
@@ -141,6 +161,10 @@ enum Command {
         /// The host's id, which every storage fence is given, too
         id: Option<String>,
     },
+    #[command(hide = true)]
+    PowerDaemon { run: PathBuf },
+    #[command(hide = true)]
+    FenceFromInside,
     #[command(hide = true)]
     JunkFromInside { group: std::net::Ipv4Addr, port: u16 },
 }
@@ -160,6 +184,22 @@ enum BenchCommand {
         /// `server` (with a fence), `server=SECONDS` (their lease decides) or `local` (late writes are accepted)
         #[arg(long, default_value = "server")]
         locks: String,
+        /// Hosts have a fence device, whose switch behaves like this
+        #[arg(long)]
+        power: Option<power::Behaviour>,
+        /// When they are switched off: lapse or suspect
+        #[arg(long, default_value = "suspect", requires = "power", value_parser = ["lapse", "suspect"])]
+        fence_at: String,
+    },
+    /// From the freeze of a host with three VMs to its old copies' end: what they gained in vCPU time after the thaw
+    ///
+    /// Half of the runs with locks that reach no other host; every run is judged for two writers.
+    Freeze {
+        #[arg(long, default_value_t = 50)]
+        runs: usize,
+        /// How long each freeze lasts
+        #[arg(long, default_value_t = 60)]
+        seconds: u64,
     },
     /// What agent and guard cost at rest, with three VMs on each host
     Idle,
@@ -259,14 +299,27 @@ fn act(cli: Cli) -> Result<ExitCode> {
         }
         Command::Case { names, full } => return test::run_named(&names, full),
         Command::Sim { args } => return sim::run(&args),
-        Command::Bench { command: BenchCommand::Failover { runs, profile, victim, locks } } => {
-            let asked = bench::Failover { runs, profile, victim, locks: parse_locks(&locks)?, locks_text: locks };
+        Command::Chaos { minutes, seed, hosts, dry_run } => {
+            let violations = chaos::run(chaos::Asked { minutes, seed, hosts, dry_run })?;
+            return Ok(if violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
+        Command::Bench { command: BenchCommand::Failover { runs, profile, victim, locks, power, fence_at } } => {
+            let locks_text = locks;
+            let locks = parse_locks(&locks_text)?;
+            let power = power.map(|power| (power, fence_at));
+            let asked = bench::Failover { runs, profile, victim, locks, locks_text, power };
             bench::failover(&asked, cli.json)?;
+        }
+        Command::Bench { command: BenchCommand::Freeze { runs, seconds } } => {
+            bench::freeze(bench::Freeze { runs, time: Duration::from_secs(seconds) }, cli.json)?;
         }
         Command::Bench { command: BenchCommand::Idle } => bench::idle(cli.json)?,
         Command::JunkFromInside { group, port } => cases::send_junk(group, port)?,
         Command::StorageDaemon { dir, run } => storage::run_daemon(&dir, &run)?,
         Command::ExpireFromInside { host, .. } => expire_from_inside(&host)?,
+        Command::PowerDaemon { run } => power::run_daemon(&run)?,
+        Command::FenceFromInside => return power::agent(),
+        Command::Power { behaviour } => power::set(behaviour)?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -245,11 +245,33 @@ impl Guest {
         self.define_by(host, &self.xml(accelerator).replacen("<memory", other, 1))
     }
 
+    /// Defines it with a title: a change that any guest survives.
+    pub fn define_titled(&self, host: &Host, accelerator: Accelerator, title: &str) -> Result<()> {
+        let titled = format!("<title>{title}</title>\n  <memory");
+        self.define_by(host, &self.xml(accelerator).replacen("<memory", &titled, 1))
+    }
+
+    /// Defines a VM with its disk under another name, and with this UUID.
+    pub fn define_clone(&self, host: &Host, accelerator: Accelerator, name: &str, uuid: Uuid) -> Result<()> {
+        let xml = self.xml(accelerator).replacen(&format!("<name>{}<", self.name), &format!("<name>{name}<"), 1);
+        self.define_by(host, &xml.replacen(&self.uuid().to_string(), &uuid.to_string(), 1))
+    }
+
+    /// Writes its definition into a host; names the file as the host sees it.
+    pub fn write_definition(&self, host: &Host, accelerator: Accelerator) -> Result<String> {
+        self.write_xml(host, &self.xml(accelerator))
+    }
+
     fn define_by(&self, host: &Host, xml: &str) -> Result<()> {
+        let file = self.write_xml(host, xml)?;
+        host.run(&["virsh", "-q", "define", &file]).map(drop)
+    }
+
+    fn write_xml(&self, host: &Host, xml: &str) -> Result<String> {
         let file = format!("tmp/{}.xml", self.name);
         let path = host.root_inside()?.join(&file);
         fs::write(&path, xml).with_context(|| format!("writing {}", path.display()))?;
-        host.run(&["virsh", "-q", "define", &format!("/{file}")]).map(drop)
+        Ok(format!("/{file}"))
     }
 
     /// Starts it by libvirt, as a person would.

@@ -118,6 +118,8 @@ impl Host {
         fs::copy(std::env::current_exe()?, files.join("usr/lib/mainstay-lab/lab")).context("copying the lab")?;
         let expire = "#!/bin/sh\nexec /usr/lib/mainstay-lab/lab expire-from-inside \"$@\"\n";
         root::put(&files, "usr/local/sbin/lab-expire", 0o755, expire)?;
+        let fence = "#!/bin/sh\nexec /usr/lib/mainstay-lab/lab fence-from-inside\n";
+        root::put(&files, "usr/local/sbin/fence_lab", 0o755, fence)?;
         make_nodes(&state.join("dev"))
     }
 
@@ -158,6 +160,10 @@ impl Host {
         let expire = Path::new(RUN).join("expire.sock");
         if expire.exists() {
             nspawn.arg(format!("--bind={}:{}", expire.display(), crate::EXPIRE_INSIDE));
+        }
+        let power = Path::new(RUN).join(crate::power::SOCKET);
+        if power.exists() {
+            nspawn.arg(format!("--bind={}:{}", power.display(), crate::power::SOCKET_INSIDE));
         }
         nspawn.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         nspawn.env("SYSTEMD_NSPAWN_UNIFIED_HIERARCHY", "1").env("SYSTEMD_NSPAWN_LOCK", "0");

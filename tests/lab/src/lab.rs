@@ -24,7 +24,7 @@ use crate::cgroup::Group;
 use crate::guest::{Accelerator, Guest};
 use crate::host::{Host, MOST, Power};
 use crate::storage::Storage;
-use crate::{command, guest, mounts, network, packages, product, root};
+use crate::{command, guest, mounts, network, packages, power, product, root};
 
 /// What outlives a restart of the machine.
 pub const STATE: &str = "/var/lib/mainstay-lab";
@@ -110,6 +110,7 @@ impl Lab {
         fs::create_dir_all(RUN).with_context(|| format!("making {RUN}"))?;
         network::up()?;
         start_storage()?;
+        start_power()?;
         Ok(lab)
     }
 
@@ -342,6 +343,22 @@ fn start_storage() -> Result<()> {
     command::start_detached(&mut daemon, &log)?;
     wait(Duration::from_secs(10), "the storage daemon", || {
         let ready = Storage::connect(run).is_ok();
+        if !ready && !group.is_populated() {
+            bail!("it ended: {}", fs::read_to_string(&log).unwrap_or_default().trim());
+        }
+        Ok(ready.then_some(()))
+    })
+}
+
+fn start_power() -> Result<()> {
+    let group = Group::lab()?.child("power");
+    group.create()?;
+    let mut daemon = command::detached_in(&group);
+    daemon.arg(std::env::current_exe()?).arg("power-daemon").arg(RUN);
+    let log = Path::new(RUN).join("power.log");
+    command::start_detached(&mut daemon, &log)?;
+    wait(Duration::from_secs(10), "the power switch", || {
+        let ready = power::set(power::Behaviour::Works).is_ok();
         if !ready && !group.is_populated() {
             bail!("it ended: {}", fs::read_to_string(&log).unwrap_or_default().trim());
         }

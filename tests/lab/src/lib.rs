@@ -4,12 +4,13 @@
 //! cli ──► lab ──┬─► packages, root     what must be there: programs of the machine, the hosts' file system
 //!               ├─► network            the switch, and cuts
 //!               ├─► storage            the datastore, and its faults
+//!               ├─► power              the hosts' power switch, and its faults
 //!               ├─► host ──► cgroup    containers: start, kill, freeze, run commands
 //!               ├─► guest              what runs on them
 //!               └─► product            Mainstay, built and installed
 //! guest_disk, judge                    what guests leave behind, and who reads it
-//! agents                               what the agents say of themselves
-//! cases, test, demo, bench             what is tried with all this
+//! agents, processes                    what the agents say of themselves; their processes, from outside
+//! cases, test, demo, bench, chaos      what is tried with all this
 //! sim                                  the simulator: no hosts at all
 //! ```
 
@@ -17,6 +18,7 @@ pub mod agents;
 pub mod bench;
 pub mod cases;
 pub mod cgroup;
+pub mod chaos;
 pub mod cli;
 pub mod command;
 pub mod demo;
@@ -28,6 +30,8 @@ pub mod lab;
 pub mod mounts;
 pub mod network;
 pub mod packages;
+pub mod power;
+pub mod processes;
 pub mod product;
 pub mod root;
 pub mod sim;

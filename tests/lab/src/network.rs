@@ -86,6 +86,19 @@ pub fn cut_one_way(from: &Host, to: &Host) -> Result<()> {
     nft(&format!("add element bridge {TABLE} pairs {{ {} . {} }}", from.name(), to.name()))
 }
 
+/// Ends what `cut_host` did. One that is not cut is no error.
+pub fn mend_host(host: &Host) -> Result<()> {
+    // Added first: nft refuses to delete what is not there.
+    let element = format!("bridge {TABLE} hosts {{ {} }}", host.name());
+    nft(&format!("add element {element}; delete element {element}"))
+}
+
+/// Ends what `cut_one_way` did. One that is not cut is no error.
+pub fn mend_one_way(from: &Host, to: &Host) -> Result<()> {
+    let element = format!("bridge {TABLE} pairs {{ {} . {} }}", from.name(), to.name());
+    nft(&format!("add element {element}; delete element {element}"))
+}
+
 /// Ends all cuts.
 pub fn heal() -> Result<()> {
     nft(&format!("flush set bridge {TABLE} hosts; flush set bridge {TABLE} pairs"))

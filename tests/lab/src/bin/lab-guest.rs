@@ -29,6 +29,8 @@ const RB_POWER_OFF: i32 = 0x4321_fedc;
 const RB_AUTOBOOT: i32 = 0x0123_4567;
 const SYS_FINIT_MODULE: i64 = 313;
 const CLOCK_BOOTTIME: i32 = 7;
+/// Failed writes that are remembered: a minute of them.
+const TRIED: usize = 600;
 
 unsafe extern "C" {
     fn mount(source: *const i8, target: *const i8, kind: *const i8, flags: u64, data: *const i8) -> i32;
@@ -105,7 +107,7 @@ fn open_disk() -> Option<File> {
 struct Buffer([u8; 2 * SECTOR]);
 
 fn write_for_ever(disk: &File, boot: [u8; 16]) -> ! {
-    let mut writer = Writer { boot, last: None, tried: None };
+    let mut writer = Writer { boot, last: None, tried: Vec::new() };
     let mut failing = false;
     let mut due = Instant::now();
     loop {
@@ -129,8 +131,8 @@ struct Writer {
     boot: [u8; 16],
     /// Our last whole write.
     last: Option<Stamp>,
-    /// A write that failed; it may have landed all the same.
-    tried: Option<Stamp>,
+    /// Writes that failed since then; any may have landed all the same, or may still do so.
+    tried: Vec<Stamp>,
 }
 
 impl Writer {
@@ -148,19 +150,23 @@ impl Writer {
         let command = buffer.0[SECTOR..].to_vec();
         self.obey(disk, &command)?;
 
-        let expected = self.last.is_none() || self.last == Some(head.stamp) || self.tried == Some(head.stamp);
+        let expected = self.last.is_none() || self.last == Some(head.stamp) || self.tried.contains(&head.stamp);
         let counter = if expected { head.stamp.counter } else { self.last.unwrap_or_default().counter } + 1;
         let stamp = Stamp { boot: self.boot, counter, uptime_ns: uptime_ns() };
         let record = Record { stamp, previous: head.stamp, conflicts: head.conflicts + u64::from(!expected) };
         if !expected {
             say(&format!("another writer: {} {}", hex(&head.stamp.boot), head.stamp.counter));
         }
-        self.tried = Some(stamp);
+        if TRIED < self.tried.len() {
+            self.tried.remove(0);
+        }
+        self.tried.push(stamp);
         for (place, sector) in [(Place::Ring, ring_sector(counter)), (Place::Head, HEAD_SECTOR)] {
             buffer.0[..SECTOR].copy_from_slice(&record.to_bytes(place));
             disk.write_all_at(&buffer.0[..SECTOR], sector * SECTOR as u64)?;
         }
-        self.last = self.tried.take();
+        self.last = Some(stamp);
+        self.tried.clear();
         Ok(())
     }
 

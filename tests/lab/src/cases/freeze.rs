@@ -21,6 +21,12 @@ const LIMIT: Duration = Duration::from_secs(8);
 const KILLED_WITHIN: Duration = Duration::from_secs(15);
 
 pub fn freeze(ground: &mut Ground) -> Result<()> {
+    let time = if ground.full { FROZEN_FULL } else { FROZEN };
+    for_time(ground, time)
+}
+
+/// Freezes a host for a time, within which its guests are taken; old copies are gone when it returns.
+pub fn for_time(ground: &mut Ground, time: Duration) -> Result<()> {
     let victim = ground.subordinate()?;
     let guests = ground.gather(&victim, VMS)?;
     ground.watch()?;
@@ -33,7 +39,6 @@ pub fn freeze(ground: &mut Ground) -> Result<()> {
     let frozen = ground.fault(&format!("freeze {}", victim.name()), &guests)?;
     victim.freeze()?;
     ground.demand_started(&guests, frozen, &victim, LIMIT)?;
-    let time = if ground.full { FROZEN_FULL } else { FROZEN };
     // The length of the freeze is what is tried here.
     std::thread::sleep(time.saturating_sub(crate::judge::Moment::now().since(frozen)));
     let thawed = ground.judges()?.thaw(&victim.name());

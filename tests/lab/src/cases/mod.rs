@@ -7,19 +7,24 @@
 //! ```
 //!
 //! - `ground`: the words in which cases are told. `restore`: from whatever a case left to a healthy lab.
-//! - `kill`, `freeze`, `cut`, `storage`, `people`, `restarts`, `moves`, `junk`: the cases.
+//! - `images`, `kill`, `power`, `freeze`, `cut`, `storage`, `people`, `restarts`, `moves`, `foreign`, `junk`, `chaos`: the
+//!   cases.
 //! - `report`: what is kept of a case that failed.
 //!
 //! Cases are ordered by setting, since another kind of locks needs other mounts, and thus a power loss of all hosts.
 //! Limits are those promised for a single run; medians are the benches' (`bench.rs`).
 
+mod chaos;
 mod cut;
+mod foreign;
 mod freeze;
 mod ground;
+mod images;
 mod junk;
 mod kill;
 mod moves;
 mod people;
+mod power;
 pub mod report;
 mod restarts;
 mod restore;
@@ -29,6 +34,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 
+pub use freeze::for_time as freeze_for;
 pub use ground::{GUESTS, Ground, host_of_process, seconds};
 pub use junk::send as send_junk;
 
@@ -46,18 +52,31 @@ pub struct Setting {
     pub fence: &'static str,
     /// Without a fence: `exclude` or `accept`.
     pub late_writes: &'static str,
+    /// Every host has a fence device, used at `lapse` or `suspect`; none = no fence devices.
+    pub power: Option<&'static str>,
 }
 
 const LEASE: Duration = Duration::from_secs(10);
 
 impl Setting {
     /// Locks at a server, fenced by command.
-    pub const SERVER: Setting =
-        Setting { profile: "default", locks: LockMode::Server { lease: LEASE }, fence: FENCE, late_writes: "exclude" };
+    pub const SERVER: Setting = Setting {
+        profile: "default",
+        locks: LockMode::Server { lease: LEASE },
+        fence: FENCE,
+        late_writes: "exclude",
+        power: None,
+    };
     /// The same, reacting fast.
     pub const FAST: Setting = Setting { profile: "fast", ..Setting::SERVER };
+    /// The same, with a power switch that is used as soon as a host is suspected.
+    pub const POWER: Setting = Setting { power: Some("suspect"), ..Setting::SERVER };
+    /// Both.
+    pub const POWER_FAST: Setting = Setting { profile: "fast", ..Setting::POWER };
     /// Locks at a server that drops those of a silent client after a lease; nothing to fence with.
     pub const LEASED: Setting = Setting { fence: "lock", ..Setting::SERVER };
+    /// Locks reach no other host; fenced by command.
+    pub const LOCAL_FENCED: Setting = Setting { locks: LockMode::Local, ..Setting::SERVER };
     /// Locks reach no other host, no fence, the risk is taken.
     pub const LOCAL_ACCEPT: Setting =
         Setting { locks: LockMode::Local, fence: "none", late_writes: "accept", ..Setting::SERVER };
@@ -94,11 +113,35 @@ pub const ALL: &[Case] = &[
         moves::target_killed,
     ),
     case("move-source-killed", "the source dies in the middle of a move: restarted once", moves::source_killed),
+    case(
+        "virsh-migrate",
+        "virsh migrate of a running guest: its gap is at most 1 s, its claim follows",
+        foreign::back_and_forth,
+    ),
+    case("virsh-migrate-refused", "the policy refuses virsh migrate and names vm move", foreign::refused),
+    case("virsh-migrate-target-killed", "the target of a virsh migrate dies: one copy runs", foreign::target_killed),
+    case("virsh-migrate-source-killed", "the source of a virsh migrate dies: one copy runs", foreign::source_killed),
+    case(
+        "virsh-migrate-libvirtd-killed",
+        "libvirtd of the target of a virsh migrate dies, before, at and after the switch: one copy runs",
+        foreign::libvirtd_killed,
+    ),
     case("qemu-killed", "kill -9 of a QEMU: restarted in place within 2 s", kill::qemu),
     case(
         "virsh-start",
         "virsh start of what runs elsewhere is refused; of what runs nowhere, claimed",
         people::virsh_start,
+    ),
+    case(
+        "restore-after-run-elsewhere",
+        "saved memory goes on; of a VM that ran elsewhere since it is refused",
+        images::restore_after_run_elsewhere,
+    ),
+    case("clones", "a clone with the same UUID, or with the same disk, is refused and the owner named", images::clones),
+    case(
+        "edit-while-running",
+        "a definition changed while its VM runs survives the death of its host",
+        images::edit_while_running,
     ),
     case("restart-agents", "mainstayd restarted on each host, then on all at once: no VM is touched", restarts::agents),
     case("restart-libvirtd", "libvirtd restarted on each host: no VM is touched", restarts::libvirtd),
@@ -138,6 +181,18 @@ pub const ALL: &[Case] = &[
         "no network and no storage: stopped before L, taken once, the old copies are killed",
         cut::and_hang,
     ),
+    case("chaos", "a minute of random faults and operators: never two, all as wanted when healed", chaos::short),
+    with(Setting::POWER, case("kill-power-suspect", "a power switch confirms at once: within 5 s", power::suspect)),
+    with(
+        Setting::POWER,
+        case("kill-power-hangs", "a power switch that hangs: the lapse decides, within 8 s", power::hangs),
+    ),
+    with(
+        Setting::POWER,
+        case("kill-power-fails", "a power switch that fails: the same, and people are told", power::fails),
+    ),
+    with(Setting::POWER, case("cut-network-power", "a cut network alone: nobody is switched off", power::cut_network)),
+    with(Setting::POWER_FAST, case("kill-power-suspect-fast", "profile fast: within 2.2 s", power::suspect_fast)),
     with(Setting::FAST, case("kill-subordinate-fast", "profile fast: within 3 s", kill::subordinate_fast)),
     with(Setting::FAST, case("kill-master-fast", "profile fast: within 3.5 s", kill::master_fast)),
     with(

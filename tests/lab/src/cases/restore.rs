@@ -14,8 +14,8 @@ use super::{GUESTS, Ground, Setting};
 use crate::agents::{self, View};
 use crate::host::{Host, Power};
 use crate::lab::wait;
-use crate::network;
 use crate::storage::{Fault, LockMode};
+use crate::{network, power};
 
 const BOOT: Duration = Duration::from_secs(90);
 /// From hosts that are up to one master that sees all live.
@@ -63,7 +63,8 @@ impl Ground {
         self.guests_run()
     }
 
-    fn end_faults(&self) -> Result<()> {
+    /// Ends cuts, freezes and faults of the storage.
+    pub(crate) fn end_faults(&self) -> Result<()> {
         network::heal()?;
         let storage = self.lab.storage()?;
         for host in self.hosts() {
@@ -77,7 +78,8 @@ impl Ground {
         Ok(())
     }
 
-    fn hosts_up(&self) -> Result<()> {
+    /// Switches on what is off, boots anew what is fenced, and starts units that do not run.
+    pub(crate) fn hosts_up(&self) -> Result<()> {
         let status = self.lab.storage()?.status()?;
         let mut started = Vec::new();
         for host in self.hosts() {
@@ -101,7 +103,7 @@ impl Ground {
     }
 
     /// Waits until every host sees every host live, and all the same master.
-    pub(super) fn wait_cluster(&self) -> Result<()> {
+    pub(crate) fn wait_cluster(&self) -> Result<()> {
         wait(JOIN, "the cluster to be whole", || {
             std::thread::sleep(PAUSE);
             let views = self.views()?;
@@ -156,6 +158,7 @@ impl Ground {
             let set = ["mainstay", "datastore", "set", "shared", "--fence", setting.fence];
             agents::ask(&host, agents::ANSWER, &[&set[..], &["--late-writes", setting.late_writes]].concat())?;
         }
+        self.set_power(&host, setting)?;
         let version = agents::view(&host)?.settings_version;
         wait(JOIN, "all hosts to have the settings", || {
             std::thread::sleep(PAUSE);
@@ -171,6 +174,29 @@ impl Ground {
             })?;
         }
         self.setting = Some(setting);
+        Ok(())
+    }
+
+    /// Gives every host a fence device, or takes them all away; what one said of a living host is forgiven.
+    fn set_power(&self, host: &Host, setting: Setting) -> Result<()> {
+        power::set(power::Behaviour::Works)?;
+        let had = if self.setting.is_some_and(|old| old.power == setting.power) {
+            return Ok(());
+        } else {
+            agents::ask(host, agents::ANSWER, &["mainstay", "--json", "host", "fence-device", "list"])?
+        };
+        let had: serde_json::Value = serde_json::from_str(&had).context("reading the fence devices")?;
+        for device in had["fence_devices"].as_array().into_iter().flatten() {
+            let name = device["name"].as_str().context("a fence device has a name")?;
+            agents::ask(host, agents::ANSWER, &["mainstay", "host", "fence-device", "remove", name])?;
+        }
+        let Some(at) = setting.power else { return Ok(()) };
+        for of in self.hosts() {
+            let (name, plug) = (format!("switch-{}", of.name()), format!("plug={}", of.name()));
+            let add = ["mainstay", "host", "fence-device", "add", &name, &of.name(), "fence_lab", &plug];
+            agents::ask(host, agents::ANSWER, &add)?;
+        }
+        agents::ask(host, agents::ANSWER, &["mainstay", "cluster", "set", &format!("fence-at={at}")])?;
         Ok(())
     }
 

@@ -135,6 +135,11 @@ impl Copy {
         self.gained_over(self.samples.get(index))
     }
 
+    /// When it was last seen to have executed, if only little.
+    pub fn last_executed(&self) -> Option<Moment> {
+        self.last_rise.map(|rise| rise.at)
+    }
+
     /// When it was first seen to have executed after a moment, if only little.
     pub fn rose_after(&self, moment: Moment) -> Option<Moment> {
         let from = self.samples.partition_point(|s| s.at < moment);

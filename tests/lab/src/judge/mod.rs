@@ -31,7 +31,7 @@ use anyhow::{Result, anyhow};
 use serde::{Serialize, Serializer};
 use uuid::Uuid;
 
-pub use blame::Window;
+pub use blame::{Excuse, Reach, Window};
 pub use copy::Copy;
 pub use disks::Write;
 pub use end_state::Wish;
@@ -102,6 +102,14 @@ struct Said {
     wishes: BTreeMap<Uuid, Wish>,
     marks: Vec<Mark>,
     windows: Vec<Window>,
+    late: Vec<Late>,
+}
+
+/// A host whose writes came late.
+struct Late {
+    host: String,
+    from: Moment,
+    to: Moment,
 }
 
 /// What the judges found.
@@ -186,6 +194,26 @@ impl Judges {
         at
     }
 
+    /// Notes that writes of a host may land late for a time: a guest may then find its own older records.
+    pub fn late(&self, host: &str, from: Moment, to: Moment) {
+        self.said().late.push(Late { host: host.into(), from, to });
+    }
+
+    /// All copies ever seen.
+    pub fn copies(&self) -> Vec<Copy> {
+        self.presence.all()
+    }
+
+    /// Where many faults overlap: what happened to VMs since `from` that no excuse covers.
+    pub fn unexcused(&self, excuses: &[Excuse], from: Moment) -> Vec<String> {
+        let (said, copies, now) = (self.said(), self.presence.all(), Moment::now());
+        let of_vm = |vm: &Vm| {
+            let own: Vec<&Copy> = copies.iter().filter(|copy| copy.vm == vm.id).collect();
+            blame::judge_all(&vm.name, &own, excuses, from, now)
+        };
+        said.vms.values().flat_map(of_vm).collect()
+    }
+
     /// The first copy of a VM that began to execute at or after `since`.
     pub fn started(&self, vm: Uuid, since: Moment) -> Option<Start> {
         self.presence.started(vm, since)
@@ -248,7 +276,8 @@ impl Judges {
             let writes = self.disks.writes(*id);
             let mut of_vm: Vec<Copy> = copies.iter().filter(|c| c.vm == *id).cloned().collect();
             if let Some(vm) = said.vms.get(id) {
-                violations.extend(writer::judge(vm, &writes));
+                let late = said.late.iter().any(|late| late.concerns(&of_vm));
+                violations.extend(writer::judge(vm, &writes, late));
             }
             if let Some(wish) = said.wishes.get(id) {
                 violations.extend(end_state::judge(&name(id), *wish, &of_vm, now));
@@ -276,6 +305,13 @@ impl Judges {
 
     fn said(&self) -> std::sync::MutexGuard<'_, Said> {
         self.said.lock().expect("no holder panics")
+    }
+}
+
+impl Late {
+    fn concerns(&self, copies: &[Copy]) -> bool {
+        let was_there = |copy: &Copy| copy.began <= self.to && copy.gone.is_none_or(|gone| self.from <= gone);
+        copies.iter().any(|copy| copy.host == self.host && was_there(copy))
     }
 }
 
