@@ -9,7 +9,7 @@
 //! A client that is silent for `locks` loses its state: image locks go, and what it had under way is refused. A storage
 //! fence does that at once.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use mainstay::core::event::Outcome;
