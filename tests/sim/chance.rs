@@ -114,13 +114,6 @@ fn setup(dice: &mut Dice, seed: u64, wish: &Wish) -> Setup {
         2 => (command, LateWrites::Exclude, None),
         _ => (command, LateWrites::Exclude, Some(Duration::from_secs(10))),
     };
-    let (power, fence_at) = match dice.roll(3) {
-        0 => (false, FenceAt::Lapse),
-        1 => (true, FenceAt::Lapse),
-        _ => (true, FenceAt::Suspect),
-    };
-    let switch = |host: &String| (format!("switch-{host}"), host.clone(), 1);
-    let switches = hosts.iter().filter(|_| power).map(switch).collect();
     let seconds = Duration::from_secs;
     let timing = match dice.roll(10) {
         0..=4 => Timing::DEFAULT,
@@ -129,6 +122,15 @@ fn setup(dice: &mut Dice, seed: u64, wish: &Wish) -> Setup {
         // The longest lease there is: clocks have the most time to go apart.
         _ => Timing { beat: seconds(1), renew: seconds(2), suspect: seconds(6), lease: seconds(60) },
     };
+    let (power, fence_at) = match dice.roll(3) {
+        0 => (false, FenceAt::Lapse),
+        1 => (true, FenceAt::Lapse),
+        _ => (true, FenceAt::Suspect),
+    };
+    let switch = |host: &String| (format!("switch-{host}"), host.clone(), 1);
+    // A host that comes up watches for a lease before it beats, and would be switched off for its silence.
+    let power = power && timing.lease < seconds(60);
+    let switches = hosts.iter().filter(|_| power).map(switch).collect();
     Setup { hosts, vms, fence, late_writes, switches, fence_at, locks, timing, seed, ..Setup::default() }
 }
 

@@ -103,6 +103,14 @@ impl Datastore {
         self.claims.get(&tenure.vm)?.get(&tenure.generation)?.0.as_ref().ok()
     }
 
+    /// Whether a claim after this one named another host: it may have run there.
+    pub fn named_another(&self, tenure: Tenure, me: HostId) -> bool {
+        let all = self.claims.get(&tenure.vm).into_iter().flatten();
+        all.filter(|(at, _)| tenure.generation < **at)
+            .filter_map(|(_, (claim, _))| claim.as_ref().ok())
+            .any(|claim| claim.owners().iter().any(|owner| owner.host != me))
+    }
+
     /// Highest generation, readable or not.
     pub fn generation(&self, vm: VmId) -> Generation {
         self.claims.get(&vm).and_then(|all| all.last_key_value()).map(|(at, _)| *at).unwrap_or_default()

@@ -18,6 +18,7 @@ use mainstay::types::guard::{GuardOrder, GuardReport, Refusal};
 use mainstay::types::vm::OffReason;
 use mainstay::types::{Attestation, DatastoreId, Digest, Incarnation, ListName, Sequence, Time, VmEntry, VmId};
 
+use super::host::Host;
 use super::world::{Gate, H, World};
 
 /// Reports that wait for the agent; drained after every use of the state.
@@ -243,6 +244,8 @@ impl World {
                 }
                 Act::Lift(vm, key) => self.lift(h, vm, key),
                 Act::Kill(vm, key, why) => {
+                    let named = |text: String, other: &Host| text.replace(&other.id.to_string(), &other.name);
+                    let why = self.hosts.iter().fold(why, named);
                     let name = self.vm_name(vm);
                     let host = self.hosts[h].name.clone();
                     self.tell(&host, &format!("guard kills {name}: {why}"));

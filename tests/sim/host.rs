@@ -125,6 +125,10 @@ pub struct Host {
     told_kib: u64,
 }
 
+fn boot_id(life: u64) -> BootId {
+    BootId(Uuid::from_u128(0xb007_0000 + u128::from(life)))
+}
+
 impl Host {
     /// Off.
     pub fn new(n: H, member: MemberSettings, settings: ClusterSettings, rate: i64) -> Self {
@@ -162,7 +166,11 @@ impl Host {
     }
     /// Of its kernel.
     pub fn boot(&self) -> BootId {
-        BootId(Uuid::from_u128(0xb007_0000 + u128::from(self.life.unwrap_or(0))))
+        boot_id(self.life.unwrap_or(0))
+    }
+    /// Of the kernel before.
+    pub fn last_boot(&self) -> Option<BootId> {
+        self.last_life.map(boot_id)
     }
     /// Gate of the present boot.
     pub fn kernel(&self) -> Gate {

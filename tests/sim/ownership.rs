@@ -5,7 +5,7 @@
 //! - (v, g) is over before anybody else creates g+1; the owner releases nothing that still runs
 //! - nobody says "over" of what runs
 //! - nothing is taken from a host that is well and still has its copy (R4: after a stall owners come first)
-//! - only a claim that lets it go on nowhere near kills a stopped copy (R2)
+//! - a stopped copy whose newest claim lets it go on is not killed, unless it may have run elsewhere (R2)
 //! - a counter is given once
 
 use mainstay::guard::state::Taken;
@@ -90,10 +90,12 @@ impl World {
                 Holder::Host(owner) => owner.host == me && owner.boot == self.hosts[h].boot(),
                 Holder::Handover { .. } | Holder::MovedTo(_) | Holder::Deleted => false,
             };
-        let guard = self.hosts[h].guard.as_ref();
-        let ran =
-            guard.is_some_and(|guard| guard.state.table.kept(|_| None).iter().any(|r| r.tenure.vm == vm && r.ran));
-        if goes_on && ran {
+        let Some(guard) = &self.hosts[h].guard else { return };
+        let rows = guard.state.table.kept(|_| None).into_iter().filter(|row| row.tenure.vm == vm && row.ran);
+        let Some(ran) = rows.map(|row| row.tenure).max() else { return };
+        // Its memory is older than its disks, should it have run elsewhere meanwhile.
+        let old = self.stores[&home].named_another(ran, me);
+        if goes_on && !old {
             let (name, host) = (self.vm_name(vm), self.hosts[h].name.clone());
             self.violated(&format!("the guard of {host} kills {name}, which its newest claim lets go on"));
         }
@@ -162,8 +164,9 @@ impl World {
         if claim.reason != ClaimReason::Migrated {
             self.judge.takeovers += 1;
         }
-        let off = self.judge.off.contains(&owner.boot);
-        let rebooted = off || self.hosts[h].life.is_some() && self.hosts[h].boot() != owner.boot;
+        // A later boot began, or a power switch has said, truly, that this one is off.
+        let newest = if self.hosts[h].life.is_some() { Some(self.hosts[h].boot()) } else { self.hosts[h].last_boot() };
+        let rebooted = newest != Some(owner.boot) || self.judge.off.contains(&owner.boot);
         let lapsed = self.judge.last.get(&(h, home)).is_none_or(|until| *until <= self.local(h));
         let said = self.judge.said.contains(&(owner.host, last.tenure));
         if !(rebooted || lapsed || said) {

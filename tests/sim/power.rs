@@ -83,6 +83,10 @@ impl World {
                     Ok(PowerAnswer::Done)
                 }
             };
+            if matches!(switch, Switch::Works | Switch::Idles) && world.hosts[victim].life.is_none() {
+                let ended = world.hosts[victim].last_boot();
+                world.judge.off.extend(ended);
+            }
             let back = world.latency(20_000);
             world.after(gate, back, move |world| world.done(h, life, ticket, Outcome::Power(answer)));
         });
@@ -94,8 +98,6 @@ impl World {
         self.tell("", &format!("switch {by} turns {name} off{}", if on { "" } else { ", which is off" }));
         self.check_switched_off(victim);
         if on {
-            let boot = self.hosts[victim].boot();
-            self.judge.off.insert(boot);
             self.kill(victim);
         }
         // Nothing that its kernel held can land any more; its locks are the server's business.
