@@ -5,6 +5,7 @@
 use super::Core;
 use super::cx::{Cx, Pending, Timer};
 use super::members::{Peer, low16, low32};
+use crate::mutants::{Mutant, planted};
 use crate::types::guard::{GuardOrder, LeaseView};
 use crate::types::{AgentBeat, Attestation, Attested, Counter, DatastoreSet, Echo, Flags, NetBeat, Score, Time};
 
@@ -116,8 +117,11 @@ impl Core {
             }
         }
         let Some(incarnation) = self.guard.incarnation else { return };
-        let ours =
-            |attested: &&Attested| attested.index == self.index && attested.incarnation_low == incarnation.low32();
+        // Counters begin anew with each incarnation: an old answer would vouch for a beat that never was written.
+        let ours = |attested: &&Attested| {
+            attested.index == self.index
+                && (attested.incarnation_low == incarnation.low32() || planted(Mutant::AttestationOfOlder))
+        };
         for attested in beat.attested.iter().filter(ours) {
             let Some(datastore) = self.settings.datastores.get(usize::from(attested.datastore)) else { continue };
             let order = GuardOrder::Attested { datastore: datastore.id, incarnation, counter: attested.counter };

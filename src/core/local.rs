@@ -22,6 +22,7 @@ use super::attempt::Kind;
 use super::cx::{Cx, Pending, Timer};
 use super::event::Recorded;
 use super::note::Note;
+use crate::mutants::{Mutant, planted};
 use crate::types::guard::{GuardOrder, RowView};
 use crate::types::vm::{DomainChange, DomainInfo, DomainOrder, DomainState, Underway};
 use crate::types::{Claim, ClaimReason, Holder, Incarnation, Over, Tenure, VmId, VmState, Wanted};
@@ -284,6 +285,9 @@ impl Core {
     fn row_is_ours(&mut self, cx: &mut Cx, id: VmId, row: &RowView, claim: &Claim) {
         match row.state {
             VmState::Expected => self.take_up_row(cx, id, row),
+            VmState::Running if planted(Mutant::ReleasedEarly) && self.shuts_down(id) => {
+                self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedInside);
+            }
             VmState::Running => {
                 self.take_up(cx, id, row);
                 self.mark(cx, id, row);
@@ -302,6 +306,10 @@ impl Core {
             }
             VmState::Over(Over::Exited { .. } | Over::Draining | Over::Lapsed) => self.judge_end(cx, id, claim),
         }
+    }
+
+    fn shuts_down(&self, id: VmId) -> bool {
+        self.libvirt.domains.get(&id).is_some_and(|domain| domain.state == DomainState::ShuttingDown)
     }
 
     /// A row of a generation above the newest claim, and nothing is under way here: a try whose claim did not come

@@ -14,6 +14,7 @@ use super::cx::{Cx, Pending, Timer};
 use super::health::Health;
 use super::lease::{Seen as SilenceSeen, Silence};
 use super::note::Note;
+use crate::mutants::{Mutant, planted};
 use crate::types::guard::LeaseView;
 use crate::types::store::{ClaimsOf, CompleteRead, StoreAnswer, StoreFailure, StoreOrder};
 use crate::types::{
@@ -69,7 +70,11 @@ impl Store {
     #[must_use]
     pub fn said_over(&self, host: HostId, tenure: Tenure) -> Option<Over> {
         let list = self.seen.get(&host)?.list.as_ref()?;
-        list.entries.iter().find(|entry| entry.tenure == tenure).and_then(|entry| match entry.state {
+        let entry = list.entries.iter().find(|entry| entry.tenure == tenure);
+        if entry.is_none() && planted(Mutant::AbsenceIsProof) {
+            return Some(Over::Exited { clean: true });
+        }
+        entry.and_then(|entry| match entry.state {
             VmState::Over(over) => Some(over),
             VmState::Expected | VmState::Running | VmState::Incoming => None,
         })
@@ -173,6 +178,10 @@ impl Core {
         match answer {
             StoreAnswer::Read(read) => self.read_came(cx, id, *read),
             StoreAnswer::Failed(why) => {
+                if planted(Mutant::FailedReadIsSilence) {
+                    store.silence.values_mut().for_each(|silence| silence.read_failed(cx.now));
+                    self.look = true;
+                }
                 self.store_trouble(cx, id, Some(why));
                 cx.set_earlier(Timer::Read(id), cx.now + renew);
             }

@@ -21,6 +21,7 @@
 
 use std::time::Duration;
 
+use crate::mutants::{Mutant, planted};
 use crate::types::settings::Timing;
 
 /// 1/rho: the rate error of CLOCK_BOOTTIME is at most 1/1000.
@@ -63,6 +64,9 @@ pub fn margin(lease: Duration, unpunctual: bool) -> Duration {
 /// R3's window, (L + margin)(1 + rho): from the end of the read that opens it to the begin of the read that closes it.
 #[must_use]
 pub fn window(lease: Duration, unpunctual: bool) -> Duration {
+    if planted(Mutant::NoMargin) {
+        return lease;
+    }
     let silent = lease.saturating_add(margin(lease, unpunctual));
     // One nanosecond more, because the division rounds down.
     silent.saturating_add(silent / RHO_DIVISOR).saturating_add(Duration::from_nanos(1))

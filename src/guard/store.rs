@@ -17,6 +17,7 @@ use super::state::Taken;
 use crate::core::lease::Lease;
 use crate::core::timing;
 use crate::exec::datastore::SlotsKept;
+use crate::mutants::{Mutant, planted};
 use crate::types::guard::{GuardDatastore, LeaseView};
 use crate::types::settings::Timing;
 use crate::types::{Attestation, Attested, Counter, DatastoreId, HostIndex, Incarnation, Time};
@@ -37,8 +38,9 @@ pub enum Stage {
 struct Heard {
     attestation: Attestation,
     since: Time,
-    /// It stands in a beat that counts.
-    persisted: bool,
+    /// The newest that stands in a beat that counts. A newer one must not hide it before that host was told: where the
+    /// beats of both come in a bad order, it would never be.
+    persisted: Option<Attestation>,
 }
 
 /// See the module. A guard hands it on to the next of its boot.
@@ -120,7 +122,7 @@ impl Store {
     /// Whether some attestation for others waits for our next beat. One that cannot be written is not hurried.
     #[must_use]
     pub fn owes(&self) -> bool {
-        self.trouble.is_none() && self.attestations.values().any(|heard| !heard.persisted)
+        self.trouble.is_none() && self.attestations.values().any(|heard| heard.persisted != Some(heard.attestation))
     }
 
     /// The newest beat that it acknowledged to this guard: it must never show less.
@@ -136,7 +138,7 @@ impl Store {
         self.full = false;
         for attestation in with {
             if let Some(heard) = self.attestations.get_mut(&attestation.index) {
-                heard.persisted |= heard.attestation == *attestation;
+                heard.persisted = Some(*attestation);
             }
         }
     }
@@ -146,8 +148,10 @@ impl Store {
         let newer = |heard: &Heard| {
             (heard.attestation.incarnation, heard.attestation.counter) < (attestation.incarnation, attestation.counter)
         };
-        if self.attestations.get(&attestation.index).is_none_or(newer) {
-            self.attestations.insert(attestation.index, Heard { attestation, since: now, persisted: false });
+        let known = self.attestations.get(&attestation.index);
+        if known.is_none_or(newer) {
+            let persisted = known.and_then(|heard| heard.persisted);
+            self.attestations.insert(attestation.index, Heard { attestation, since: now, persisted });
         }
     }
 
@@ -156,17 +160,21 @@ impl Store {
         self.attestations.retain(|index, heard| {
             *index != own && now.since(heard.since) < timing::attestation_kept(heard.attestation.lease)
         });
-        self.attestations.values().map(|heard| heard.attestation).collect()
+        let stands =
+            |heard: &&Heard| !(heard.persisted == Some(heard.attestation) && planted(Mutant::AttestationDropped));
+        self.attestations.values().filter(stands).map(|heard| heard.attestation).collect()
     }
 
     /// Those that are persisted, for the hosts that they are about.
     pub fn attested(&self) -> impl Iterator<Item = Attested> {
-        let persisted = self.attestations.values().filter(|heard| heard.persisted);
-        persisted.map(|heard| Attested {
+        let told = |heard: &Heard| {
+            if planted(Mutant::AttestedUnwritten) { Some(heard.attestation) } else { heard.persisted }
+        };
+        self.attestations.values().filter_map(told).map(|attestation| Attested {
             datastore: self.position,
-            index: heard.attestation.index,
-            incarnation_low: heard.attestation.incarnation.low32(),
-            counter: heard.attestation.counter,
+            index: attestation.index,
+            incarnation_low: attestation.incarnation.low32(),
+            counter: attestation.counter,
         })
     }
 

@@ -31,12 +31,16 @@ pub struct Qemu {
     pub pausing: bool,
     /// Stopped by signal and freezer.
     pub halted: bool,
+    /// The stop is under way.
+    pub halting: bool,
     /// Killed; it cannot exit while its storage hangs.
     pub dying: bool,
     /// Waits for memory from another host.
     pub incoming: bool,
     /// The server has dropped the state of its client: nothing that it writes lands any more.
     pub stale: bool,
+    /// When its memory was made, if it came from elsewhere; the end of time: it is what it was when it last stood.
+    pub memory: Option<u64>,
     /// Nanoseconds that its vCPUs have executed.
     pub spent: u64,
     /// When libvirt let it go on after a migration's switch.
@@ -123,6 +127,9 @@ impl World {
         if self.hosts[h].libvirtd.take().is_none() {
             return;
         }
+        self.excuse(h);
+        self.hosts[h].libvirt_held = false;
+        self.hosts[h].libvirt_backlog.clear();
         for domain in self.hosts[h].domains.values_mut() {
             domain.starting = false;
         }
@@ -187,11 +194,13 @@ impl World {
 
     /// The domain, made if it is not there.
     pub fn domain(&mut self, h: H, vm: VmId) -> &mut Domain {
+        self.changes += 1;
         self.hosts[h].domains.entry(vm).or_insert_with(Domain::new)
     }
 
     /// Its QEMU.
     pub fn qemu(&mut self, h: H, vm: VmId) -> Option<&mut Qemu> {
+        self.changes += 1;
         self.hosts[h].domains.get_mut(&vm)?.qemu.as_mut()
     }
 
@@ -201,7 +210,6 @@ impl World {
     pub fn domain_order(&mut self, h: H, ticket: Ticket, order: DomainOrder, within: Duration) {
         let Some(life) = self.hosts[h].agent.as_ref().map(|agent| agent.life) else { return };
         let gate = Gate::Agent(h, life);
-        self.open.insert((h, life, ticket.0));
         let told = move |world: &mut Self, answer: DomainAnswer| {
             world.after(gate, Duration::from_micros(300), move |world| {
                 world.done(h, life, ticket, Outcome::Domain(answer));
@@ -209,9 +217,7 @@ impl World {
         };
         // A pause that was begun is answered when it ends.
         if !matches!(order, DomainOrder::Suspend { .. }) {
-            self.after(gate, within, move |world| {
-                world.done(h, life, ticket, Outcome::Domain(DomainAnswer::Failed(DomainFailure::Timeout)));
-            });
+            self.due(gate, within, ticket, Outcome::Domain(DomainAnswer::Failed(DomainFailure::Timeout)));
         }
         let Some(daemon) = self.hosts[h].libvirtd else {
             return told(self, DomainAnswer::Failed(DomainFailure::NoDaemon("connection refused".to_owned())));
@@ -347,6 +353,7 @@ impl World {
     pub fn spawn(&mut self, h: H, vm: VmId, incoming: bool) {
         let pid = self.new_life();
         let key = ProcessKey { pid: pid as u32, started: pid };
+        let memory = incoming.then_some(0); // Nothing yet.
         let domain = self.domain(h, vm);
         domain.starting = false;
         let edit = domain.edit;
@@ -355,9 +362,11 @@ impl World {
             cpus: false,
             pausing: false,
             halted: false,
+            halting: false,
             dying: false,
             incoming,
             stale: false,
+            memory,
             spent: 0,
             let_go: None,
             edit,
@@ -446,7 +455,7 @@ impl World {
 
     // ---- signals of the guard -----------------------------------------------------------------------------------
 
-    /// SIGSTOP and freezer.
+    /// It stands.
     pub fn halt(&mut self, h: H, vm: VmId) {
         if let Some(qemu) = self.qemu(h, vm) {
             qemu.halted = true;
@@ -456,7 +465,7 @@ impl World {
     /// The reverse.
     pub fn lift(&mut self, h: H, vm: VmId, key: ProcessKey) {
         if let Some(qemu) = self.qemu(h, vm).filter(|qemu| qemu.key == key) {
-            qemu.halted = false;
+            (qemu.halted, qemu.halting) = (false, false);
         }
     }
 

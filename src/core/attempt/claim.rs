@@ -5,6 +5,7 @@
 //! ```
 
 use super::*;
+use crate::mutants::{Mutant, planted};
 
 impl Core {
     /// Claims of one VM may lie on several datastores: its home moved, or it was deleted and made anew elsewhere. The
@@ -148,6 +149,9 @@ impl Core {
         self.stage(id, Stage::Expecting, ticket);
         if let Some(attempt) = &mut self.vm(id).attempt {
             attempt.epoch = epoch;
+        }
+        if planted(Mutant::ClaimBeforeRow) {
+            self.create(cx, id);
         }
     }
 

@@ -1,6 +1,7 @@
 //! What happens to rows and QEMUs by themselves: they appear, end, lapse, miss deadlines; and what to do about it.
 
 use super::{Hold, Part, Phase, ProcessKey, Qemu, Row, Table};
+use crate::mutants::{Mutant, planted};
 use crate::types::guard::Purpose;
 use crate::types::{Counter, DatastoreId, Over, Tenure, Time, VmId};
 
@@ -314,7 +315,8 @@ impl Table {
             && self.rows_of(vm).any(|(_, row)| match row.phase {
                 Phase::Running { .. } | Phase::Incoming { .. } => true,
                 Phase::Expected { purpose: Purpose::Adopt | Purpose::HandOver, .. } => true,
-                Phase::Expected { purpose: Purpose::Start | Purpose::Reclaim, .. } | Phase::Over { .. } => false,
+                Phase::Expected { purpose: Purpose::Reclaim, .. } => planted(Mutant::ResumedUnclaimed),
+                Phase::Expected { purpose: Purpose::Start, .. } | Phase::Over { .. } => false,
             })
     }
 

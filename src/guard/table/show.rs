@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde::{Deserialize, Serialize};
 
 use super::{Hold, Part, Phase, ProcessKey, Qemu, Row, Table};
+use crate::mutants::{Mutant, planted};
 use crate::types::guard::{GuardReport, RowView};
 use crate::types::{DatastoreId, Epoch, MAX_VMS_PER_HOST, Over, Tenure, VmEntry, VmState};
 
@@ -114,7 +115,11 @@ impl Table {
         let before = if ran { VmState::Running } else { VmState::Expected };
         let unsaid = (process.is_some() && why == Over::Lapsed).then_some(before);
         self.ended += 1;
-        let phase = Phase::Over { why, unsaid, order: self.ended };
+        let phase = if planted(Mutant::LapseForgotten) && ran && process.is_some() {
+            Phase::Running { to: None }
+        } else {
+            Phase::Over { why, unsaid, order: self.ended }
+        };
         let part = match part {
             Part::Target { .. } => Part::Target { ran: true },
             Part::None | Part::Source { .. } => part,
@@ -165,7 +170,7 @@ impl Table {
     /// Over by lapse is said only once the QEMU stands: until then the row shows what it was.
     fn shown(row: &Row) -> VmState {
         match row.phase {
-            Phase::Over { unsaid: Some(before), .. } => before,
+            Phase::Over { unsaid: Some(before), .. } if !planted(Mutant::SaidBeforeStopped) => before,
             Phase::Over { .. } | Phase::Expected { .. } | Phase::Incoming { .. } | Phase::Running { .. } => row.state(),
         }
     }
