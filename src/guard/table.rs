@@ -478,4 +478,6 @@ fn repeat_expect(row: &mut Row, new: &Expected) -> Result<(), Refusal> {
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
+mod tests_carried;
+#[cfg(test)]
 mod tests_handover;

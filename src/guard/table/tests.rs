@@ -2,10 +2,10 @@ use super::*;
 use crate::types::Counter;
 
 pub(super) const HOME: DatastoreId = DatastoreId(uuid::Uuid::from_u128(0xd1));
-const OTHER_HOME: DatastoreId = DatastoreId(uuid::Uuid::from_u128(0xd2));
+pub(super) const OTHER_HOME: DatastoreId = DatastoreId(uuid::Uuid::from_u128(0xd2));
 pub(super) const EPOCH: Epoch = Epoch { incarnation: crate::types::Incarnation(3), lapses: 0 };
 pub(super) const QEMU: ProcessKey = ProcessKey { pid: 100, started: 7 };
-const LATER: ProcessKey = ProcessKey { pid: 200, started: 8 };
+pub(super) const LATER: ProcessKey = ProcessKey { pid: 200, started: 8 };
 /// Of the last beat before an exit.
 pub(super) const LAST: Counter = Counter(70);
 
@@ -65,7 +65,7 @@ pub(super) fn state(table: &Table, generation: u64) -> Option<VmState> {
     table.views().find(|row| row.tenure == tenure(generation)).map(|row| row.state)
 }
 
-fn stopped(table: &Table) -> bool {
+pub(super) fn stopped(table: &Table) -> bool {
     table.views().any(|row| row.stopped)
 }
 
@@ -79,7 +79,7 @@ pub(super) fn running(generation: u64) -> Table {
     table
 }
 
-fn lapsed(generation: u64) -> Table {
+pub(super) fn lapsed(generation: u64) -> Table {
     let mut table = running(generation);
     table.lapse(HOME);
     assert_eq!(enforce(&mut table), "stop");
@@ -473,74 +473,4 @@ fn the_table_is_bounded_and_the_oldest_that_is_over_goes_first() {
     let list = table.list(HOME);
     assert_eq!(list.len(), MAX_VMS_PER_HOST);
     assert!(list.iter().all(|entry| entry.state == VmState::Expected), "living rows first");
-}
-
-/// As the next guard finds it.
-fn carried(table: &Table) -> Table {
-    let bytes = postcard::to_stdvec(table).unwrap();
-    let mut next: Table = postcard::from_bytes(&bytes).unwrap();
-    next.carry_on();
-    next
-}
-
-#[test]
-fn the_next_guard_lifts_what_may_run_and_stops_what_may_not() {
-    let mut table = Table::default();
-    expect(&mut table, 1, Purpose::Start).unwrap();
-    claimed(&mut table, 1).unwrap();
-    appeared(&mut table, QEMU);
-    enforce(&mut table);
-    // `--stop-all` may have stopped it, and a lift does nothing to one that runs.
-    let mut next = carried(&table);
-    assert_eq!(enforce(&mut next), "lift");
-    assert_eq!((state(&next, 1), stopped(&next)), (Some(VmState::Running), false));
-    assert_eq!(enforce(&mut next), "");
-    // Its lease ended meanwhile.
-    let mut next = carried(&table);
-    next.lapse(HOME);
-    assert_eq!(enforce(&mut next), "");
-    assert_eq!((state(&next, 1), stopped(&next)), (Some(VmState::Over(Over::Lapsed)), true));
-    // The last guard died between the lapse and the signal.
-    table.lapse(HOME);
-    assert_eq!(table.reconcile().len(), 1);
-    let mut next = carried(&table);
-    assert_eq!(state(&next, 1), Some(VmState::Running), "not said before it stands");
-    assert_eq!(enforce(&mut next), "stop");
-    assert_eq!(state(&next, 1), Some(VmState::Over(Over::Lapsed)));
-    assert_eq!(enforce(&mut carried(&next)), "", "what stands goes on standing");
-}
-
-#[test]
-fn what_came_up_while_nobody_watched_is_lifted_if_it_may_run() {
-    let mut table = Table::default();
-    expect(&mut table, 1, Purpose::Start).unwrap();
-    let mut unconfirmed = carried(&table);
-    appeared(&mut unconfirmed, QEMU);
-    assert_eq!(enforce(&mut unconfirmed), "stop");
-    claimed(&mut table, 1).unwrap();
-    let mut next = carried(&table);
-    appeared(&mut next, QEMU);
-    assert_eq!(enforce(&mut next), "lift");
-    assert_eq!(state(&next, 1), Some(VmState::Running));
-    // One that did not come up by its deadline may have been there unseen.
-    let mut next = carried(&table);
-    next.deadlines(at(3000));
-    next.absent(vm());
-    assert_eq!(state(&next, 1), Some(VmState::Over(Over::Lapsed)), "never started cannot be said");
-}
-
-#[test]
-fn what_was_struck_before_the_table_was_asked_is_lifted_if_it_may_run() {
-    let mut table = Table::default();
-    expect(&mut table, 1, Purpose::Start).unwrap();
-    claimed(&mut table, 1).unwrap();
-    appeared(&mut table, QEMU);
-    assert_eq!(table.runs().collect::<Vec<_>>(), [(HOME, QEMU)]);
-    table.struck(QEMU);
-    assert_eq!(enforce(&mut table), "lift", "the lease was renewed at that very moment");
-    table.struck(QEMU);
-    table.lapse(HOME);
-    assert_eq!(table.runs().count(), 0);
-    assert_eq!(enforce(&mut table), "");
-    assert!(stopped(&table));
 }
