@@ -244,7 +244,7 @@ proptest! {
 
     /// What was decoded from junk is a beat like any other.
     #[test]
-    fn near_misses_never_panic(flips in vec((0usize..1108, any::<u8>()), 1..20)) {
+    fn near_misses_never_panic(flips in vec((0usize..1096, any::<u8>()), 1..20)) {
         let mut body = encode(&largest());
         for (at, value) in flips {
             body[at] = value;

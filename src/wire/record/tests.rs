@@ -245,7 +245,7 @@ fn golden_bytes() {
         (
             "record",
             encode_record(&vm_record(40)).unwrap(),
-            "29640908d5c147c0c916c0cfcb5bc38b06d70487778dacf6081a9a8adb0ca9fd",
+            "89a7bcd17319b815cb8056e9d2fef65406c8a27ed3247a3095a4035c5021614f",
         ),
     ];
     let differs = table.iter().filter(|(_, bytes, expected)| digest(bytes).to_string() != *expected);
