@@ -98,6 +98,8 @@ fn the_life_of_a_domain() {
     for order in [
         DomainOrder::Undefine { vm },
         DomainOrder::StartPaused { vm },
+        DomainOrder::RestorePaused { vm },
+        DomainOrder::Mark { vm, generation: mainstay::types::Generation(7) },
         DomainOrder::Resume { vm },
         DomainOrder::Suspend { vm },
         DomainOrder::Shutdown { vm },

@@ -40,6 +40,8 @@ use when::May;
 const OFF_TIME: Duration = Duration::from_secs(30);
 /// A device's time to say whether a host is on.
 const STATUS_TIME: Duration = Duration::from_secs(10);
+/// The read that may show the silence tells when it has ended; should it not, the question is asked again after this.
+const READ_TIME: Duration = Duration::from_millis(20);
 /// After all levels have failed: the first pause and, doubling, the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Others are told again that a host is off, for as long as something waits for it.
@@ -138,7 +140,7 @@ impl Core {
             May::Now { level, boot } if retry <= cx.now => self.begin_cut(cx, host, level, boot),
             May::Now { .. } => cx.set_earlier(Timer::Power(host), retry),
             May::At(at) => {
-                cx.set_earlier(Timer::Power(host), at.max(retry));
+                cx.set_earlier(Timer::Power(host), at.max(retry).max(cx.now + READ_TIME));
                 // Only a complete read that begins then shows that the silence has lasted.
                 for datastore in self.listed_by(host) {
                     cx.set_earlier(Timer::Read(datastore), at.max(cx.now) + Duration::from_millis(1));

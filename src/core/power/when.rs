@@ -26,7 +26,7 @@ const BOOTING: Duration = Duration::from_secs(300);
 pub(super) enum May {
     /// By the devices of this level; the host's newest boot known.
     Now { level: u8, boot: BootId },
-    /// If nothing changes until then.
+    /// If a complete read that begins then or later shows no change. It may be past: such a read is under way.
     At(Time),
     /// Something stands against it.
     No,
@@ -79,6 +79,7 @@ impl Core {
         if listed.is_empty() {
             return May::No;
         }
+        let mut read = false;
         for id in listed {
             let store = self.stores.get(&id);
             let Some((from, silent)) = store.and_then(|store| store.quiet(host)) else { return May::No };
@@ -88,11 +89,12 @@ impl Core {
             };
             let (Some(needs), true) = (needs, self.reads_well(id, now)) else { return May::No };
             if silent < needs {
-                at = at.max(from + needs).max(now + Duration::from_nanos(1));
+                at = at.max(from + needs);
+                read = true;
             }
         }
         at = self.storm_ends(now).map_or(at, |end| at.max(end));
-        if at <= now { May::Now { level, boot } } else { May::At(at) }
+        if at <= now && !read { May::Now { level, boot } } else { May::At(at) }
     }
 
     /// A level waits for the lapse unless each of its devices may be used before.

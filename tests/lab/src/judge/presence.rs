@@ -82,6 +82,7 @@ struct Shared {
 struct Seen {
     copies: Vec<Copy>,
     thaws: Vec<(String, Moment)>,
+    kills: Vec<(String, Moment)>,
 }
 
 impl Presence {
@@ -99,6 +100,11 @@ impl Presence {
     pub fn thaw(&self, host: &str, at: Moment) {
         self.shared.seen().thaws.push((host.into(), at));
         self.shared.close_until.store(at.plus(CLOSE_TIME).0, Ordering::Relaxed);
+    }
+
+    /// A host is about to lose its power. What its vCPU threads spend afterwards is the kernel's work at their end.
+    pub fn kill(&self, host: &str, at: Moment) {
+        self.shared.seen().kills.push((host.into(), at));
     }
 
     /// All copies ever seen.
@@ -176,7 +182,9 @@ impl Seen {
     }
 
     fn double_run(&self, old: &Copy, new: &Copy, began: Moment, name: &impl Fn(&Uuid) -> String) -> Option<String> {
-        let gained = old.gained_since(began);
+        let killed = self.kills.iter().find(|(host, at)| *host == old.host && began <= *at);
+        let ending = killed.map_or(Duration::ZERO, |(_, at)| old.gained_after(*at));
+        let gained = old.gained_since(began).saturating_sub(ending);
         let thawed = self.thaws.iter().find(|(host, at)| *host == old.host && began <= *at);
         let allowed = match thawed {
             Some((_, at)) if gained.saturating_sub(old.gained_after(*at)) <= LAG => THAW_ALLOWANCE,
