@@ -362,8 +362,13 @@ impl Core {
     /// An earlier agent of this host died between telling libvirt to start or move the VM and its end.
     fn take_up(&mut self, cx: &mut Cx, id: VmId, row: &RowView) {
         let Some(state) = self.libvirt.domains.get(&id).map(|domain| domain.state) else { return };
-        if state == (DomainState::Paused { by_io_error: true }) {
-            self.resume_after_error(cx, id, row);
+        match state {
+            DomainState::Paused { by_io_error } if by_io_error || self.vm(id).io_error => {
+                self.vm(id).io_error = true;
+                self.resume_after_error(cx, id, row);
+            }
+            DomainState::Running if self.vm(id).io_retry <= cx.now => self.vm(id).io_error = false,
+            DomainState::Paused { .. } | DomainState::Running | DomainState::ShuttingDown | DomainState::Off(_) => {}
         }
         let Some(underway) = self.underway.get(&id).copied() else { return };
         if underway == Underway::Pause {
@@ -383,6 +388,11 @@ impl Core {
             }
             DomainState::Off(_) => {}
         }
+    }
+
+    /// An error of its disk has paused it of late, whatever libvirt says now.
+    pub(super) fn fails_on_disk(&self, id: VmId) -> bool {
+        self.vms.get(&id).is_some_and(|vm| vm.io_error)
     }
 
     /// QEMU paused it because a write failed (a full datastore): it goes on when the datastore takes writes again.

@@ -84,6 +84,9 @@ pub struct Vm {
     pub stopping: Vec<AskId>,
     /// What it waits for, for people.
     pub waits: Option<String>,
+    /// An error of its disk paused it, and it was not seen to run for a while since. QEMU tells such errors once a second at
+    /// most, and libvirt takes a pause without one for a person's: meanwhile each pause is by error.
+    pub io_error: bool,
     /// Its memory, as its host last reported it.
     pub reported_kib: u64,
     /// Its stale definition is being removed.
