@@ -29,15 +29,13 @@ pub fn obey(shared: &Arc<Shared>, order: GuardOrder) -> Result<(), Refusal> {
             state.agent_beat(*beat, now);
             Ok(())
         }),
-        GuardOrder::Expect { tenure, name, home, epoch, deadline, purpose, writes } => {
-            row(shared, tenure, |state, now| {
-                let present = state.epoch(home, now)?;
-                if present != epoch {
-                    return Err(Refusal::EpochChanged { now: present });
-                }
-                state.table.expect(Expected { tenure, name, home, epoch, deadline, purpose, writes })
-            })
-        }
+        GuardOrder::Expect { tenure, name, home, epoch, deadline, purpose } => row(shared, tenure, |state, now| {
+            let present = state.epoch(home, now)?;
+            if present != epoch {
+                return Err(Refusal::EpochChanged { now: present });
+            }
+            state.table.expect(Expected { tenure, name, home, epoch, deadline, purpose })
+        }),
         GuardOrder::Incoming { tenure, name, home, deadline } => row(shared, tenure, |state, now| {
             let epoch = state.epoch(home, now)?;
             state.table.incoming(tenure, name, home, epoch, deadline)
@@ -68,9 +66,7 @@ pub fn obey(shared: &Arc<Shared>, order: GuardOrder) -> Result<(), Refusal> {
         GuardOrder::Discard { tenure } => change(shared, |state, _| state.table.discard(tenure)),
         GuardOrder::Found { tenure, pid } => found(shared, tenure, pid),
         GuardOrder::Attest { datastore, attestations } => {
-            shared.with(|state, now| attest(state, datastore, attestations, now))?;
-            shared.wake_all(); // The datastore's thread hurries.
-            Ok(())
+            shared.with(|state, now| attest(state, datastore, attestations, now))
         }
         GuardOrder::Attested { datastore, incarnation, counter } => {
             shared.with(|state, now| attested(state, datastore, incarnation, counter, now))
@@ -212,7 +208,6 @@ fn attested(
     }
     if incarnation == state.incarnation {
         state.persisted(datastore, counter, now);
-        state.report_lease(datastore, now); // The agent's doubt goes by it.
     }
     Ok(())
 }

@@ -160,7 +160,6 @@ impl Host {
             epoch: self.epoch(),
             deadline: clock::now() + within,
             purpose,
-            writes: Vec::new(),
         })
     }
 

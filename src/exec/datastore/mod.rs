@@ -32,7 +32,7 @@ mod members;
 mod orders;
 mod prepared;
 mod records;
-pub mod slots; // Pure: the simulator runs it, too.
+mod slots;
 #[cfg(test)]
 mod tests;
 

@@ -26,7 +26,6 @@ pub(super) fn record(domain: &DomainXml, xml: &str, settings: &ClusterSettings) 
         gaps: gaps(domain, settings),
         disks,
         networks: domain.networks.clone(),
-        on_doubt: domain.on_doubt,
     })
 }
 

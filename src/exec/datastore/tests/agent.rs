@@ -188,7 +188,6 @@ fn vm_record(n: u64) -> VmRecord {
         disks: Vec::new(),
         networks: Vec::new(),
         gaps: Vec::new(),
-        on_doubt: None,
     }
 }
 

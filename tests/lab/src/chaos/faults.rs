@@ -46,7 +46,6 @@ impl Round<'_> {
                     return Ok(Begun::PassedOver("it is off"));
                 }
                 self.trouble(number, of_host(host), true);
-                self.ground.judges()?.kill(&host.name());
                 self.ground.lab().kill(host)?;
             }
             Fault::Freeze { host } => {
@@ -230,7 +229,6 @@ impl Round<'_> {
                 let (reach, from) = (Reach::Host(host.name()), Moment::now());
                 let to = Some(from.plus(BOOT));
                 self.troubles.push(Trouble { reach, from, to, touches: true });
-                self.ground.judges()?.kill(&host.name());
                 self.ground.lab().kill(&host)?;
                 self.ground.lab().start(&host).with_context(|| format!("power cycle of {}", host.name()))?;
             }
