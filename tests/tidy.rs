@@ -243,6 +243,43 @@ fn functions_are_short() {
     report(&broken);
 }
 
+/// Planted bugs are asked for by `planted(Mutant::…)` alone, which is a constant without the feature; and no build but
+/// the simulator's has the feature.
+#[test]
+fn planted_bugs_stay_in_the_simulator() {
+    let feature = "\"mut".to_owned() + "ants\"";
+    let mut broken = Vec::new();
+    let shipped: Vec<_> = rust().into_iter().filter(|source| source.path.starts_with("src/")).collect();
+    let home = "src/mutants.rs";
+    for source in shipped.iter().filter(|source| source.path != home) {
+        let code = code(&source.text);
+        let lines = source.text.lines().zip(1_usize..).filter(|(line, _)| line.contains(&feature)).map(|(_, at)| at);
+        for at in lines.chain(lines_with(&code, "plant")) {
+            let cure = "ask `planted(Mutant::…)` in a condition, nothing else";
+            broken.push(format!("{}:{at}: depends on planted bugs by itself; {cure}", source.path));
+        }
+    }
+    let listed = shipped.iter().find(|source| source.path == home).expect("it is there");
+    let variants = listed.text.lines().filter_map(|line| line.trim().strip_prefix("Self::")?.strip_suffix(','));
+    for variant in variants {
+        let word = format!("Mutant::{variant}");
+        if !shipped.iter().any(|source| source.path != home && !lines_with(&code(&source.text), &word).is_empty()) {
+            broken.push(format!("{home}: `{variant}` is planted nowhere; plant it, or take it out"));
+        }
+    }
+    let builds = sources(&["tests/lab/src", "systemd", ".ci"], |_| true);
+    for source in builds.iter().filter(|source| source.path != "tests/lab/src/sim.rs") {
+        if source.text.contains("--features") || source.text.contains("--all-features") {
+            broken.push(format!("{}: builds with features; what is shipped has none", source.path));
+        }
+    }
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    if manifest.lines().any(|line| line.trim_start().starts_with("default =")) {
+        broken.push("Cargo.toml: has default features; what is shipped has none".to_owned());
+    }
+    report(&broken);
+}
+
 #[test]
 fn nothing_is_left_unfinished() {
     // Put together here, so that this file does not find itself.

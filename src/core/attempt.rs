@@ -176,7 +176,7 @@ impl Core {
     /// Begins an attempt; one VM has at most one.
     pub(super) fn begin(&mut self, cx: &mut Cx, id: VmId, kind: Kind, home: DatastoreId, asks: Vec<AskId>) {
         let persistent = self.libvirt.domains.get(&id).is_some_and(|domain| domain.persistent);
-        let follows = self.take_restoring(id, cx.now).filter(|_| matches!(kind, Kind::Hook { .. }));
+        let follows = if let Kind::Hook { .. } = kind { self.take_restoring(id, cx.now) } else { None };
         let vm = self.vm(id);
         assert!(vm.attempt.is_none(), "one attempt per VM");
         let before = vm.claim.clone();
@@ -268,6 +268,13 @@ impl Core {
             cx.act(crate::core::action::Action::Underway(
                 self.underway.iter().map(|(id, what)| (*id, *what)).collect(),
             ));
+        }
+    }
+
+    /// An attempt has ended. A pause that was asked for may still show: it stays remembered until it cannot.
+    fn end_underway(&mut self, cx: &mut Cx, id: VmId) {
+        if self.underway.get(&id) != Some(&Underway::Pause) {
+            self.set_underway(cx, id, None);
         }
     }
 

@@ -5,8 +5,9 @@
 use super::Core;
 use super::cx::{Cx, Pending, Timer};
 use super::members::{Peer, low16, low32};
+use crate::mutants::{Mutant, planted};
 use crate::types::guard::{GuardOrder, LeaseView};
-use crate::types::{AgentBeat, Attestation, Counter, DatastoreSet, Echo, Flags, NetBeat, Score, Time};
+use crate::types::{AgentBeat, Attestation, Attested, Counter, DatastoreSet, Echo, Flags, NetBeat, Score, Time};
 
 impl Core {
     /// A network beat of ours went out.
@@ -39,6 +40,8 @@ impl Core {
             cx.set_earlier(Timer::Beat, at);
         }
         self.tell_beat(cx);
+        self.look_at_stopped(cx);
+        self.look_at_datastores(cx);
         self.check = true; // Catches what no event told.
         self.look = true;
     }
@@ -114,7 +117,12 @@ impl Core {
             }
         }
         let Some(incarnation) = self.guard.incarnation else { return };
-        for attested in beat.attested.iter().filter(|attested| attested.index == self.index) {
+        // Counters begin anew with each incarnation: an old answer would vouch for a beat that never was written.
+        let ours = |attested: &&Attested| {
+            attested.index == self.index
+                && (attested.incarnation_low == incarnation.low32() || planted(Mutant::AttestationOfOlder))
+        };
+        for attested in beat.attested.iter().filter(ours) {
             let Some(datastore) = self.settings.datastores.get(usize::from(attested.datastore)) else { continue };
             let order = GuardOrder::Attested { datastore: datastore.id, incarnation, counter: attested.counter };
             cx.guard(order, Pending::Nothing);

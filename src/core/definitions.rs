@@ -73,7 +73,13 @@ impl Core {
     pub(super) fn record_change(&mut self, cx: &mut Cx, id: VmId, claim: &Claim) {
         let writable = self.guard.leases.get(&claim.home).is_some_and(|lease| lease.until.is_some() && lease.own_path);
         let known = matches!(self.vm(id).record, Some(Ok(_)));
-        if self.going_down || self.underway.contains_key(&id) || !known || !writable {
+        // While it is handed over, or its home moves, others make the next claim.
+        let may = match claim.holder {
+            Holder::None => true,
+            Holder::Host(owner) => owner.host == self.me.host,
+            Holder::Handover { .. } | Holder::MovedTo(_) | Holder::Deleted => false,
+        };
+        if !may || self.going_down || self.underway.contains_key(&id) || !known || !writable {
             return;
         }
         let at = self.vm(id).change_retry.max(self.vm(id).defined + SETTLED);

@@ -18,6 +18,7 @@ use super::cx::{Cx, Pending, Timer};
 use super::note::Note;
 use super::placement::{Need, Placed};
 use super::proofs::{LateWrite, owed};
+use crate::mutants::{Mutant, planted};
 use crate::types::control::{Denial, Reply, Request, RunOrder};
 use crate::types::{Against, Claim, ClaimReason, Debt, Holder, HostId, Over, Owner, Proof, Ticket, Time, VmId, Wanted};
 
@@ -244,7 +245,7 @@ impl Core {
 
     fn said_text(&self, owner: &str, over: Over) -> String {
         match over {
-            Over::Exited { .. } => format!("{owner} said it ended"),
+            Over::Exited { .. } | Over::Draining => format!("{owner} said it ended"),
             Over::NeverStarted => format!("{owner} said it never started"),
             Over::Lapsed => format!("{owner} said its lease lapsed"),
             Over::HandedTo(to) => format!("{owner} handed it to {}", self.name_of(to)),
@@ -317,7 +318,7 @@ impl Core {
         let newest = vm.tenure().map(|tenure| tenure.generation).unwrap_or_default();
         let denial = if vm.attempt.is_some() || vm.moving.is_some() {
             Some(Denial::Unable("it is being worked on here".into()))
-        } else if newest != generation {
+        } else if newest != generation && !planted(Mutant::ProofOfOlder) {
             Some(Denial::Superseded { newest })
         } else {
             None

@@ -22,6 +22,7 @@ use super::attempt::Kind;
 use super::cx::{Cx, Pending, Timer};
 use super::event::Recorded;
 use super::note::Note;
+use crate::mutants::{Mutant, planted};
 use crate::types::guard::{GuardOrder, RowView};
 use crate::types::vm::{DomainChange, DomainInfo, DomainOrder, DomainState, Underway};
 use crate::types::{Claim, ClaimReason, Holder, Incarnation, Over, Tenure, VmId, VmState, Wanted};
@@ -30,6 +31,8 @@ use crate::types::{Claim, ClaimReason, Holder, Incarnation, Over, Tenure, VmId, 
 const LIST: Duration = Duration::from_secs(10);
 /// Until an order whose effect shows in rows or domains is given again.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// One that found no space is tried less often: making room is people's work.
+const SPACE_RETRY: Duration = Duration::from_secs(10);
 /// What was said of a VM that another host has taken is said for so long.
 const WORD_KEPT: Duration = Duration::from_secs(60);
 /// A VM that QEMU paused for an error of its disk is resumed this often, while its datastore takes our own writes.
@@ -138,6 +141,7 @@ impl Core {
             }
         }
         self.note_unprotected(cx, unprotected);
+        self.note_held(cx);
         self.note_deleted(cx);
         self.check = true;
         self.look = true;
@@ -167,8 +171,10 @@ impl Core {
             DomainChange::Suspended { by_io_error, .. } => Some(DomainState::Paused { by_io_error }),
             DomainChange::PostCopy => Some(DomainState::Paused { by_io_error: false }),
             DomainChange::Resumed => Some(DomainState::Running),
-            DomainChange::IoError => {
-                cx.note(Note::warning("io-error", format!("{name}: a disk reports an error")).of(name));
+            DomainChange::IoError { full } => {
+                let what = if full { "no space is left for a disk" } else { "a disk reports an error" };
+                cx.note(Note::warning("io-error", format!("{name}: {what}")).of(name));
+                self.vm(id).no_space = full;
                 None
             }
             DomainChange::Panicked => {
@@ -187,6 +193,9 @@ impl Core {
             if let DomainState::Off(_) = state {
                 domain.pid = None;
             }
+        }
+        if let DomainChange::Suspended { by_io_error: false, .. } = change {
+            self.pause_shows(id);
         }
         self.move_saw(cx, id, change);
         self.handover_saw(cx, id, change);
@@ -276,6 +285,9 @@ impl Core {
     fn row_is_ours(&mut self, cx: &mut Cx, id: VmId, row: &RowView, claim: &Claim) {
         match row.state {
             VmState::Expected => self.take_up_row(cx, id, row),
+            VmState::Running if planted(Mutant::ReleasedEarly) && self.shuts_down(id) => {
+                self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedInside);
+            }
             VmState::Running => {
                 self.take_up(cx, id, row);
                 self.mark(cx, id, row);
@@ -292,8 +304,12 @@ impl Core {
             VmState::Over(Over::NeverStarted) => {
                 self.release(cx, id, claim, Wanted::Running, ClaimReason::StartFailed);
             }
-            VmState::Over(Over::Exited { .. } | Over::Lapsed) => self.judge_end(cx, id, claim),
+            VmState::Over(Over::Exited { .. } | Over::Draining | Over::Lapsed) => self.judge_end(cx, id, claim),
         }
+    }
+
+    fn shuts_down(&self, id: VmId) -> bool {
+        self.libvirt.domains.get(&id).is_some_and(|domain| domain.state == DomainState::ShuttingDown)
     }
 
     /// A row of a generation above the newest claim, and nothing is under way here: a try whose claim did not come
@@ -346,10 +362,18 @@ impl Core {
     /// An earlier agent of this host died between telling libvirt to start or move the VM and its end.
     fn take_up(&mut self, cx: &mut Cx, id: VmId, row: &RowView) {
         let Some(state) = self.libvirt.domains.get(&id).map(|domain| domain.state) else { return };
-        if state == (DomainState::Paused { by_io_error: true }) {
-            self.resume_after_error(cx, id, row);
+        match state {
+            DomainState::Paused { by_io_error } if by_io_error || self.vm(id).io_error => {
+                self.vm(id).io_error = true;
+                self.resume_after_error(cx, id, row);
+            }
+            DomainState::Running if self.vm(id).io_retry <= cx.now => self.vm(id).io_error = false,
+            DomainState::Paused { .. } | DomainState::Running | DomainState::ShuttingDown | DomainState::Off(_) => {}
         }
         let Some(underway) = self.underway.get(&id).copied() else { return };
+        if underway == Underway::Pause {
+            return self.lift_pause(cx, id, row.home, state);
+        }
         match state {
             DomainState::Paused { by_io_error: false } => {
                 self.vm(id).pause = cx.now + PATIENCE;
@@ -366,13 +390,22 @@ impl Core {
         }
     }
 
+    /// An error of its disk has paused it of late, whatever libvirt says now.
+    pub(super) fn fails_on_disk(&self, id: VmId) -> bool {
+        self.vms.get(&id).is_some_and(|vm| vm.io_error)
+    }
+
     /// QEMU paused it because a write failed (a full datastore): it goes on when the datastore takes writes again.
     fn resume_after_error(&mut self, cx: &mut Cx, id: VmId, row: &RowView) {
         if self.guard.leases.get(&row.home).is_none_or(|lease| lease.until.is_none() || !lease.own_path) {
             return;
         }
         let name = self.vm_name(id);
-        self.vm(id).pause = cx.now + IO_RETRY;
+        if cx.now < self.vm(id).io_retry {
+            return;
+        }
+        let pause = if self.vm(id).no_space { SPACE_RETRY } else { IO_RETRY };
+        self.vm(id).io_retry = cx.now + pause;
         cx.note(
             Note::warning("vm-paused-by-error", format!("{name} was paused by an error of its disk; it is resumed"))
                 .of(&name),

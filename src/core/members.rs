@@ -205,8 +205,6 @@ impl Core {
         let verdict = judge(&self.signs(host, cx.now));
         let (now, suspect) = (cx.now, self.settings.timing.suspect);
         let sure = self.is_sure(host, &verdict, now);
-        let evidence = self.evidence(host, cx.now);
-        let name = self.name_of(host);
         let Some(peer) = self.peers.get_mut(&host) else { return };
         if peer.verdict == verdict || (peer.heard_now(now, suspect).is_none() && !sure) {
             return;
@@ -218,7 +216,7 @@ impl Core {
         if first && verdict == Verdict::Unknown {
             return;
         }
-        let text = format!("host {name} is {verdict}: {evidence}");
+        let text = format!("host {} is {verdict}: {}", self.name_of(host), self.evidence(host, now));
         cx.note(match verdict {
             Verdict::Live => Note::info("host-live", text),
             Verdict::Left => Note::info("host-left", text),

@@ -19,6 +19,7 @@ use super::cx::{Cx, Pending, Timer};
 use super::event::{AskId, Outcome};
 use super::note::Note;
 use super::placement::{Need, Placed};
+use crate::mutants::{Mutant, planted};
 use crate::types::control::{Denial, IncomingOrder, Reply, Request};
 use crate::types::guard::{GuardOrder, Refusal};
 use crate::types::vm::{DomainAnswer, DomainChange, DomainOrder, OffReason, Underway};
@@ -184,6 +185,9 @@ impl Core {
     pub(super) fn move_saw(&mut self, cx: &mut Cx, id: VmId, change: DomainChange) {
         let Some(moving) = self.vms.get(&id).and_then(|vm| vm.moving.clone()) else { return };
         match change {
+            DomainChange::Suspended { migrated: true, .. } if planted(Mutant::SourceResumed) => {
+                cx.domain(DomainOrder::Resume { vm: id }, CALL, Pending::Nothing);
+            }
             DomainChange::Stopped(OffReason::Migrated) if moving.stage == MoveStage::Migrating => {
                 self.leave(cx, id, &moving)
             }
@@ -225,7 +229,9 @@ impl Core {
                 self.move_stage(id, MoveStage::Handing, ticket);
             }
             // The guard may see the exit before libvirt tells of the migration's end: libvirt says which end it was.
-            VmState::Over(Over::Exited { .. }) if moving.stage == MoveStage::Migrating => {}
+            VmState::Over(Over::Exited { .. } | Over::Draining) if moving.stage == MoveStage::Migrating => {}
+            // A beat shows next whether its writes have landed.
+            VmState::Over(Over::Draining) if moving.stage == MoveStage::Leaving => {}
             VmState::Over(Over::Exited { clean: true }) if moving.stage == MoveStage::Leaving => {
                 // Its lease lapsed between our order and the exit, or the exit came first.
                 let order = GuardOrder::HandOver { tenure, to: moving.to };
@@ -408,6 +414,11 @@ impl Core {
         };
         let lost: Vec<VmId> = self.vms.iter().filter(|(_, vm)| from(vm)).map(|(id, _)| *id).collect();
         for id in lost {
+            if planted(Mutant::TargetEarly) {
+                let home = self.vm(id).incoming.as_ref().map(|incoming| incoming.claim.home).expect("just found");
+                self.begin(cx, id, Kind::Arrive, home, Vec::new());
+                continue;
+            }
             self.drop_incoming(cx, id);
         }
         // The other side: a target that is silent cannot be told; libvirt ends the migration, or we do.

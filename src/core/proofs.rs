@@ -3,6 +3,7 @@
 
 use super::Core;
 use super::cx::Cx;
+use crate::mutants::{Mutant, planted};
 use crate::types::control::MAX_OVER;
 use crate::types::settings::LateWrites;
 use crate::types::{
@@ -50,7 +51,7 @@ impl Core {
         }
         if let Some((incarnation, boot)) = self.boot_of(owner.host)
             && owner.incarnation < incarnation
-            && owner.boot != boot
+            && (owner.boot != boot || planted(Mutant::RebootWithoutBoot))
         {
             return Some(Proof::Rebooted { boot, incarnation });
         }

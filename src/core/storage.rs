@@ -11,8 +11,10 @@ use std::time::Duration;
 
 use super::Core;
 use super::cx::{Cx, Pending, Timer};
+use super::health::Health;
 use super::lease::{Seen as SilenceSeen, Silence};
 use super::note::Note;
+use crate::mutants::{Mutant, planted};
 use crate::types::guard::LeaseView;
 use crate::types::store::{ClaimsOf, CompleteRead, StoreAnswer, StoreFailure, StoreOrder};
 use crate::types::{
@@ -36,6 +38,8 @@ pub struct Store {
     roster: Option<Roster>,
     writing_roster: bool,
     trouble: Option<String>,
+    /// As people were told last.
+    pub health: Health,
 }
 
 #[derive(Debug)]
@@ -66,7 +70,11 @@ impl Store {
     #[must_use]
     pub fn said_over(&self, host: HostId, tenure: Tenure) -> Option<Over> {
         let list = self.seen.get(&host)?.list.as_ref()?;
-        list.entries.iter().find(|entry| entry.tenure == tenure).and_then(|entry| match entry.state {
+        let entry = list.entries.iter().find(|entry| entry.tenure == tenure);
+        if entry.is_none() && planted(Mutant::AbsenceIsProof) {
+            return Some(Over::Exited { clean: true });
+        }
+        entry.and_then(|entry| match entry.state {
             VmState::Over(over) => Some(over),
             VmState::Expected | VmState::Running | VmState::Incoming => None,
         })
@@ -90,6 +98,11 @@ impl Store {
     #[must_use]
     pub fn window_ends(&self, host: HostId) -> Option<Time> {
         self.silence.get(&host).and_then(Silence::next_due)
+    }
+    /// When the last complete read ended.
+    #[must_use]
+    pub fn read_at(&self) -> Option<Time> {
+        self.read_at
     }
     /// What is wrong with reading it.
     #[must_use]
@@ -165,6 +178,10 @@ impl Core {
         match answer {
             StoreAnswer::Read(read) => self.read_came(cx, id, *read),
             StoreAnswer::Failed(why) => {
+                if planted(Mutant::FailedReadIsSilence) {
+                    store.silence.values_mut().for_each(|silence| silence.read_failed(cx.now));
+                    self.look = true;
+                }
                 self.store_trouble(cx, id, Some(why));
                 cx.set_earlier(Timer::Read(id), cx.now + renew);
             }
@@ -376,10 +393,13 @@ impl Core {
                 silence.persisted(lease.written, now);
             }
         }
+        self.follow_doubt(cx, &lease);
         let name = self.store_name(id);
         let before = self.guard.leases.insert(id, lease.clone());
         let was = before.as_ref().is_some_and(|lease| lease.until.is_some());
         let is = lease.until.is_some();
+        let renewed = before.as_ref().is_some_and(|before| before.until < lease.until) && !self.underway.is_empty();
+        self.check |= renewed; // What was paused in doubt goes on.
         if was != is || before.as_ref().is_none_or(|before| before.epoch != lease.epoch) {
             self.check = true;
             self.look = true;

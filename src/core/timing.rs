@@ -21,6 +21,7 @@
 
 use std::time::Duration;
 
+use crate::mutants::{Mutant, planted};
 use crate::types::settings::Timing;
 
 /// 1/rho: the rate error of CLOCK_BOOTTIME is at most 1/1000.
@@ -63,6 +64,9 @@ pub fn margin(lease: Duration, unpunctual: bool) -> Duration {
 /// R3's window, (L + margin)(1 + rho): from the end of the read that opens it to the begin of the read that closes it.
 #[must_use]
 pub fn window(lease: Duration, unpunctual: bool) -> Duration {
+    if planted(Mutant::NoMargin) {
+        return lease;
+    }
     let silent = lease.saturating_add(margin(lease, unpunctual));
     // One nanosecond more, because the division rounds down.
     silent.saturating_add(silent / RHO_DIVISOR).saturating_add(Duration::from_nanos(1))
@@ -85,6 +89,13 @@ pub fn power_silence(timing: &Timing) -> Duration {
 #[must_use]
 pub fn pause_after(lease: Duration) -> Duration {
     lease * 4 / 5
+}
+
+/// A guard whose own beat on a datastore has not counted for this long asks others to attest. So early that their answer
+/// comes before 0.8 L: one network beat there, one beat of theirs on the datastore (hurried), one network beat back.
+#[must_use]
+pub fn attest_after(timing: &Timing) -> Duration {
+    timing.renew + timing.renew / 4
 }
 
 /// A guard that heard no beat of its agent for this long says "agent dead".
@@ -127,6 +138,10 @@ pub fn check(timing: &Timing) -> Result<(), Contradiction> {
         (
             rho_loss(lease) + STOPPING <= margin(lease, false),
             format!("a lease of {lease:?} is too short to stop VMs in time; take at least 1100 ms"),
+        ),
+        (
+            attest_after(timing) + beat * 2 + hurried_renew(timing) <= pause_after(lease),
+            format!("a lease of {lease:?} is too short for others to attest; take longer, or shorter beat and renew"),
         ),
         (
             pause_after(lease) + STOPPING <= lease.saturating_sub(reserve(lease)),

@@ -22,6 +22,7 @@ use super::table::Table;
 use super::{enforce, kept, network, notify, orders, privileges, socket, spawn, watch};
 use crate::exec::clock;
 use crate::exec::state::{HostState, Read, StateFile};
+use crate::mutants::{Mutant, planted};
 use crate::types::{BootId, Incarnation};
 
 /// Works until it dies; never returns but with an error.
@@ -68,7 +69,7 @@ fn begin(paths: &Paths, memory: &Memory, boot: BootId) -> anyhow::Result<(State,
     // If nothing is known: the clock of day in microseconds, which every datastore is asked to confirm before the first
     // beat there.
     let first = HostState { host: None, incarnation: Incarnation(clock::unix_ms() * 1000) };
-    let identity = known.map_or(first, |known| HostState { incarnation: known.incarnation.next(), ..known });
+    let identity = known.map_or(first, |known| HostState { incarnation: risen(known.incarnation), ..known });
     file.write(&identity)?;
     let mut table = Table::default();
     let processes = kept::restore(&paths.kept, &mut table)
@@ -76,6 +77,12 @@ fn begin(paths: &Paths, memory: &Memory, boot: BootId) -> anyhow::Result<(State,
     let mut state = State::new(boot, identity.incarnation, table);
     state.processes.extend(processes.into_iter().map(|process| (process.key(), Arc::new(process))));
     Ok((state, (file, identity)))
+}
+
+/// The incarnation of a guard that begins after one of incarnation `known` and cannot go on with its work.
+#[must_use]
+pub fn risen(known: Incarnation) -> Incarnation {
+    if planted(Mutant::CounterReused) { known } else { known.next() }
 }
 
 fn go_on(carried: Carried) -> anyhow::Result<State> {

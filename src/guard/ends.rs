@@ -1,5 +1,6 @@
 //! When a claim that was read ends a tenure for good, so that its copy is killed. R2: nothing else ever kills one.
 
+use crate::mutants::{Mutant, planted};
 use crate::types::{Claim, Holder, HostId, Tenure, Wanted};
 
 /// Why this claim ends the tenure for good, if it does: it names another, or says stopped or deleted.
@@ -18,6 +19,7 @@ pub fn ends(claim: &Claim, tenure: Tenure, me: HostId) -> Option<String> {
             Some(format!("claim {generation} hands it from {} to {}", from.host, to.host))
         }
         Holder::Deleted => Some(format!("claim {generation} says that it was deleted")),
+        Holder::None if planted(Mutant::KilledUnclaimed) => Some(format!("claim {generation} names nobody")),
         Holder::Host(_) | Holder::Handover { .. } | Holder::None | Holder::MovedTo(_) => None,
     }
 }

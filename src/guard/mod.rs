@@ -38,6 +38,8 @@ mod watchdog;
 
 use std::path::PathBuf;
 
+pub use child::risen;
+pub use ends::ends;
 pub use kept::stop_all;
 pub use parent::run;
 pub use reload::reload;

@@ -17,7 +17,9 @@ use super::state::Taken;
 use crate::core::lease::Lease;
 use crate::core::timing;
 use crate::exec::datastore::SlotsKept;
+use crate::mutants::{Mutant, planted};
 use crate::types::guard::{GuardDatastore, LeaseView};
+use crate::types::settings::Timing;
 use crate::types::{Attestation, Attested, Counter, DatastoreId, HostIndex, Incarnation, Time};
 
 /// How far the thread of a datastore is.
@@ -36,8 +38,9 @@ pub enum Stage {
 struct Heard {
     attestation: Attestation,
     since: Time,
-    /// It stands in a beat that counts.
-    persisted: bool,
+    /// The newest that stands in a beat that counts. A newer one must not hide it before that host was told: where the
+    /// beats of both come in a bad order, it would never be.
+    persisted: Option<Attestation>,
 }
 
 /// See the module. A guard hands it on to the next of its boot.
@@ -57,6 +60,8 @@ pub struct Store {
     pub doubt: Option<String>,
     /// What is wrong with the last try, for people.
     pub trouble: Option<String>,
+    /// It was that there is no space.
+    pub full: bool,
     /// The last own write that counted, and when that was known.
     counted: Option<(Taken, Time)>,
     /// Which of its slots rest, and which is being written: those go on resting in the next guard.
@@ -76,6 +81,7 @@ impl Store {
             stage: Stage::Opening,
             doubt: None,
             trouble: None,
+            full: false,
             counted: None,
             slots: None,
             attestations: BTreeMap::new(),
@@ -107,6 +113,18 @@ impl Store {
             && self.counted.is_some_and(|(taken, _)| now.since(taken.at) <= timing::witness_gap(lease))
     }
 
+    /// Whether a beat of ours should have counted by now: others are asked to attest before it is too late for that.
+    #[must_use]
+    pub fn is_overdue(&self, timing: &Timing, now: Time) -> bool {
+        self.counted.is_none_or(|(taken, _)| timing::attest_after(timing) < now.since(taken.at))
+    }
+
+    /// Whether some attestation for others waits for our next beat. One that cannot be written is not hurried.
+    #[must_use]
+    pub fn owes(&self) -> bool {
+        self.trouble.is_none() && self.attestations.values().any(|heard| heard.persisted != Some(heard.attestation))
+    }
+
     /// The newest beat that it acknowledged to this guard: it must never show less.
     #[must_use]
     pub fn acknowledged(&self) -> Option<(Incarnation, Counter)> {
@@ -117,9 +135,10 @@ impl Store {
     pub fn counted(&mut self, taken: Taken, known: Time, with: &[Attestation]) {
         self.counted = Some((taken, known));
         self.trouble = None;
+        self.full = false;
         for attestation in with {
             if let Some(heard) = self.attestations.get_mut(&attestation.index) {
-                heard.persisted |= heard.attestation == *attestation;
+                heard.persisted = Some(*attestation);
             }
         }
     }
@@ -129,8 +148,10 @@ impl Store {
         let newer = |heard: &Heard| {
             (heard.attestation.incarnation, heard.attestation.counter) < (attestation.incarnation, attestation.counter)
         };
-        if self.attestations.get(&attestation.index).is_none_or(newer) {
-            self.attestations.insert(attestation.index, Heard { attestation, since: now, persisted: false });
+        let known = self.attestations.get(&attestation.index);
+        if known.is_none_or(newer) {
+            let persisted = known.and_then(|heard| heard.persisted);
+            self.attestations.insert(attestation.index, Heard { attestation, since: now, persisted });
         }
     }
 
@@ -139,16 +160,21 @@ impl Store {
         self.attestations.retain(|index, heard| {
             *index != own && now.since(heard.since) < timing::attestation_kept(heard.attestation.lease)
         });
-        self.attestations.values().map(|heard| heard.attestation).collect()
+        let stands =
+            |heard: &&Heard| !(heard.persisted == Some(heard.attestation) && planted(Mutant::AttestationDropped));
+        self.attestations.values().filter(stands).map(|heard| heard.attestation).collect()
     }
 
     /// Those that are persisted, for the hosts that they are about.
     pub fn attested(&self) -> impl Iterator<Item = Attested> {
-        let persisted = self.attestations.values().filter(|heard| heard.persisted);
-        persisted.map(|heard| Attested {
+        let told = |heard: &Heard| {
+            if planted(Mutant::AttestedUnwritten) { Some(heard.attestation) } else { heard.persisted }
+        };
+        self.attestations.values().filter_map(told).map(|attestation| Attested {
             datastore: self.position,
-            index: heard.attestation.index,
-            counter: heard.attestation.counter,
+            index: attestation.index,
+            incarnation_low: attestation.incarnation.low32(),
+            counter: attestation.counter,
         })
     }
 
@@ -174,6 +200,7 @@ impl Store {
             own_path: self.own_path(lease, now),
             written,
             latency: known.since(written),
+            full: self.full,
             trouble: self.doubt.clone().or_else(|| self.trouble.clone()),
         }
     }

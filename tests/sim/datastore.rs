@@ -9,20 +9,20 @@
 //! A client that is silent for `locks` loses its state: image locks go, and what it had under way is refused. A storage
 //! fence does that at once.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use mainstay::core::event::Outcome;
 use mainstay::types::settings::{ClusterSettings, LateWrites};
-use mainstay::types::store::{ClaimsOf, CompleteRead, MemberRead, StoreAnswer, StoreFailure, StoreOrder};
+use mainstay::types::store::{ClaimsOf, CompleteRead, StoreAnswer, StoreFailure, StoreOrder};
 use mainstay::types::{
-    Attestation, BeatBlock, Claim, DatastoreId, Digest, Generation, HostId, HostIndex, Nonce, Roster, RosterEntry,
-    Ticket, VmId, VmList, VmRecord,
+    Claim, DatastoreId, Digest, Generation, HostId, Nonce, Roster, RosterEntry, Tenure, Ticket, VmId, VmRecord,
 };
-use mainstay::wire::record;
 
+use super::faults::{Deed, Fate};
+use super::files::Files;
 use super::host::Path;
-use super::world::{Gate, H, World};
+use super::world::{Gate, H, World, nanos};
 
 type Landing = Box<dyn FnOnce(&mut World, bool)>;
 
@@ -35,14 +35,8 @@ pub(super) struct Parked {
     pub(super) work: Landing,
 }
 
-#[derive(Default)]
-struct Slots {
-    blocks: BTreeMap<(u64, u64), BeatBlock>,
-    list: Option<VmList>,
-    writes: u64,
-    /// When the last beats landed, in the world's time.
-    landed: VecDeque<u64>,
-}
+/// Claims of one VM: Err = torn. With the time at which each came to be.
+type Claims = BTreeMap<Generation, (Result<Claim, String>, u64)>;
 
 /// One datastore.
 pub struct Datastore {
@@ -52,19 +46,22 @@ pub struct Datastore {
     pub roster: Roster,
     /// Nothing comes back, for anybody.
     pub hung: bool,
-    slots: BTreeMap<HostId, Slots>,
-    /// Err = torn.
-    claims: BTreeMap<VmId, BTreeMap<Generation, Result<Claim, String>>>,
+    pub(super) slots: BTreeMap<HostId, Files>,
+    claims: BTreeMap<VmId, Claims>,
     records: BTreeMap<(VmId, Digest), VmRecord>,
     pub(super) parked: Vec<Parked>,
     /// How long the server keeps a silent client's state; none = no locks.
     keeps: Option<Duration>,
     silent: BTreeMap<(H, u64), u64>,
+    /// When the server last dropped the state of a client.
+    pub(super) expired: BTreeMap<(H, u64), u64>,
     pub(super) locks: BTreeMap<VmId, (H, u64)>,
     /// Copies whose writes may still land.
     pub writers: BTreeMap<VmId, BTreeSet<(H, u64)>>,
     /// The administrator takes that risk.
     pub accepts: bool,
+    /// It once showed less than it had acknowledged: a guard may doubt it.
+    pub lied: bool,
 }
 
 impl Datastore {
@@ -82,77 +79,38 @@ impl Datastore {
             parked: Vec::new(),
             keeps,
             silent: BTreeMap::new(),
+            expired: BTreeMap::new(),
             locks: BTreeMap::new(),
             writers: BTreeMap::new(),
             accepts: settings.datastore(id).is_some_and(|d| d.late_writes == LateWrites::Accept),
+            lied: false,
         }
-    }
-
-    // ---- beats --------------------------------------------------------------------------------------------------
-
-    /// A host's own slots: all bytes, and the newest beat.
-    pub fn own(&self, host: HostId) -> (Digest, Option<BeatBlock>) {
-        let Some(slots) = self.slots.get(&host) else { return (Digest::default(), None) };
-        let mut bytes = Digest::default();
-        bytes.0[..8].copy_from_slice(&slots.writes.to_le_bytes());
-        (bytes, slots.blocks.last_key_value().map(|(_, block)| block.clone()))
-    }
-
-    /// What others attested of a host.
-    pub fn attestations_of(&self, index: HostIndex, host: HostId) -> Vec<Attestation> {
-        let others = self.slots.iter().filter(|(of, _)| **of != host);
-        let newest = others.filter_map(|(_, slots)| slots.blocks.last_key_value());
-        newest.flat_map(|(_, block)| block.attestations.iter().filter(|a| a.index == index).copied()).collect()
-    }
-
-    /// A beat lands, perhaps late: it never hides a newer one.
-    pub fn write_beat(&mut self, host: HostId, block: BeatBlock, now: u64) {
-        let slots = self.slots.entry(host).or_default();
-        slots.writes += 1;
-        slots.landed.push_back(now);
-        slots.landed.drain(..slots.landed.len().saturating_sub(16));
-        slots.blocks.insert((block.incarnation.0, block.counter.0), block);
-        while 4 < slots.blocks.len() {
-            slots.blocks.pop_first();
-        }
-    }
-
-    /// When a host's last beats landed.
-    pub fn landed(&self, host: HostId) -> impl Iterator<Item = u64> {
-        self.slots.get(&host).into_iter().flat_map(|slots| slots.landed.iter().copied())
-    }
-
-    /// A list lands.
-    pub fn write_list(&mut self, host: HostId, list: VmList) {
-        self.slots.entry(host).or_default().list = Some(list);
-    }
-
-    fn read_all(&self) -> (Roster, Vec<MemberRead>, Vec<Attestation>) {
-        let mut attestations: BTreeMap<HostIndex, Attestation> = BTreeMap::new();
-        let members = self.roster.members.iter().map(|entry| {
-            let (bytes, beat) = self.own(entry.host);
-            for new in beat.iter().flat_map(|beat| &beat.attestations) {
-                let newest = attestations.entry(new.index).or_insert(*new);
-                if (newest.incarnation, newest.counter) < (new.incarnation, new.counter) {
-                    *newest = *new;
-                }
-            }
-            let list = self.slots.get(&entry.host).and_then(|slots| slots.list.clone());
-            let fits = |list: &VmList, beat: &BeatBlock| {
-                list.sequence == beat.list.sequence && record::list_digest(list) == beat.list.digest
-            };
-            let list = list.filter(|list| beat.as_ref().is_some_and(|beat| fits(list, beat)));
-            MemberRead { host: entry.host, bytes, beat, list }
-        });
-        let members = members.collect();
-        (self.roster.clone(), members, attestations.into_values().collect())
     }
 
     // ---- claims -------------------------------------------------------------------------------------------------
 
     /// The highest claim of a VM; Err = it cannot be read.
     pub fn highest(&self, vm: VmId) -> Option<Result<Claim, String>> {
-        self.claims.get(&vm)?.last_key_value().map(|(_, claim)| claim.clone())
+        self.highest_of(vm, u64::MAX)
+    }
+
+    /// The highest that there was at a time: an old listing.
+    pub fn highest_of(&self, vm: VmId, until: u64) -> Option<Result<Claim, String>> {
+        let all = self.claims.get(&vm)?.values().rev();
+        all.filter(|(_, made)| *made <= until).map(|(claim, _)| claim.clone()).next()
+    }
+
+    /// One claim.
+    pub fn claim(&self, tenure: Tenure) -> Option<&Claim> {
+        self.claims.get(&tenure.vm)?.get(&tenure.generation)?.0.as_ref().ok()
+    }
+
+    /// Whether a claim after this one named another host: it may have run there.
+    pub fn named_another(&self, tenure: Tenure, me: HostId) -> bool {
+        let all = self.claims.get(&tenure.vm).into_iter().flatten();
+        all.filter(|(at, _)| tenure.generation < **at)
+            .filter_map(|(_, (claim, _))| claim.as_ref().ok())
+            .any(|claim| claim.owners().iter().any(|owner| owner.host != me))
     }
 
     /// Highest generation, readable or not.
@@ -163,27 +121,27 @@ impl Datastore {
     /// The newest claim becomes unreadable.
     pub fn tear(&mut self, vm: VmId) {
         if let Some(mut newest) = self.claims.get_mut(&vm).and_then(|all| all.last_entry()) {
-            let _ = newest.insert(Err("checksum does not match".to_owned()));
+            newest.get_mut().0 = Err("checksum does not match".to_owned());
         }
     }
 
-    fn create(&mut self, claim: &Claim, after: Option<(Generation, Nonce)>) -> StoreAnswer {
+    fn create(&mut self, claim: &Claim, after: Option<(Generation, Nonce)>, now: u64) -> StoreAnswer {
         let all = self.claims.entry(claim.tenure.vm).or_default();
         let bad = |why: &str| StoreAnswer::Failed(StoreFailure::Bad { path: "claim".into(), why: why.to_owned() });
         match all.get(&claim.tenure.generation) {
-            Some(Ok(same)) if same.nonce == claim.nonce => {}
+            Some((Ok(same), _)) if same.nonce == claim.nonce => {}
             Some(_) => {
-                return match all.last_key_value().expect("one is there").1 {
+                return match &all.last_key_value().expect("one is there").1.0 {
                     Ok(highest) => StoreAnswer::Exists(Box::new(highest.clone())),
                     Err(why) => bad(why),
                 };
             }
             None => {
-                all.insert(claim.tenure.generation, Ok(claim.clone()));
+                all.insert(claim.tenure.generation, (Ok(claim.clone()), now));
             }
         }
         let stands = |(generation, nonce): (Generation, Nonce)| {
-            all.get(&generation).is_some_and(|before| before.as_ref().is_ok_and(|before| before.nonce == nonce))
+            all.get(&generation).is_some_and(|(before, _)| before.as_ref().is_ok_and(|before| before.nonce == nonce))
         };
         if after.is_none_or(stands) {
             return StoreAnswer::Created;
@@ -192,14 +150,14 @@ impl Datastore {
         StoreAnswer::GaveWay
     }
 
-    fn claims_of(&self, which: &ClaimsOf) -> (Vec<Claim>, Vec<(VmId, String)>) {
+    fn claims_of(&self, which: &ClaimsOf, until: u64) -> (Vec<Claim>, Vec<(VmId, String)>) {
         let wanted: Vec<VmId> = match which {
             ClaimsOf::All => self.claims.keys().copied().collect(),
             ClaimsOf::Vms(vms) => vms.clone(),
         };
         let (mut claims, mut bad) = (Vec::new(), Vec::new());
         for vm in wanted {
-            match self.highest(vm) {
+            match self.highest_of(vm, until) {
                 Some(Ok(claim)) => claims.push(claim),
                 Some(Err(why)) => bad.push((vm, why)),
                 None => {}
@@ -240,26 +198,51 @@ impl World {
     // ---- operations ---------------------------------------------------------------------------------------------
 
     /// One operation of a process: `effect` at the server, `answer` in the process.
+    #[allow(clippy::too_many_arguments)] // Who, where, how, how long, what, and then.
     pub fn io<T: 'static>(
         &mut self,
         h: H,
         home: DatastoreId,
         gate: Gate,
+        deed: Deed,
         micros: u64,
         effect: impl FnOnce(&mut Self) -> T + 'static,
         answer: impl FnOnce(&mut Self, Result<T, String>) + 'static,
     ) {
-        let half = self.latency(micros / 2);
+        let half = self.latency(micros / 2) + self.slowness(h);
         let boot = self.hosts[h].life.unwrap_or(0);
+        let fate = self.fate(h, deed);
+        let failed = || Err("input/output error".to_owned());
         let work: Landing = Box::new(move |world, lands| {
-            if !lands {
-                return answer(world, Err("input/output error".to_owned()));
+            let half = world.latency(micros / 2) + world.slowness(h);
+            match fate {
+                Fate::Done if lands => {
+                    let value = effect(world);
+                    return world.after(gate, half, move |world| answer(world, Ok(value)));
+                }
+                Fate::Unheard if lands => drop(effect(world)),
+                Fate::Late(delay) if lands => world.land_late(home, (h, boot), delay, effect),
+                Fate::Done | Fate::Refused | Fate::Unheard | Fate::Late(_) => {}
             }
-            let value = effect(world);
-            let half = world.latency(micros / 2);
-            world.after(gate, half, move |world| answer(world, Ok(value)));
+            world.after(gate, half, move |world| answer(world, failed()));
         });
         self.after(Gate::World, half, move |world| world.land(h, boot, home, gate, work));
+    }
+
+    /// A write whose process was told that it failed; an expired client's no longer land.
+    fn land_late<T>(
+        &mut self,
+        home: DatastoreId,
+        client: (H, u64),
+        delay: Duration,
+        effect: impl FnOnce(&mut Self) -> T + 'static,
+    ) {
+        let given = self.now;
+        self.after(Gate::World, delay, move |world| {
+            if world.stores[&home].expired.get(&client).is_none_or(|at| *at < given) {
+                drop(effect(world));
+            }
+        });
     }
 
     fn land(&mut self, h: H, boot: u64, home: DatastoreId, gate: Gate, work: Landing) {
@@ -289,16 +272,14 @@ impl World {
     pub fn store_order(&mut self, h: H, ticket: Ticket, home: DatastoreId, order: StoreOrder, within: Duration) {
         let Some(life) = self.hosts[h].agent.as_ref().map(|agent| agent.life) else { return };
         let gate = Gate::Agent(h, life);
-        self.open.insert((h, life, ticket.0));
         if !self.stores.contains_key(&home) {
+            self.open.insert((h, life, ticket.0));
             let why = StoreFailure::Missing { path: home.to_string(), why: "not open on this host".into() };
             return self.after(gate, Duration::from_millis(1), move |world| {
                 world.done(h, life, ticket, Outcome::Store(StoreAnswer::Failed(why)));
             });
         }
-        self.after(gate, within, move |world| {
-            world.done(h, life, ticket, Outcome::Store(StoreAnswer::Failed(StoreFailure::Timeout(within))));
-        });
+        self.due(gate, within, ticket, Outcome::Store(StoreAnswer::Failed(StoreFailure::Timeout(within))));
         if let StoreOrder::CreateClaim { claim, .. } = &order {
             self.claim_ordered(h, claim);
         }
@@ -309,8 +290,16 @@ impl World {
             StoreOrder::CreateClaim { .. } => 6000,
             StoreOrder::WriteRecord(_) | StoreOrder::WriteRoster(_) | StoreOrder::Prepare(_) => 5000,
         };
-        let effect = move |world: &mut Self| world.carry(home, order);
-        self.io(h, home, gate, micros, effect, move |world, result| {
+        let deed = match &order {
+            StoreOrder::ReadAll => Deed::ReadOthers,
+            StoreOrder::ReadClaims(_) | StoreOrder::ReadRecord { .. } | StoreOrder::Probe { .. } => Deed::Read,
+            StoreOrder::CreateClaim { .. }
+            | StoreOrder::WriteRecord(_)
+            | StoreOrder::WriteRoster(_)
+            | StoreOrder::Prepare(_) => Deed::Write,
+        };
+        let effect = move |world: &mut Self| world.carry(h, home, order);
+        self.io(h, home, gate, deed, micros, effect, move |world, result| {
             let ended = world.local(h);
             let mut answer =
                 result.unwrap_or_else(|why| StoreAnswer::Failed(StoreFailure::Io { path: "/srv".into(), why }));
@@ -325,7 +314,9 @@ impl World {
         });
     }
 
-    fn carry(&mut self, home: DatastoreId, order: StoreOrder) -> StoreAnswer {
+    fn carry(&mut self, h: H, home: DatastoreId, order: StoreOrder) -> StoreAnswer {
+        let until = self.now.saturating_sub(nanos(self.sick[h].stale));
+        let now = self.now;
         let store = self.stores.get_mut(&home).expect("looked up before");
         let zero = mainstay::types::Time::ZERO;
         match order {
@@ -342,12 +333,12 @@ impl World {
                 }))
             }
             StoreOrder::ReadClaims(which) => {
-                let (claims, bad) = store.claims_of(&which);
+                let (claims, bad) = store.claims_of(&which, until);
                 StoreAnswer::Claims { began: zero, ended: zero, claims, bad }
             }
             StoreOrder::CreateClaim { claim, after } => {
                 let before = store.generation(claim.tenure.vm);
-                let answer = store.create(&claim, after);
+                let answer = store.create(&claim, after, now);
                 let now = store.generation(claim.tenure.vm);
                 self.claim_landed(home, &claim, before, now, &answer);
                 answer
@@ -379,7 +370,8 @@ impl World {
 
     /// A host's path to every datastore changes. What hung there goes on, or fails.
     pub fn set_path(&mut self, h: H, path: Path) {
-        let homes: Vec<DatastoreId> = self.stores.keys().copied().collect();
+        let homes = self.homes();
+        self.excuse(h);
         for home in &homes {
             self.hosts[h].paths.insert(*home, path);
         }
@@ -393,8 +385,8 @@ impl World {
 
     /// Storage hangs for everybody, or answers again.
     pub fn set_hung(&mut self, hung: bool) {
-        let homes: Vec<DatastoreId> = self.stores.keys().copied().collect();
-        for home in homes {
+        self.stalled();
+        for home in self.homes() {
             self.stores.get_mut(&home).expect("its own key").hung = hung;
             if !hung {
                 self.unpark(home);
@@ -443,8 +435,7 @@ impl World {
         if self.hosts[h].frozen {
             return;
         }
-        let homes: Vec<DatastoreId> = self.stores.keys().copied().collect();
-        for home in homes {
+        for home in self.homes() {
             self.expire_old(home, h, boot); // A boot ends whatever the kernel before it had under way.
             if self.hosts[h].path(home) != Path::Well {
                 continue;

@@ -38,6 +38,9 @@ impl World {
             return then(self, Err(DomainFailure::NoDomain));
         };
         let (key, takes) = (qemu.key, if qemu.halted { 10_000 } else { 20 });
+        if self.stops_fail {
+            return then(self, Err(DomainFailure::Host("failed to terminate process: device or resource busy".into())));
+        }
         let gate = Gate::Libvirt(h, self.hosts[h].libvirtd.unwrap_or(0));
         self.after(gate, Duration::from_millis(takes), move |world| {
             world.exit(h, vm, key, OffReason::Destroyed);

@@ -1,6 +1,7 @@
 //! Storage fences and image locks of the simulated datastore.
 
 use super::datastore::Parked;
+use super::faults::Deed;
 use super::world::{Gate, H, World};
 use mainstay::core::event::*;
 use mainstay::types::*;
@@ -16,8 +17,12 @@ impl World {
     /// The server drops a client's state: its locks, and all that it had under way.
     pub(super) fn expire(&mut self, home: DatastoreId, h: H, boot: Option<u64>) {
         let hit = |holder: &(H, u64)| holder.0 == h && boot.is_none_or(|boot| boot == holder.1);
+        let now = self.now;
         let store = self.stores.get_mut(&home).expect("its own key");
         store.locks.retain(|_, holder| !hit(holder));
+        for boot in boot.into_iter().chain(self.hosts[h].life).chain(self.hosts[h].last_life) {
+            store.expired.insert((h, boot), now);
+        }
         store.writers.values_mut().for_each(|writers| writers.retain(|writer| !hit(writer)));
         if self.hosts[h].life.is_some_and(|life| boot.is_none_or(|boot| boot == life)) {
             self.hosts[h].domains.values_mut().filter_map(|d| d.qemu.as_mut()).for_each(|qemu| qemu.stale = true);
@@ -36,11 +41,8 @@ impl World {
     /// The administrator's program against a host.
     pub fn fence(&mut self, h: H, ticket: Ticket, host: HostId, within: Duration) {
         let Some(life) = self.hosts[h].agent.as_ref().map(|agent| agent.life) else { return };
-        self.open.insert((h, life, ticket.0));
         let gate = Gate::Agent(h, life);
-        self.after(gate, within, move |world| {
-            world.done(h, life, ticket, Outcome::Fenced(Err("no answer in time".to_owned())));
-        });
+        self.due(gate, within, ticket, Outcome::Fenced(Err("no answer in time".to_owned())));
         let delay = self.latency(50_000);
         self.after(gate, delay, move |world| {
             let result = if world.fence_fails { Err("exit status 1".to_owned()) } else { Ok(()) };
@@ -58,16 +60,13 @@ impl World {
     /// Who holds the locks of these images?
     pub fn probe_locks(&mut self, h: H, ticket: Ticket, paths: &[String], within: Duration) {
         let Some(life) = self.hosts[h].agent.as_ref().map(|agent| agent.life) else { return };
-        self.open.insert((h, life, ticket.0));
         let gate = Gate::Agent(h, life);
-        self.after(gate, within, move |world| {
-            world.done(h, life, ticket, Outcome::Locks(Err("no answer in time".to_owned())));
-        });
+        self.due(gate, within, ticket, Outcome::Locks(Err("no answer in time".to_owned())));
         let on = |spec: &&super::world::Spec| spec.record.disks.iter().any(|disk| paths.contains(&disk.path));
         let Some((vm, home)) = self.vms.values().find(on).map(|spec| (spec.id, spec.record.home)) else { return };
         let look =
             move |world: &mut Self| world.stores[&home].holder(vm).map(|holder| world.hosts[holder].name.clone());
-        self.io(h, home, gate, 2000, look, move |world, result| {
+        self.io(h, home, gate, Deed::Read, 2000, look, move |world, result| {
             world.done(h, life, ticket, Outcome::Locks(result));
         });
     }

@@ -20,6 +20,7 @@ use mainstay::types::VmId;
 use mainstay::types::vm::{DomainChange, DomainFailure, OffReason};
 
 use super::host::Path;
+use super::invariants::SAMPLED;
 use super::world::{Gate, H, World};
 
 /// How often a migration looks whether it can go on.
@@ -162,6 +163,10 @@ impl World {
         }
         let ran = self.qemu(from, vm).is_some_and(|qemu| qemu.cpus);
         self.set_cpus(from, vm, false);
+        let now = self.now;
+        if let Some(target) = self.qemu(to, vm) {
+            target.memory = Some(now);
+        }
         self.stores.get_mut(&home).expect("its home").release(vm, from, run.boots.0);
         self.domain_event(from, vm, DomainChange::Suspended { migrated: true, by_io_error: false });
         if ran {
@@ -214,6 +219,7 @@ impl World {
         if let Some(qemu) = self.qemu(run.from, run.vm) {
             qemu.let_go = Some(now);
         }
+        self.look_again(SAMPLED);
         self.resume(
             run.from,
             run.vm,
@@ -222,6 +228,7 @@ impl World {
                 if let Some(qemu) = world.qemu(run.from, run.vm) {
                     qemu.let_go = Some(now);
                 }
+                world.look_again(SAMPLED);
                 let text = match result {
                     Ok(()) => "failed; libvirt lets the source go on".to_owned(),
                     Err(DomainFailure::ImageLocked(holder)) => format!("failed; its images are locked by {holder}"),
@@ -237,6 +244,7 @@ impl World {
     /// The enforcing thread samples, every 10 ms, as long as something is handed over.
     pub fn sample(&mut self, h: H) {
         let watched = self.with_guard(h, |state, _| state.table.watched().collect::<Vec<_>>()).unwrap_or_default();
+        self.spend();
         for (vm, key) in &watched {
             let spent = self.qemu(h, *vm).filter(|qemu| qemu.key == *key).map(|qemu| qemu.spent);
             let Some(spent) = spent else { continue };

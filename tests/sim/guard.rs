@@ -11,15 +11,14 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
 use mainstay::core::event::Event;
-use mainstay::guard::state::{Carried, State};
+use mainstay::exec::datastore::slots::Book;
+use mainstay::guard::state::{Carried, State, Taken};
 use mainstay::guard::table::{Act, Expected, ProcessKey, Table};
 use mainstay::types::guard::{GuardOrder, GuardReport, Refusal};
 use mainstay::types::vm::OffReason;
-use mainstay::types::{
-    Attestation, Claim, DatastoreId, Digest, Holder, HostId, Incarnation, ListName, Sequence, Tenure, Time, VmEntry,
-    VmId, Wanted,
-};
+use mainstay::types::{Attestation, DatastoreId, Digest, Incarnation, ListName, Sequence, Time, VmEntry, VmId};
 
+use super::host::Host;
 use super::world::{Gate, H, World};
 
 /// Reports that wait for the agent; drained after every use of the state.
@@ -33,6 +32,8 @@ pub(super) struct Renew {
     /// Names the wake-up that counts.
     pub(super) wake: u64,
     pub(super) opened: bool,
+    /// The real memory of its slots.
+    pub(super) book: Option<Book>,
     pub(super) watch: Option<((Digest, Vec<Attestation>), Time, Duration)>,
     pub(super) sequence: Sequence,
     pub(super) listed: Option<(Incarnation, Vec<VmEntry>, ListName)>,
@@ -73,6 +74,7 @@ impl World {
         if self.hosts[h].guard.is_some() || self.hosts[h].life.is_none() {
             return;
         }
+        self.excuse(h);
         let life = self.new_life();
         let now = self.local(h);
         let host = &mut self.hosts[h];
@@ -88,7 +90,7 @@ impl World {
             gone.into_iter().for_each(|(vm, key)| state.exited(vm, key, now));
             state
         } else {
-            host.incarnation = host.incarnation.next();
+            host.incarnation = mainstay::guard::risen(host.incarnation);
             let mut table = Table::default();
             for row in &host.kept {
                 let process = row.process.as_ref().map(|process| process.key).filter(|key| alive(*key));
@@ -132,6 +134,7 @@ impl World {
     /// SIGKILL and `ExecStopPost`.
     pub fn stop_guard(&mut self, h: H) {
         let Some(guard) = self.hosts[h].guard.take() else { return };
+        self.excuse(h);
         self.hosts[h].memory = Some(guard.state.carry().encode());
         let gate = self.hosts[h].kernel();
         self.after(gate, Duration::from_millis(20), move |world| {
@@ -167,6 +170,7 @@ impl World {
     pub fn with_guard<R>(&mut self, h: H, work: impl FnOnce(&mut State, Time) -> R) -> Option<R> {
         let now = self.local(h);
         let guard = self.hosts[h].guard.as_mut()?;
+        self.judge.lapses += u64::from(guard.state.next_stop().is_some_and(|stop| stop <= now));
         guard.state.lapse_if_due(now);
         let result = work(&mut guard.state, now);
         guard.state.flush();
@@ -176,6 +180,7 @@ impl World {
         let changed = guard.enforced != guard.state.table.version();
         guard.enforced = guard.state.table.version();
         for report in told {
+            self.reported(h, &report);
             let gate = Gate::Agent(h, agent.unwrap_or(0));
             self.after(gate, Duration::from_micros(100), move |world| world.agent_event(h, Event::Guard(report)));
         }
@@ -227,8 +232,11 @@ impl World {
         let Some(life) = self.hosts[h].guard.as_ref().map(|guard| guard.life) else { return };
         for act in acts {
             match act {
-                Act::Stop(vm, _) => {
-                    self.halt(h, vm);
+                Act::Stop(vm, key) => {
+                    self.begin_halt(h, vm, key);
+                    self.after(Gate::Guard(h, life), Duration::from_millis(1), move |world| world.enforce(h));
+                }
+                Act::Check(vm, key) if self.qemu(h, vm).is_some_and(|qemu| qemu.key == key && !qemu.halted) => {
                     self.after(Gate::Guard(h, life), Duration::from_millis(1), move |world| world.enforce(h));
                 }
                 Act::Check(vm, key) => {
@@ -236,9 +244,12 @@ impl World {
                 }
                 Act::Lift(vm, key) => self.lift(h, vm, key),
                 Act::Kill(vm, key, why) => {
+                    let named = |text: String, other: &Host| text.replace(&other.id.to_string(), &other.name);
+                    let why = self.hosts.iter().fold(why, named);
                     let name = self.vm_name(vm);
                     let host = self.hosts[h].name.clone();
                     self.tell(&host, &format!("guard kills {name}: {why}"));
+                    self.kills(h, vm);
                     self.kill_qemu(h, vm, key);
                 }
             }
@@ -270,12 +281,16 @@ impl World {
         };
         self.after(Gate::Guard(h, life), Duration::from_micros(100), move |world| {
             let configures = matches!(order, GuardOrder::Configure(_));
+            let attests = matches!(order, GuardOrder::Attest { .. });
             world.with_guard(h, |state, now| {
                 let result = obey(state, order, now);
                 state.report(GuardReport::Done { ticket, result });
             });
             if configures {
                 world.begin_threads(h, life);
+            }
+            if attests {
+                world.hurry(h);
             }
         });
     }
@@ -303,6 +318,9 @@ impl World {
         let period = guard.state.config.as_ref().map_or(Duration::from_millis(200), |(_, config)| config.timing.beat);
         let period = if beat.is_some() { period } else { period.min(Duration::from_millis(200)) };
         if let Some((beat, _)) = beat {
+            let at = self.local(h);
+            let (incarnation, counter, lease) = (beat.incarnation, beat.counter, beat.lease);
+            self.given(h, Taken { incarnation, counter, at, lease });
             self.multicast(h, &beat);
             self.with_guard(h, |state, _| state.report(GuardReport::Beaten { counter: beat.counter }));
         }
@@ -342,9 +360,9 @@ fn obey(state: &mut State, order: GuardOrder, now: Time) -> Result<(), Refusal> 
             state.agent_beat(*beat, now);
             Ok(())
         }
-        GuardOrder::Expect { tenure, name, home, epoch, deadline, purpose } => {
+        GuardOrder::Expect { tenure, name, home, epoch, deadline, purpose, writes } => {
             present(state, home, epoch)?;
-            state.table.expect(Expected { tenure, name, home, epoch, deadline, purpose })
+            state.table.expect(Expected { tenure, name, home, epoch, deadline, purpose, writes })
         }
         GuardOrder::Incoming { tenure, name, home, deadline } => {
             let epoch = state.epoch(home, now)?;
@@ -376,24 +394,9 @@ fn obey(state: &mut State, order: GuardOrder, now: Time) -> Result<(), Refusal> 
         GuardOrder::Attested { datastore, incarnation, counter } => {
             if incarnation == state.incarnation {
                 state.persisted(datastore, counter, now);
+                state.report_lease(datastore, now);
             }
             Ok(())
         }
-    }
-}
-
-/// `guard::renew::ends`.
-pub(super) fn ends(claim: &Claim, tenure: Tenure, me: HostId) -> Option<String> {
-    let generation = claim.tenure.generation;
-    if generation <= tenure.generation {
-        return None;
-    }
-    if claim.wanted == Wanted::Stopped {
-        return Some(format!("claim {generation} says that it is to be stopped"));
-    }
-    match claim.holder {
-        Holder::Host(owner) if owner.host != me => Some(format!("claim {generation} names another host")),
-        Holder::Deleted => Some(format!("claim {generation} says that it was deleted")),
-        Holder::Host(_) | Holder::Handover { .. } | Holder::None | Holder::MovedTo(_) => None,
     }
 }

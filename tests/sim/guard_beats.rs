@@ -1,8 +1,13 @@
 //! The guard's threads of the datastores: open, look on, beat, count what was persisted.
 
-use super::guard::{Renew, ends};
+use super::faults::Deed;
+use super::files::content;
+use super::guard::Renew;
 use super::world::{Gate, H, World};
 use mainstay::core::timing;
+use mainstay::exec::datastore::Stamp;
+use mainstay::exec::datastore::slots::{Book, Doubt};
+use mainstay::guard::ends;
 use mainstay::guard::state::Taken;
 use mainstay::guard::store::Stage;
 use mainstay::types::*;
@@ -18,12 +23,21 @@ impl World {
         let Some(timing) = guard.state.config.as_ref().map(|(_, config)| config.timing) else { return };
         let differs = |home: &DatastoreId, renew: &Renew| {
             let list = guard.state.table.list(*home);
-            !renew.busy && renew.opened && renew.listed.as_ref().is_none_or(|(_, listed, _)| *listed != list)
+            let owes = guard.state.stores.get(home).is_some_and(|store| store.owes());
+            owes || renew.listed.as_ref().is_none_or(|(_, listed, _)| *listed != list)
         };
-        let homes: Vec<(DatastoreId, u64)> =
-            guard.renew.iter().filter(|(home, renew)| differs(home, renew)).map(|(home, r)| (*home, r.began)).collect();
-        for (home, began) in homes {
-            self.turn_at(h, home, began + timing::hurried_renew(&timing).as_nanos() as u64);
+        let idle = guard.renew.iter().filter(|(_, renew)| !renew.busy && renew.opened);
+        let pace = |(home, renew): (&DatastoreId, &Renew)| {
+            let pause = match (guard.state.table.drains_on(*home), differs(home, renew)) {
+                (true, _) => timing::SHORTEST_PERIOD,
+                (false, true) => timing::hurried_renew(&timing),
+                (false, false) => return None,
+            };
+            Some((*home, renew.began + pause.as_nanos() as u64))
+        };
+        let turns: Vec<(DatastoreId, u64)> = idle.filter_map(pace).collect();
+        for (home, at) in turns {
+            self.turn_at(h, home, at);
         }
     }
 
@@ -90,15 +104,17 @@ impl World {
     }
 
     pub(super) fn open_beats(&mut self, h: H, home: DatastoreId) {
-        let (me, index) = (self.hosts[h].id, self.hosts[h].index);
+        let (me, index, boot) = (self.hosts[h].id, self.hosts[h].index, self.hosts[h].boot());
         let gate = self.guard_gate(h);
         let read = move |world: &mut World| {
-            let store = &world.stores[&home];
-            (store.own(me), store.attestations_of(index, me))
+            let (store, now) = (&world.stores[&home], world.local(h));
+            let guard = world.hosts[h].guard.as_ref();
+            let kept = guard.and_then(|guard| guard.state.stores.get(&home)?.slots.as_ref());
+            (store.own(me), store.attestations_of(index, me), store.book(me, boot, kept, now))
         };
-        self.io(h, home, gate, 2000, read, move |world, result| match result {
+        self.io(h, home, gate, Deed::Read, 2000, read, move |world, result| match result {
             Err(why) => world.turned(h, home, Some(why)),
-            Ok((own, attested)) => world.opened(h, home, own, attested),
+            Ok((own, attested, book)) => world.opened(h, home, own, attested, book),
         });
     }
 
@@ -108,6 +124,7 @@ impl World {
         home: DatastoreId,
         own: (Digest, Option<BeatBlock>),
         attested: Vec<Attestation>,
+        book: Book,
     ) {
         let (bytes, newest) = own;
         let Some(ours) = self.hosts[h].guard.as_ref().map(|guard| guard.state.last_given()) else { return };
@@ -134,6 +151,7 @@ impl World {
         let longest = newest.iter().map(|beat| beat.lease).chain(attested.iter().map(|a| a.lease)).max();
         let Some(renew) = self.renew(h, home) else { return };
         renew.opened = true;
+        renew.book = Some(book);
         renew.sequence = renew.sequence.max(sequence);
         renew.listed = None;
         if stage == Some(Stage::Opening) {
@@ -171,7 +189,7 @@ impl World {
             let store = &world.stores[&home];
             (store.own(me).0, store.attestations_of(index, me))
         };
-        self.io(h, home, gate, 2000, read, move |world, result| {
+        self.io(h, home, gate, Deed::Read, 2000, read, move |world, result| {
             let seen = match result {
                 Err(why) => return world.turned(h, home, Some(why)),
                 Ok(seen) => seen,
@@ -212,17 +230,23 @@ impl World {
         let written = list.clone();
         let first = move |world: &mut World| {
             let store = world.stores.get_mut(&home).expect("a datastore of the world");
-            store.roster.names(me).then(|| {
-                if let Some(list) = list {
-                    store.write_list(me, list);
-                }
-                store.roster.generation
-            })
+            if !store.roster.names(me) {
+                return Ok(None);
+            }
+            let roster = store.roster.generation;
+            if let Some(list) = list {
+                let over = list.entries.iter().filter(|entry| matches!(entry.state, VmState::Over(_)));
+                let over: Vec<Tenure> = over.map(|entry| entry.tenure).collect();
+                store.write_list(me, list);
+                over.into_iter().for_each(|tenure| world.says_over(h, tenure));
+            }
+            if world.lives(gate) { world.compare(h, home).map(|()| Some(roster)) } else { Ok(Some(roster)) }
         };
-        self.io(h, home, gate, 1000, first, move |world, result| match result {
+        self.io(h, home, gate, Deed::Write, 1000, first, move |world, result| match result {
             Err(why) => world.turned(h, home, Some(why)),
-            Ok(None) => world.turned(h, home, Some("its roster does not name this host".to_owned())),
-            Ok(Some(roster)) => {
+            Ok(Err(doubt)) => world.doubts(h, home, doubt),
+            Ok(Ok(None)) => world.turned(h, home, Some("its roster does not name this host".to_owned())),
+            Ok(Ok(Some(roster))) => {
                 if let Some(list) = written {
                     let name = ListName { sequence: list.sequence, digest: mainstay::wire::record::list_digest(&list) };
                     if let Some(renew) = world.renew(h, home) {
@@ -230,13 +254,45 @@ impl World {
                     }
                     world.with_guard(h, |state, _| state.listed(name));
                 }
-                world.write_beat(h, home, roster);
+                world.take_beat(h, home, roster);
             }
         });
     }
 
-    pub(super) fn write_beat(&mut self, h: H, home: DatastoreId, roster: u64) {
-        let listed = self.renew(h, home).and_then(|renew| renew.listed.as_ref().map(|(of, _, name)| (*of, *name)));
+    /// The slots as they lie there against what the guard knows of them.
+    fn compare(&mut self, h: H, home: DatastoreId) -> Result<(), Doubt> {
+        let host = &mut self.hosts[h];
+        let (id, boot) = (host.id, host.boot());
+        let Some(guard) = &mut host.guard else { return Ok(()) };
+        let book = guard.renew.get_mut(&home).and_then(|renew| renew.book.as_mut());
+        let (Some(book), Some(files)) = (book, self.stores[&home].slots.get(&id)) else { return Ok(()) };
+        book.compare(&files.slots, guard.state.incarnation, boot)
+    }
+
+    /// It contradicts the guard: no beats here any more.
+    fn doubts(&mut self, h: H, home: DatastoreId, doubt: Doubt) {
+        let (text, twice) = (doubt.to_string(), matches!(doubt, Doubt::TwiceUsed { .. }));
+        if !self.stores[&home].lied {
+            let name = self.hosts[h].name.clone();
+            self.violated(&format!("the guard of {name} doubts a datastore that kept its word: {text}"));
+        }
+        self.with_guard(h, |state, _| {
+            let Some(store) = state.stores.get_mut(&home) else { return };
+            if twice {
+                store.stage = Stage::Watching;
+            }
+            if store.doubt.replace(text.clone()).is_none() {
+                state.alarm(text.clone());
+            }
+        });
+        self.turned(h, home, Some(text));
+    }
+
+    fn take_beat(&mut self, h: H, home: DatastoreId, roster: u64) {
+        let now = self.local(h);
+        let Some(renew) = self.renew(h, home) else { return };
+        let listed = renew.listed.as_ref().map(|(of, _, name)| (*of, *name));
+        let resting = renew.book.as_ref().map(|book| book.resting(now)).unwrap_or_default();
         let taken = self.with_guard(h, |state, now| {
             let (_, config) = state.config.clone()?;
             let store = state.stores.get_mut(&home)?;
@@ -255,26 +311,91 @@ impl World {
                 lease: taken.lease,
                 flags,
                 list,
-                resting: 0,
+                resting,
                 roster,
                 attestations,
             };
             Some((taken, block))
         });
         let Some((taken, block)) = taken.flatten() else { return self.turned(h, home, None) };
-        let me = self.hosts[h].id;
-        let with = block.attestations.clone();
-        let gate = self.guard_gate(h);
+        self.given(h, taken);
+        self.scratch_first(h, home, taken, block);
+    }
+
+    /// A beat that is not newer than what lies there asks for a higher incarnation; after an error the scratch block
+    /// comes first.
+    fn scratch_first(&mut self, h: H, home: DatastoreId, taken: Taken, block: BeatBlock) {
+        let Some(book) = self.renew(h, home).and_then(|renew| renew.book.as_ref()) else { return };
+        if let Some(newest) = book.newest().filter(|newest| Stamp::of(&block) <= *newest) {
+            self.rise(h, newest.incarnation);
+            return self.again_at_once(h, home);
+        }
+        let times = book.scratches();
+        self.scratch(h, home, times, taken, block);
+    }
+
+    fn scratch(&mut self, h: H, home: DatastoreId, times: usize, taken: Taken, block: BeatBlock) {
+        if times == 0 {
+            if let Some(book) = self.renew(h, home).and_then(|renew| renew.book.as_mut()) {
+                book.scratched();
+            }
+            return self.write_slot(h, home, taken, block);
+        }
+        let (me, gate, there) = (self.hosts[h].id, self.guard_gate(h), block.clone());
         let write = move |world: &mut World| {
+            world.stores.get_mut(&home).expect("a datastore of the world").write_beat(me, None, there, 0);
+        };
+        self.io(h, home, gate, Deed::Write, 1000, write, move |world, result| match result {
+            Err(why) => world.turned(h, home, Some(why)),
+            Ok(()) => world.scratch(h, home, times - 1, taken, block),
+        });
+    }
+
+    /// For the next guard of this boot.
+    fn remember(&mut self, h: H, home: DatastoreId, writing: Option<usize>) {
+        let kept = self.renew(h, home).and_then(|renew| renew.book.as_ref()).map(|book| book.kept((1, 1), writing));
+        self.with_guard(h, |state, _| {
+            if let Some(store) = state.stores.get_mut(&home) {
+                store.slots = kept;
+            }
+        });
+    }
+
+    fn write_slot(&mut self, h: H, home: DatastoreId, taken: Taken, block: BeatBlock) {
+        let (me, now, gate) = (self.hosts[h].id, self.local(h), self.guard_gate(h));
+        let slot = self.renew(h, home).and_then(|renew| renew.book.as_ref()?.next(now));
+        let Some(slot) = slot else { return self.turned(h, home, Some("every slot rests".to_owned())) };
+        self.remember(h, home, Some(slot));
+        let (with, content, stamp) = (block.attestations.clone(), content(&block), Stamp::of(&block));
+        let write = move |world: &mut World| {
+            world.landed(h, home, &block);
             let now = world.now;
             let store = world.stores.get_mut(&home).expect("a datastore of the world");
-            store.write_beat(me, block, now);
+            store.write_beat(me, Some(slot), block, now);
             store.roster.names(me)
         };
-        self.io(h, home, gate, 2000, write, move |world, result| match result {
-            Err(why) => world.turned(h, home, Some(why)),
-            Ok(false) => world.turned(h, home, Some("its roster does not name this host".to_owned())),
-            Ok(true) => world.persisted(h, home, taken, &with),
+        self.io(h, home, gate, Deed::Write, 2000, write, move |world, result| {
+            let (now, torn) = (world.local(h), result.is_err() && world.dice(4) == 0);
+            let Some(book) = world.renew(h, home).and_then(|renew| renew.book.as_mut()) else { return };
+            match &result {
+                Err(_) => book.failed(slot, content, now),
+                Ok(_) => book.written(slot, content, stamp),
+            }
+            world.remember(h, home, None);
+            match result {
+                Err(why) => {
+                    if torn {
+                        world.tear(h, home, slot, content);
+                    }
+                    world.turned(h, home, Some(why));
+                }
+                Ok(names) => {
+                    if names {
+                        return world.persisted(h, home, taken, &with);
+                    }
+                    world.turned(h, home, Some("its roster does not name this host".to_owned()));
+                }
+            }
         });
     }
 
@@ -283,10 +404,7 @@ impl World {
             if state.incarnation != taken.incarnation {
                 return Vec::new();
             }
-            let Some(store) = state.stores.get_mut(&home) else { return Vec::new() };
-            store.counted(taken, now, with);
-            state.persisted(home, taken.counter, now);
-            state.report_lease(home, now);
+            state.counted(home, taken, with, now);
             state.table.lapsed_on(home)
         });
         let lapsed = lapsed.unwrap_or_default();
@@ -296,9 +414,10 @@ impl World {
         let gate = self.guard_gate(h);
         let read = move |world: &mut World| {
             let store = &world.stores[&home];
-            lapsed.into_iter().filter_map(|at| Some((at, store.highest(at.vm)?.ok()?))).collect::<Vec<_>>()
+            let until = world.now.saturating_sub(super::world::nanos(world.sick[h].stale));
+            lapsed.into_iter().filter_map(|at| Some((at, store.highest_of(at.vm, until)?.ok()?))).collect::<Vec<_>>()
         };
-        self.io(h, home, gate, 2000, read, move |world, result| {
+        self.io(h, home, gate, Deed::Read, 2000, read, move |world, result| {
             let me = world.hosts[h].id;
             for (tenure, claim) in result.unwrap_or_default() {
                 let Some(why) = ends(&claim, tenure, me) else { continue };

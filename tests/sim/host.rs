@@ -80,12 +80,20 @@ pub struct Host {
     pub clock: Clock,
     /// Its boot; none = off.
     pub life: Option<u64>,
+    /// The boot before.
+    pub last_life: Option<u64>,
     /// Nothing in it moves.
     pub frozen: bool,
     /// When it was thawed.
     pub thawed: Option<u64>,
     /// What waits for the thaw.
     pub backlog: Vec<Item>,
+    /// Its agent does not move, and what waits for it.
+    pub agent_held: bool,
+    pub agent_backlog: Vec<Item>,
+    /// Its libvirtd does not move, and what waits for it.
+    pub libvirt_held: bool,
+    pub libvirt_backlog: Vec<Item>,
     /// systemd is shutting down.
     pub going_down: bool,
     /// Its agent.
@@ -112,7 +120,13 @@ pub struct Host {
     pub underway: Vec<(VmId, Underway)>,
     /// Paths to datastores; missing = well.
     pub paths: BTreeMap<DatastoreId, Path>,
+    /// When something last happened to it that explains stops of its VMs.
+    pub excused: u64,
     told_kib: u64,
+}
+
+fn boot_id(life: u64) -> BootId {
+    BootId(Uuid::from_u128(0xb007_0000 + u128::from(life)))
 }
 
 impl Host {
@@ -125,9 +139,14 @@ impl Host {
             index: member.index,
             clock: Clock { offset: (n as u64 + 1) * 1_000_000_000_000, rate },
             life: None,
+            last_life: None,
             frozen: false,
             thawed: None,
             backlog: Vec::new(),
+            agent_held: false,
+            agent_backlog: Vec::new(),
+            libvirt_held: false,
+            libvirt_backlog: Vec::new(),
             going_down: false,
             agent: None,
             guard: None,
@@ -141,12 +160,17 @@ impl Host {
             unprotected: BTreeSet::new(),
             underway: Vec::new(),
             paths: BTreeMap::new(),
+            excused: 0,
             told_kib: 0,
         }
     }
     /// Of its kernel.
     pub fn boot(&self) -> BootId {
-        BootId(Uuid::from_u128(0xb007_0000 + u128::from(self.life.unwrap_or(0))))
+        boot_id(self.life.unwrap_or(0))
+    }
+    /// Of the kernel before.
+    pub fn last_boot(&self) -> Option<BootId> {
+        self.last_life.map(boot_id)
     }
     /// Gate of the present boot.
     pub fn kernel(&self) -> Gate {
@@ -167,6 +191,7 @@ impl World {
             return;
         }
         let life = self.new_life();
+        self.excuse(h);
         let host = &mut self.hosts[h];
         host.life = Some(life);
         host.autostarted = false;
@@ -184,11 +209,17 @@ impl World {
     /// Power off: everything is gone at once.
     pub fn kill(&mut self, h: H) {
         self.silence_storage(h);
+        self.excuse(h);
+        self.changes += 1;
+        self.tear_next(h);
         let host = &mut self.hosts[h];
-        host.life = None;
+        host.last_life = host.life.take();
         host.frozen = false;
         host.going_down = false;
         host.backlog.clear();
+        (host.agent_held, host.libvirt_held) = (false, false);
+        host.agent_backlog.clear();
+        host.libvirt_backlog.clear();
         host.agent = None;
         host.guard = None;
         host.libvirtd = None;
@@ -203,6 +234,7 @@ impl World {
         if self.hosts[h].life.is_none() {
             return;
         }
+        self.excuse(h);
         self.hosts[h].going_down = true;
         let gate = self.hosts[h].kernel();
         let running: Vec<VmId> =
@@ -219,6 +251,8 @@ impl World {
     pub fn freeze(&mut self, h: H) {
         if self.hosts[h].life.is_some() && !self.hosts[h].frozen {
             self.hosts[h].frozen = true;
+            self.changes += 1;
+            self.excuse(h);
             self.silence_storage(h);
         }
     }
@@ -229,6 +263,9 @@ impl World {
             return;
         }
         self.hosts[h].thawed = Some(self.now);
+        self.changes += 1;
+        self.excuse(h);
+        self.look_again(super::invariants::THAW);
         self.reconnect_storage(h);
         let backlog = std::mem::take(&mut self.hosts[h].backlog);
         if let Some(guard) = &self.hosts[h].guard {
@@ -237,6 +274,11 @@ impl World {
         }
         let gate = self.hosts[h].kernel();
         self.after(gate, Duration::from_millis(2), move |world| world.release(backlog));
+    }
+
+    /// Its disk is new, and its clock of day is anywhere: the incarnation begins with that.
+    pub fn lose_state(&mut self, h: H) {
+        self.hosts[h].incarnation = Incarnation(1 + self.dice(5000));
     }
 
     // ---- agent --------------------------------------------------------------------------------------------------
@@ -271,7 +313,10 @@ impl World {
 
     /// SIGKILL.
     pub fn stop_agent(&mut self, h: H) {
+        self.excuse(h);
         if self.hosts[h].agent.take().is_some() {
+            self.hosts[h].agent_held = false;
+            self.hosts[h].agent_backlog.clear();
             if let Some(guard) = &mut self.hosts[h].guard {
                 guard.disconnect();
             }
@@ -288,6 +333,12 @@ impl World {
 
     /// Tells the real core something.
     pub fn agent_event(&mut self, h: H, event: Event) {
+        let host = &self.hosts[h];
+        let Some(life) = host.agent.as_ref().map(|agent| agent.life) else { return };
+        if host.frozen || host.agent_held {
+            let now = self.now;
+            return self.at(Gate::Agent(h, life), now, move |world| world.agent_event(h, event));
+        }
         let now = self.local(h);
         let Some(agent) = &mut self.hosts[h].agent else { return };
         let told = self.trace.then(|| format!("{event:?}"));

@@ -27,14 +27,20 @@ pub struct Qemu {
     pub key: ProcessKey,
     /// Its vCPUs may run, as far as QEMU is concerned.
     pub cpus: bool,
+    /// A pause is under way: the vCPUs stand, libvirt does not know it yet.
+    pub pausing: bool,
     /// Stopped by signal and freezer.
     pub halted: bool,
+    /// The stop is under way.
+    pub halting: bool,
     /// Killed; it cannot exit while its storage hangs.
     pub dying: bool,
     /// Waits for memory from another host.
     pub incoming: bool,
     /// The server has dropped the state of its client: nothing that it writes lands any more.
     pub stale: bool,
+    /// When its memory was made, if it came from elsewhere; the end of time: it is what it was when it last stood.
+    pub memory: Option<u64>,
     /// Nanoseconds that its vCPUs have executed.
     pub spent: u64,
     /// When libvirt let it go on after a migration's switch.
@@ -62,6 +68,8 @@ pub struct Domain {
     pub starting: bool,
     /// Why it stopped last.
     pub off: OffReason,
+    /// Calls of people that wait for its QEMU.
+    pub busy: u32,
 }
 
 /// Takes the hook's answer.
@@ -77,17 +85,19 @@ impl Domain {
             qemu: None,
             starting: false,
             off: OffReason::Unknown,
+            busy: 0,
         }
     }
     /// The host's power went.
     pub fn lose_power(&mut self) {
         self.qemu = None;
         self.starting = false;
+        self.busy = 0;
         self.off = OffReason::Unknown;
     }
     fn state(&self) -> DomainState {
         match &self.qemu {
-            Some(qemu) if qemu.cpus => DomainState::Running,
+            Some(qemu) if qemu.cpus || qemu.pausing => DomainState::Running,
             Some(_) => DomainState::Paused { by_io_error: false },
             None => DomainState::Off(self.off),
         }
@@ -117,6 +127,9 @@ impl World {
         if self.hosts[h].libvirtd.take().is_none() {
             return;
         }
+        self.excuse(h);
+        self.hosts[h].libvirt_held = false;
+        self.hosts[h].libvirt_backlog.clear();
         for domain in self.hosts[h].domains.values_mut() {
             domain.starting = false;
         }
@@ -153,6 +166,7 @@ impl World {
                 xml: record.xml.clone(),
                 pid: domain.qemu.as_ref().map(|qemu| qemu.key.pid),
                 managed_save: domain.saved.is_some(),
+                busy: 0 < domain.busy,
             };
             (info, Ok(Box::new(record)))
         };
@@ -180,11 +194,13 @@ impl World {
 
     /// The domain, made if it is not there.
     pub fn domain(&mut self, h: H, vm: VmId) -> &mut Domain {
+        self.changes += 1;
         self.hosts[h].domains.entry(vm).or_insert_with(Domain::new)
     }
 
     /// Its QEMU.
     pub fn qemu(&mut self, h: H, vm: VmId) -> Option<&mut Qemu> {
+        self.changes += 1;
         self.hosts[h].domains.get_mut(&vm)?.qemu.as_mut()
     }
 
@@ -194,15 +210,15 @@ impl World {
     pub fn domain_order(&mut self, h: H, ticket: Ticket, order: DomainOrder, within: Duration) {
         let Some(life) = self.hosts[h].agent.as_ref().map(|agent| agent.life) else { return };
         let gate = Gate::Agent(h, life);
-        self.open.insert((h, life, ticket.0));
         let told = move |world: &mut Self, answer: DomainAnswer| {
             world.after(gate, Duration::from_micros(300), move |world| {
                 world.done(h, life, ticket, Outcome::Domain(answer));
             });
         };
-        self.after(gate, within, move |world| {
-            world.done(h, life, ticket, Outcome::Domain(DomainAnswer::Failed(DomainFailure::Timeout)));
-        });
+        // A pause that was begun is answered when it ends.
+        if !matches!(order, DomainOrder::Suspend { .. }) {
+            self.due(gate, within, ticket, Outcome::Domain(DomainAnswer::Failed(DomainFailure::Timeout)));
+        }
         let Some(daemon) = self.hosts[h].libvirtd else {
             return told(self, DomainAnswer::Failed(DomainFailure::NoDaemon("connection refused".to_owned())));
         };
@@ -241,13 +257,7 @@ impl World {
                 None => then(world, Err(DomainFailure::NoDomain)),
             }),
             DomainOrder::Resume { vm } => self.after(gate, delay, move |world| world.resume(h, vm, then)),
-            DomainOrder::Suspend { vm } => self.after(gate, delay, move |world| {
-                if let Some(qemu) = world.qemu(h, vm) {
-                    qemu.cpus = false;
-                    world.domain_event(h, vm, DomainChange::Suspended { migrated: false, by_io_error: false });
-                }
-                then(world, Ok(()));
-            }),
+            DomainOrder::Suspend { vm } => self.after(gate, delay, move |world| world.suspend(h, vm, then)),
             DomainOrder::Shutdown { vm } => self.after(gate, delay, move |world| {
                 world.shut_down(h, vm, false);
                 then(world, Ok(()));
@@ -343,16 +353,20 @@ impl World {
     pub fn spawn(&mut self, h: H, vm: VmId, incoming: bool) {
         let pid = self.new_life();
         let key = ProcessKey { pid: pid as u32, started: pid };
+        let memory = incoming.then_some(0); // Nothing yet.
         let domain = self.domain(h, vm);
         domain.starting = false;
         let edit = domain.edit;
         domain.qemu = Some(Qemu {
             key,
             cpus: false,
+            pausing: false,
             halted: false,
+            halting: false,
             dying: false,
             incoming,
             stale: false,
+            memory,
             spent: 0,
             let_go: None,
             edit,
@@ -374,11 +388,30 @@ impl World {
         }
     }
 
-    /// `virsh resume`, or libvirt by itself.
+    /// The vCPUs stand at once; QEMU answers when nothing is under way on its disks. A stopped QEMU does neither before
+    /// the stop is lifted.
+    pub fn suspend(&mut self, h: H, vm: VmId, then: Then) {
+        let home = self.vms[&vm].record.home;
+        let gate = self.hosts[h].kernel();
+        let hung = self.hosts[h].path(home) == Path::Hung || self.stores[&home].hung;
+        let Some(qemu) = self.qemu(h, vm) else { return then(self, Err(DomainFailure::NoDomain)) };
+        let waits = qemu.halted || hung;
+        if !qemu.halted {
+            qemu.cpus = false;
+            qemu.pausing = hung;
+        }
+        if waits {
+            return self.after(gate, Duration::from_millis(50), move |world| world.suspend(h, vm, then));
+        }
+        self.domain_event(h, vm, DomainChange::Suspended { migrated: false, by_io_error: false });
+        then(self, Ok(()));
+    }
+
+    /// `cont`, behind a pause that is under way.
     pub fn resume(&mut self, h: H, vm: VmId, then: Then) {
         match self.qemu(h, vm) {
             None => then(self, Err(DomainFailure::NoDomain)),
-            Some(qemu) if qemu.halted => {
+            Some(qemu) if qemu.halted || qemu.pausing => {
                 // Its monitor does not answer; the call takes effect after the stop is lifted.
                 let gate = Gate::Libvirt(h, self.hosts[h].libvirtd.unwrap_or(0));
                 self.after(gate, Duration::from_millis(50), move |world| world.resume(h, vm, then));
@@ -422,7 +455,7 @@ impl World {
 
     // ---- signals of the guard -----------------------------------------------------------------------------------
 
-    /// SIGSTOP and freezer.
+    /// It stands.
     pub fn halt(&mut self, h: H, vm: VmId) {
         if let Some(qemu) = self.qemu(h, vm) {
             qemu.halted = true;
@@ -432,7 +465,7 @@ impl World {
     /// The reverse.
     pub fn lift(&mut self, h: H, vm: VmId, key: ProcessKey) {
         if let Some(qemu) = self.qemu(h, vm).filter(|qemu| qemu.key == key) {
-            qemu.halted = false;
+            (qemu.halted, qemu.halting) = (false, false);
         }
     }
 

@@ -1,28 +1,34 @@
 //! The judge: what must hold after every event, and what is true at the end. It looks at the world, not at what agents
-//! say.
+//! say. What it knows of claims and beats: `ownership.rs`; of needless stops: `blame.rs`.
 //!
 //! - never two running copies of one VM (running = vCPUs go, not stopped by the guard, host neither frozen nor dead)
-//! - generations of claims only rise, each by one
-//! - nobody runs beyond its lease
-//! - nobody makes a claim that names its host without a row at its guard (R5)
+//! - nobody runs beyond its lease, and no lease reaches beyond what truly lies on its datastore
 //! - nobody starts while an earlier copy's writes may still land (unless the administrator accepts that)
 //! - a copy never goes on after another one has executed: its memory would be older than the disks
 //! - no storage fence hits a host that runs something
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use mainstay::guard::table::ProcessKey;
-use mainstay::types::store::StoreAnswer;
-use mainstay::types::{Claim, DatastoreId, Generation, Holder, Owner, Time, VmId, Wanted};
+use mainstay::types::{
+    BootId, Counter, DatastoreId, Generation, Holder, HostId, Incarnation, Owner, Tenure, Time, VmId, Wanted,
+};
 
-use super::world::{H, World, nanos};
+use super::world::{Gate, H, World, nanos};
 
 /// What an old copy may do in the moment of the thaw (design 2, assumption 4).
-const THAW: Duration = Duration::from_millis(20);
+pub const THAW: Duration = Duration::from_millis(20);
+/// A counter that a guard gave away.
+#[derive(Clone, Copy)]
+pub(super) struct Given {
+    pub(super) incarnation: Incarnation,
+    pub(super) counter: Counter,
+    pub(super) until: Time,
+}
 
 /// What a source may execute that libvirt lets go on after the switch (R6): until it is sampled, and stopped.
-const SAMPLED: Duration = Duration::from_millis(25);
+pub const SAMPLED: Duration = Duration::from_millis(25);
 
 /// What the judge remembers.
 #[derive(Default)]
@@ -30,18 +36,37 @@ pub struct Judge {
     /// The first violation.
     pub verdict: Option<String>,
     running: BTreeMap<VmId, BTreeSet<H>>,
-    /// Leases of guards that have died.
-    last: BTreeMap<(H, DatastoreId), Time>,
+    /// The world as it was looked at last.
+    looked: u64,
     /// How often each VM began to run.
     pub starts: BTreeMap<VmId, u32>,
-    /// When each VM last stood still, and began to run again.
-    pub gaps: Vec<(VmId, u64, u64)>,
-    stood: BTreeMap<VmId, u64>,
     /// Copies that have executed, and the one of each VM that did last.
     executed: BTreeSet<ProcessKey>,
     newest: BTreeMap<VmId, ProcessKey>,
-    looked: u64,
+    spent: u64,
     busy: BTreeSet<ProcessKey>,
+    /// No lease of a running VM ends before.
+    calm_until: u64,
+    /// Leases as last seen, also of guards that have died.
+    pub(super) last: BTreeMap<(H, DatastoreId), Time>,
+    /// The newest counters of each host.
+    pub(super) given: BTreeMap<H, VecDeque<Given>>,
+    /// Until when a lease can reach, by what lies on its datastore.
+    pub(super) grounds: BTreeMap<(H, DatastoreId), Time>,
+    /// Boots that a power switch has ended.
+    pub(super) off: BTreeSet<BootId>,
+    /// What guards have said to be over.
+    pub(super) said: BTreeSet<(HostId, Tenure)>,
+    /// When a copy stopped running, by VM and host.
+    stood: BTreeMap<(VmId, H), u64>,
+    pub(super) touched: BTreeMap<VmId, u64>,
+    pub(super) stall: Option<u64>,
+    /// Claims that came about.
+    pub claims: u64,
+    /// Those by which a VM went to another host without a move.
+    pub takeovers: u64,
+    /// Leases that lapsed under a living guard.
+    pub lapses: u64,
 }
 
 impl World {
@@ -53,8 +78,21 @@ impl World {
         }
     }
 
-    /// Looks at everything after an event.
-    pub fn look(&mut self) {
+    /// Looks at everything that an event in this host may have changed.
+    pub fn look(&mut self, host: Option<H>) {
+        if let Some(h) = host {
+            self.look_at_leases(h);
+        }
+        if self.judge.looked != self.changes {
+            self.judge.looked = self.changes;
+            self.look_at_copies();
+        }
+        if self.judge.calm_until <= self.now {
+            self.look_at_ends();
+        }
+    }
+
+    fn look_at_copies(&mut self) {
         self.spend();
         let mut running: BTreeMap<VmId, BTreeSet<H>> = BTreeMap::new();
         for (h, vm, qemu) in self.qemus() {
@@ -67,7 +105,6 @@ impl World {
                 running.entry(vm).or_default().insert(h);
             }
         }
-        self.check_leases(&running);
         let clone = running.keys().find(|vm| {
             let disks_of = self.vms[*vm].disks_of;
             disks_of != **vm && running.contains_key(&disks_of)
@@ -79,6 +116,7 @@ impl World {
         if running == self.judge.running {
             return;
         }
+        self.judge.calm_until = 0;
         let before = std::mem::replace(&mut self.judge.running, running);
         let vms: BTreeSet<VmId> = before.keys().chain(self.judge.running.keys()).copied().collect();
         for vm in vms {
@@ -90,40 +128,65 @@ impl World {
         }
     }
 
+    /// Copies count again when the moment of a thaw, or of a sample, is over.
+    pub fn look_again(&mut self, after: Duration) {
+        self.after(Gate::World, after, |world| world.changes += 1);
+    }
+
     fn moved(&mut self, vm: VmId, old: &BTreeSet<H>, new: &BTreeSet<H>) {
         let name = self.vm_name(vm);
         let names = |world: &Self, hosts: &BTreeSet<H>| -> Vec<String> {
             hosts.iter().map(|h| world.hosts[*h].name.clone()).collect()
         };
-        match new.first() {
-            None => {
-                let was = names(self, old).join(", ");
-                self.tell("", &format!("{name} runs nowhere (was on {was})"));
-                self.judge.stood.insert(vm, self.now);
+        if new.is_empty() {
+            let was = names(self, old).join(", ");
+            self.tell("", &format!("{name} runs nowhere (was on {was})"));
+        } else {
+            let on = names(self, new).join(", ");
+            self.tell("", &format!("{name} runs on {on}"));
+            if old.is_empty() {
+                *self.judge.starts.entry(vm).or_default() += 1;
             }
-            Some(h) => {
-                let on = names(self, new).join(", ");
-                self.tell("", &format!("{name} runs on {on}"));
-                if old.is_empty() {
-                    *self.judge.starts.entry(vm).or_default() += 1;
-                    let stood = self.judge.stood.remove(&vm).unwrap_or(self.now);
-                    self.judge.gaps.push((vm, stood, self.now));
-                }
-                if 1 < new.len() {
-                    self.violated(&format!("{name} runs {} times: on {on}", new.len()));
-                }
-                for h in new.difference(old) {
-                    self.check_late_writes(vm, *h);
-                    self.check_memory(vm, *h);
-                }
-                let _ = h;
+            if 1 < new.len() {
+                self.violated(&format!("{name} runs {} times: on {on}", new.len()));
             }
+        }
+        for h in old.difference(new).copied() {
+            let now = self.now;
+            self.judge.stood.insert((vm, h), now);
+            self.check_blame(vm, h);
+        }
+        for h in new.difference(old).copied() {
+            self.check_age(vm, h);
+            self.check_memory(vm, h);
+            self.check_late_writes(vm, h);
+        }
+    }
+
+    /// A copy that stood goes on, or an incoming one begins: nobody may have run since its memory was made.
+    fn check_age(&mut self, vm: VmId, h: H) {
+        let made = self.hosts[h].domains.get(&vm).and_then(|domain| domain.qemu.as_ref()).and_then(|qemu| qemu.memory);
+        let own = self.judge.stood.get(&(vm, h)).copied();
+        if let Some(qemu) = self.qemu(h, vm) {
+            qemu.memory = Some(u64::MAX); // From now on: whenever it stands.
+        }
+        let made = match made {
+            None => return, // Begun anew, from its disks.
+            Some(u64::MAX) => own.unwrap_or(0),
+            Some(made) => made,
+        };
+        let since = |(of, at): (&(VmId, H), &u64)| (of.0 == vm && of.1 != h && made < *at).then_some(of.1);
+        if let Some(other) = self.judge.stood.iter().find_map(since) {
+            let (name, host, other) = (self.vm_name(vm), self.hosts[h].name.clone(), self.hosts[other].name.clone());
+            self.violated(&format!(
+                "{name} goes on at {host} with memory that is older than its disks: {other} ran it"
+            ));
         }
     }
 
     /// vCPU time passes for what has been running since the last look.
-    fn spend(&mut self) {
-        let passed = self.now - std::mem::replace(&mut self.judge.looked, self.now);
+    pub fn spend(&mut self) {
+        let passed = self.now - std::mem::replace(&mut self.judge.spent, self.now);
         let before = std::mem::take(&mut self.judge.busy);
         for host in &mut self.hosts {
             let frozen = host.frozen;
@@ -168,73 +231,56 @@ impl World {
         }
     }
 
+    // ---- leases -------------------------------------------------------------------------------------------------
+
     /// Whether a VM was ever claimed; one that was not may run without a lease.
     fn is_claimed(&self, vm: VmId) -> bool {
         self.stores[&self.vms[&vm].record.home].generation(vm) != Generation(0)
     }
 
-    fn check_leases(&mut self, running: &BTreeMap<VmId, BTreeSet<H>>) {
+    /// Leases of a host that have changed.
+    fn look_at_leases(&mut self, h: H) {
+        let Some(guard) = &self.hosts[h].guard else { return };
         let mut beyond = None;
-        for (vm, hosts) in running {
+        for (home, store) in &guard.state.stores {
+            let Some(until) = store.lease.valid_until() else { continue };
+            let last = self.judge.last.entry((h, *home)).or_default();
+            if *last == until {
+                continue;
+            }
+            *last = until;
+            self.judge.calm_until = 0;
+            if self.judge.grounds.get(&(h, *home)).is_none_or(|ground| *ground < until) {
+                beyond = Some(until);
+            }
+        }
+        if beyond.is_some() {
+            let host = self.hosts[h].name.clone();
+            self.violated(&format!("{host} believes in a lease for which nothing lies on the datastore"));
+        }
+    }
+
+    /// Whether a running VM has come to the end of its lease; and when the next could.
+    fn look_at_ends(&mut self) {
+        let (mut beyond, mut calm) = (None, u64::MAX);
+        for (vm, hosts) in &self.judge.running {
             if !self.is_claimed(*vm) {
                 continue;
             }
             let home = self.vms[vm].record.home;
             for h in hosts {
-                let now = self.local(*h);
-                let guard = self.hosts[*h].guard.as_ref();
-                let until = guard.and_then(|guard| guard.state.stores.get(&home)?.lease.valid_until());
-                if let Some(until) = until {
-                    self.judge.last.insert((*h, home), until);
-                }
-                let until = until.or_else(|| self.judge.last.get(&(*h, home)).copied());
-                if until.is_none_or(|until| until <= now) {
-                    beyond = Some((*vm, *h));
+                match self.judge.last.get(&(*h, home)) {
+                    Some(until) if self.local(*h) < *until => {
+                        calm = calm.min(self.hosts[*h].clock.when(*until).saturating_sub(1_000_000).max(self.now + 1));
+                    }
+                    Some(_) | None => beyond = Some((*vm, *h)),
                 }
             }
         }
+        self.judge.calm_until = calm;
         if let Some((vm, h)) = beyond {
             let (name, host) = (self.vm_name(vm), self.hosts[h].name.clone());
             self.violated(&format!("{name} runs on {host} beyond its lease"));
-        }
-    }
-
-    /// An agent orders a claim.
-    pub fn claim_ordered(&mut self, h: H, claim: &Claim) {
-        if let Holder::Handover { to, .. } = claim.holder {
-            let target = self.host_of(to.host).map(|h| &self.hosts[h]).filter(|target| target.boot() == to.boot);
-            let guard = target.and_then(|target| target.guard.as_ref());
-            if guard.is_some_and(|guard| !guard.state.table.knows(claim.tenure)) {
-                self.violated(&format!("{} is handed over without a row at the target's guard", claim.name));
-            }
-        }
-        let Some(owner) = claim.owners().first().copied() else { return };
-        let name = claim.name.clone();
-        let host = self.hosts[h].name.clone();
-        if owner.host != self.hosts[h].id {
-            self.violated(&format!("{host} claims {name} for another host"));
-        } else if self.hosts[h].guard.as_ref().is_some_and(|guard| !guard.state.table.knows(claim.tenure)) {
-            let generation = claim.tenure.generation;
-            self.violated(&format!("{host} claims {name} (generation {generation}) without a row at its guard"));
-        }
-    }
-
-    /// A claim was tried at the storage.
-    pub fn claim_landed(
-        &mut self,
-        _: DatastoreId,
-        claim: &Claim,
-        before: Generation,
-        now: Generation,
-        a: &StoreAnswer,
-    ) {
-        let name = claim.name.clone();
-        // The first claim on a datastore counts on from what lies on others.
-        if now < before || (before != Generation(0) && before.next() < now) {
-            self.violated(&format!("claims of {name} went from generation {before} to {now}"));
-        }
-        if self.trace {
-            self.tell("", &format!("claim {name} {}: {a:?}", claim.tenure.generation));
         }
     }
 

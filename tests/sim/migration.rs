@@ -121,6 +121,10 @@ impl World {
         }
         self.set_cpus(from, vm, false);
         self.domain_event(from, vm, DomainChange::Suspended { migrated: true, by_io_error: false });
+        let now = self.now;
+        if let Some(target) = self.qemu(to, vm) {
+            target.memory = Some(now);
+        }
         self.after(Gate::World, STEP / 2, move |world| world.switched(run));
     }
 

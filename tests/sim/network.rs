@@ -42,18 +42,21 @@ impl World {
     /// A host's guard sends a beat to everybody.
     pub fn multicast(&mut self, from: H, beat: &NetBeat) {
         for to in 0..self.hosts.len() {
-            let lost = self.jitter && self.dice(100) == 0;
+            let loss = self.weather.loss.max(u64::from(self.jitter));
+            let lost = 0 < loss && self.dice(100) < loss;
             if to == from || lost || !self.links.passes(from, to) {
                 continue;
             }
             let Some(life) = self.hosts[to].agent.as_ref().map(|agent| agent.life) else { continue };
-            let frozen = &self.hosts[to];
-            if frozen.frozen && SOCKET_BUFFER <= frozen.backlog.len() {
+            let host = &self.hosts[to];
+            if SOCKET_BUFFER <= host.backlog.len().max(host.agent_backlog.len()) {
                 continue;
             }
-            let beat = Box::new(beat.clone());
-            let delay = self.latency(200);
-            self.after(Gate::Agent(to, life), delay, move |world| world.agent_event(to, Event::Heard(beat)));
+            for _ in 0..1 + u32::from(self.weather.doubled) {
+                let beat = Box::new(beat.clone());
+                let delay = self.latency(200) + self.lateness();
+                self.after(Gate::Agent(to, life), delay, move |world| world.agent_event(to, Event::Heard(beat)));
+            }
         }
     }
 
@@ -66,7 +69,7 @@ impl World {
             world.replied(from, life, ticket, Err("no answer in time".to_owned()));
         });
         let Some(to) = self.host_of(to) else { return };
-        let delay = self.latency(500);
+        let delay = self.latency(500) + self.lateness();
         self.after(Gate::World, delay, move |world| world.arrive(from, life, ticket, to, request));
     }
 
@@ -88,7 +91,7 @@ impl World {
 
     /// The other agent's answer goes back.
     pub fn reply(&mut self, from: H, to: H, life: u64, ticket: Ticket, reply: Reply) {
-        let delay = self.latency(500);
+        let delay = self.latency(500) + self.lateness();
         self.after(Gate::World, delay, move |world| {
             if world.links.both(from, to) {
                 world.after(Gate::Agent(to, life), Duration::ZERO, move |world| {

@@ -83,6 +83,10 @@ impl World {
                     Ok(PowerAnswer::Done)
                 }
             };
+            if matches!(switch, Switch::Works | Switch::Idles) && world.hosts[victim].life.is_none() {
+                let ended = world.hosts[victim].last_boot();
+                world.judge.off.extend(ended);
+            }
             let back = world.latency(20_000);
             world.after(gate, back, move |world| world.done(h, life, ticket, Outcome::Power(answer)));
         });

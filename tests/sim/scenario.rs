@@ -11,40 +11,55 @@
 //!  = web runs on b; generation 2, owned by b, wanted running
 //! ```
 //!
+//! A random run is such a story, too, with `seed N` in it: so what a seed found can be kept as a file. `settles` at the
+//! end demands that everything that should run runs by then, once, and that nothing waits.
+//!
 //! Zero is when the cluster has settled; lines from before are not compared (unless it says `from the beginning`). A
 //! line without a host is what the judge saw; `$` is a person at that host.
 
+use std::fmt;
 use std::path::Path as FilePath;
 use std::time::Duration;
 
-use mainstay::types::control::VmCommand;
+use mainstay::types::StorageFence;
 use mainstay::types::power::FenceAt;
-use mainstay::types::settings::{ForeignMigration, LateWrites, Timing};
-use mainstay::types::{StorageFence, VmId};
+use mainstay::types::settings::{ForeignMigration, LateWrites, OnDoubt, Timing};
 
-use super::host::Path;
-use super::power::Switch;
-use super::world::{Gate, H, SETTLING, Setup, World, nanos};
+use super::world::{Gate, SETTLING, Setup, World, nanos};
 
 /// A story to run.
+#[derive(Clone, Debug)]
 pub struct Scenario {
-    setup: Setup,
-    acts: Vec<(Duration, String)>,
-    length: Duration,
-    early: bool,
-    trace: bool,
+    /// What the world is made of.
+    pub setup: Setup,
+    /// What happens, by time after the settling.
+    pub acts: Vec<(Duration, String)>,
+    /// How long it goes on after the settling.
+    pub length: Duration,
+    /// In the end everything must be as it should.
+    pub settles: bool,
+    /// Lines of the settling belong to the story.
+    pub early: bool,
+    /// Every step of every agent is told.
+    pub trace: bool,
 }
 
 impl Scenario {
-    /// Reads the part above `----`.
-    pub fn parse(text: &str) -> Self {
-        let mut scenario = Self {
-            setup: Setup::default(),
+    /// Nothing happens.
+    pub fn quiet(setup: Setup, length: Duration) -> Self {
+        Self {
+            setup,
             acts: Vec::new(),
-            length: Duration::from_secs(60),
+            length,
+            settles: false,
             early: false,
             trace: std::env::var_os("TRACE").is_some(),
-        };
+        }
+    }
+
+    /// Reads the part above `----`.
+    pub fn parse(text: &str) -> Self {
+        let mut scenario = Self::quiet(Setup::default(), Duration::from_secs(60));
         let lines = text.lines().take_while(|line| *line != "----").filter(|line| !line.starts_with('#'));
         let sentences = lines.flat_map(|line| line.split(';')).map(str::trim).filter(|line| !line.is_empty());
         for sentence in sentences {
@@ -82,9 +97,22 @@ impl Scenario {
             }
             ["locks", "local"] => self.setup.locks = None,
             ["locks", "held", span] => self.setup.locks = Some(self::span(span)),
+            ["vms", "run", "until", "stopped"] => self.setup.on_doubt = Some(OnDoubt::RunUntilStop),
             ["foreign-migration", "refuse"] => self.setup.foreign_migration = ForeignMigration::Refuse,
             ["profile", name] => self.setup.timing = Timing::profile(name).expect("a profile"),
+            ["timing", beat, renew, suspect, lease] => {
+                let (beat, renew, suspect, lease) = (span(beat), span(renew), span(suspect), span(lease));
+                self.setup.timing = Timing { beat, renew, suspect, lease };
+                mainstay::core::timing::check(&self.setup.timing).expect("a timing that can be used");
+            }
+            ["clocks", wrong @ ..] => {
+                let pairs =
+                    wrong.chunks(2).map(|pair| (pair[0].to_owned(), pair[1].parse().expect("parts per million")));
+                self.setup.clocks.extend(pairs);
+            }
+            ["seed", seed] => self.setup.seed = seed.parse().expect("a number"),
             ["run", length] => self.length = span(length),
+            ["settles"] => self.settles = true,
             ["from", "the", "beginning"] => self.early = true,
             ["trace"] => self.trace = true,
             ["at", at, ..] => {
@@ -95,29 +123,88 @@ impl Scenario {
         }
     }
 
-    /// Runs it; gives the story and what is true at the end.
-    pub fn run(self) -> String {
+    /// Lets it happen, up to its end or to the first violation.
+    pub fn play(&self) -> World {
         let mut world = settled(&self.setup);
         world.trace = self.trace;
-        let early = if self.early { 0 } else { world.story.len() };
+        if !self.early {
+            world.told = world.story.len();
+        }
         let zero = nanos(SETTLING);
-        for (at, what) in self.acts {
+        for (at, what) in self.acts.clone() {
+            let random = self.setup.seed != 0;
             world.at(Gate::World, zero + nanos(at), move |world| {
-                if matches!(what.split(' ').next(), Some("kill" | "boot" | "freeze" | "thaw" | "cut" | "heal" | "hang"))
-                {
+                let first = what.split(' ').next();
+                let told = ["person", "kill", "boot", "freeze", "thaw", "cut", "heal", "hang"];
+                if random || first.is_some_and(|first| told.contains(&first)) {
                     world.tell("--", &what);
                 }
                 world.act_out(&what);
             });
         }
         world.run_until(zero + nanos(self.length));
-        let mut lines: Vec<String> = world.story[early..].to_vec();
+        world
+    }
+
+    /// What is wrong with a world that this story has gone through.
+    pub fn verdict(&self, world: &World) -> Option<String> {
+        let unsettled = || world.unsettled().map(|what| format!("does not settle: {what}"));
+        world.judge.verdict.clone().or_else(|| if self.settles { unsettled() } else { None })
+    }
+
+    /// Runs it; gives the story and what is true at the end.
+    pub fn run(self) -> String {
+        let world = self.play();
+        let mut lines: Vec<String> = world.story[world.told..].to_vec();
         lines.extend(world.facts().into_iter().map(|fact| format!("= {fact}")));
-        lines.extend(world.judge.verdict.iter().map(|verdict| format!("VIOLATED: {verdict}")));
+        lines.extend(self.verdict(&world).map(|verdict| format!("VIOLATED: {verdict}")));
         let mut text = lines.join("\n");
         text.push('\n');
         text
     }
+}
+
+/// As it stands in a file.
+impl fmt::Display for Scenario {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Setup { hosts, datastores, vms, clones, fence, late_writes, switches, fence_at, .. } = &self.setup;
+        let Setup { locks, timing, foreign_migration, seed, clocks, .. } = &self.setup;
+        writeln!(f, "hosts {}; datastores {}", hosts.join(" "), datastores.join(" "))?;
+        for (vm, host, _) in vms {
+            writeln!(f, "vm {vm} on {host}")?;
+        }
+        let fence = match (fence, late_writes) {
+            (StorageFence::Lock, _) => "lock",
+            (StorageFence::None, LateWrites::Accept) => "accept",
+            (StorageFence::None, LateWrites::Exclude) => "none",
+            (StorageFence::Command { .. }, _) => "command",
+        };
+        let locks = locks.map_or_else(|| "local".to_owned(), |held| format!("held {}", words(held)));
+        let Timing { beat, renew, suspect, lease } = *timing;
+        let timing = [beat, renew, suspect, lease].map(words).join(" ");
+        for (clone, vm) in clones {
+            writeln!(f, "clone {clone} of {vm}")?;
+        }
+        for (switch, host, level) in switches {
+            writeln!(f, "switch {switch} of {host} level {level}")?;
+        }
+        let at = if *fence_at == FenceAt::Lapse { "lapse" } else { "suspect" };
+        let refuse = if *foreign_migration == ForeignMigration::Refuse { "; foreign-migration refuse" } else { "" };
+        writeln!(f, "fence at {at}{refuse}")?;
+        for (host, rate) in clocks {
+            writeln!(f, "clocks {host} {rate}")?;
+        }
+        writeln!(f, "fence {fence}; locks {locks}; timing {timing}; seed {seed}")?;
+        for (at, what) in &self.acts {
+            writeln!(f, "at {} {what}", words(*at))?;
+        }
+        writeln!(f, "run {}{}", words(self.length), if self.settles { "; settles" } else { "" })
+    }
+}
+
+/// A span as `span` reads it.
+fn words(span: Duration) -> String {
+    if span.subsec_nanos() == 0 { format!("{}s", span.as_secs()) } else { format!("{}ms", span.as_secs_f64() * 1e3) }
 }
 
 /// A world whose cluster stands and whose VMs run where they should.
@@ -137,7 +224,7 @@ pub fn settled(setup: &Setup) -> World {
 }
 
 /// `10s`, `250ms`, `2m`.
-fn span(text: &str) -> Duration {
+pub fn span(text: &str) -> Duration {
     let digits = text.find(|letter: char| letter != '.' && !letter.is_ascii_digit()).expect("a unit");
     let number: f64 = text[..digits].parse().expect("a number");
     let unit = match &text[digits..] {
@@ -154,167 +241,6 @@ fn fence_at(word: &str) -> FenceAt {
         "lapse" => FenceAt::Lapse,
         "suspect" => FenceAt::Suspect,
         other => panic!("hosts are switched off at lapse or suspect, not {other}"),
-    }
-}
-
-impl World {
-    fn named(&self, host: &str) -> H {
-        self.host(host).unwrap_or_else(|| panic!("no host {host}"))
-    }
-
-    fn named_vm(&self, vm: &str) -> VmId {
-        self.vm(vm).unwrap_or_else(|| panic!("no vm {vm}"))
-    }
-
-    fn hosts_named(&self, names: &[&str]) -> Vec<H> {
-        if names == ["all"] {
-            return (0..self.hosts.len()).collect();
-        }
-        names.iter().map(|name| self.named(name)).collect()
-    }
-
-    /// One thing that happens.
-    pub fn act_out(&mut self, what: &str) {
-        let words: Vec<&str> = what.split_whitespace().collect();
-        match words.as_slice() {
-            ["kill", host] => self.kill(self.named(host)),
-            ["boot", host] => self.boot(self.named(host)),
-            ["poweroff", host, "saving"] => self.power_off_saving(self.named(host)),
-            ["poweroff", host] => self.power_off(self.named(host)),
-            ["freeze", host] => self.freeze(self.named(host)),
-            ["thaw", host] => self.thaw(self.named(host)),
-            ["cut", a, "to", b] => self.links.cut(self.named(a), self.named(b)),
-            ["cut", a, b] => self.cut_pair(self.named(a), self.named(b)),
-            ["cut", a] => {
-                let a = self.named(a);
-                (0..self.hosts.len()).filter(|b| *b != a).for_each(|b| self.cut_pair(a, b));
-            }
-            ["heal"] => self.links.heal(),
-            ["hang", "storage", "all"] => self.set_hung(true),
-            ["hang", "storage", host] => self.set_path(self.named(host), Path::Hung),
-            ["break", "storage", host] => self.set_path(self.named(host), Path::Broken),
-            ["heal", "storage"] => {
-                self.set_hung(false);
-                (0..self.hosts.len()).for_each(|h| self.set_path(h, Path::Well));
-            }
-            ["heal", "storage", host] => self.set_path(self.named(host), Path::Well),
-            ["restart", "agent" | "agents", names @ ..] => {
-                self.hosts_named(names).into_iter().for_each(|h| self.restart_agent(h));
-            }
-            ["stop", "agent", host] => self.stop_agent(self.named(host)),
-            ["start", "agent", host] => self.start_agent(self.named(host)),
-            ["restart", "guard" | "guards", names @ .., "anew"] => {
-                self.hosts_named(names).into_iter().for_each(|h| self.restart_guard_anew(h));
-            }
-            ["restart", "guard" | "guards", names @ ..] => {
-                self.hosts_named(names).into_iter().for_each(|h| self.restart_guard(h));
-            }
-            ["restart", "libvirtd", names @ ..] => {
-                self.hosts_named(names).into_iter().for_each(|h| self.restart_libvirtd(h));
-            }
-            ["fence", "fails"] => self.fence_fails = true,
-            ["fence", "works"] => self.fence_fails = false,
-            ["switch", name, how] => {
-                let how = Switch::named(how).unwrap_or_else(|| panic!("no switch {how}"));
-                self.switches.insert((*name).to_owned(), how);
-            }
-            ["migrations", "fail"] => self.migrations_fail = true,
-            ["answers", "are", "lost"] => self.answers_lost = true,
-            ["answers", "come"] => self.answers_lost = false,
-            ["starts", "fail", "on", host] => {
-                let h = self.named(host);
-                self.starts_fail.insert(h);
-            }
-            ["starts", "work"] => self.starts_fail.clear(),
-            ["tear", "claim", vm] => {
-                let vm = self.named_vm(vm);
-                let home = self.vms[&vm].record.home;
-                self.stores.get_mut(&home).expect("its home").tear(vm);
-            }
-            rest => self.act_on_vm(what, rest),
-        }
-    }
-
-    fn act_on_vm(&mut self, what: &str, words: &[&str]) {
-        match words {
-            ["crash", vm] => {
-                let vm = self.named_vm(vm);
-                if let Some(h) = self.place_of(vm) {
-                    self.crash(h, vm);
-                }
-            }
-            ["person", "saves", vm] | ["person", "saves", vm, "to", _] => {
-                let vm = self.named_vm(vm);
-                let file = words.get(4).map(|file| (*file).to_owned());
-                if let Some(h) = self.place_of(vm) {
-                    self.virsh_save(h, vm, file);
-                }
-            }
-            ["person", "restores", vm, "from", file, "on", host] => {
-                self.virsh_restore(self.named(host), self.named_vm(vm), file);
-            }
-            ["person", "undefines", vm, "on", host] => self.virsh_undefine(self.named(host), self.named_vm(vm)),
-            ["twin", "of", host, "beats", "for", length] => self.twin_beats(self.named(host), nanos(span(length))),
-            ["autostart", vm, "on", host] => self.virsh_autostart(self.named(host), self.named_vm(vm)),
-            ["person", "edits", vm, "on", host] => self.virsh_edit(self.named(host), self.named_vm(vm)),
-            ["person", "starts", vm, "on", host] => self.virsh_start(self.named(host), self.named_vm(vm)),
-            ["person", "migrates", vm, "away"] => {
-                let vm = self.named_vm(vm);
-                if let Some(h) = self.place_of(vm) {
-                    self.virsh_migrate_away(h, vm);
-                }
-            }
-            ["person", "migrates", vm, "to", to] => {
-                let (vm, to) = (self.named_vm(vm), self.named(to));
-                if let Some(h) = self.place_of(vm) {
-                    self.virsh_migrate(h, vm, to);
-                }
-            }
-            ["person", "shuts", "down", vm] => {
-                let vm = self.named_vm(vm);
-                if let Some(h) = self.place_of(vm) {
-                    self.shut_down(h, vm, false);
-                }
-            }
-            ["person", "destroys", vm] => {
-                let vm = self.named_vm(vm);
-                if let Some(h) = self.place_of(vm) {
-                    self.virsh_destroy(h, vm);
-                }
-            }
-            ["guest", "powers", "off", vm] => {
-                let vm = self.named_vm(vm);
-                if let Some(h) = self.place_of(vm) {
-                    self.shut_down(h, vm, true);
-                }
-            }
-            ["move", vm, "to", to] => {
-                let (id, to) = (self.named_vm(vm), self.hosts[self.named(to)].id);
-                let h = self.place_of(id).unwrap_or(0);
-                self.command(h, what, VmCommand::Move { vm: id, to: Some(to) });
-            }
-            ["start", vm, "at", host] => {
-                self.command(self.named(host), what, VmCommand::Start { vm: self.named_vm(vm) });
-            }
-            ["stop", vm, "at", host] => {
-                self.command(self.named(host), what, VmCommand::Stop { vm: self.named_vm(vm), force: false });
-            }
-            ["explain", vm, "at", host] => {
-                let h = self.named(host);
-                let Some(agent) = &self.hosts[h].agent else { return };
-                let view = agent.core.view(self.local(h));
-                let lines: Vec<String> =
-                    view.vms.into_iter().filter(|seen| seen.name == *vm).flat_map(|seen| seen.explain).collect();
-                lines.iter().for_each(|line| self.tell(host, &format!("$ {line}")));
-            }
-            _ => panic!("not understood: {what}"),
-        }
-    }
-
-    /// Both directions.
-    pub fn cut_pair(&mut self, a: H, b: H) {
-        self.links.cut(a, b);
-        self.links.cut(b, a);
     }
 }
 

@@ -10,17 +10,21 @@ use std::time::Duration;
 
 use mainstay::types::power::{FenceAt, PowerSettings};
 use mainstay::types::settings::{
-    ClusterSettings, DatastoreSettings, ForeignMigration, LateWrites, MemberSettings, Timing, VmDefaults,
+    ClusterSettings, DatastoreSettings, ForeignMigration, LateWrites, MemberSettings, OnDoubt, Timing, VmDefaults,
 };
 use mainstay::types::{ClusterId, DatastoreId, DiskNeed, HostId, HostIndex, StorageFence, Time, VmId, VmRecord};
 use uuid::Uuid;
 
 use super::datastore::Datastore;
+use super::faults::{Sick, Weather};
 use super::host::Host;
 use super::invariants::Judge;
 use super::network::Links;
 use super::people::Waiter;
 use super::power::{Switch, device};
+
+/// Items in one simulated second: far more than nine hosts have reason for.
+const EVENTS_MAX: u32 = 300_000;
 
 /// Index of a host in the world.
 pub type H = usize;
@@ -55,7 +59,8 @@ impl Gate {
 
 /// Something that will happen.
 pub struct Item {
-    at: u64,
+    /// When.
+    pub at: u64,
     order: u64,
     /// Where.
     pub gate: Gate,
@@ -116,10 +121,14 @@ pub struct Setup {
     pub locks: Option<Duration>,
     /// Profile.
     pub timing: Timing,
+    /// What definitions say of doubt.
+    pub on_doubt: Option<OnDoubt>,
     /// `virsh migrate` by people.
     pub foreign_migration: ForeignMigration,
     /// Everything random comes from it; 0 = nothing is random.
     pub seed: u64,
+    /// Clocks with a rate of their own: host, parts per million by which it is fast.
+    pub clocks: Vec<(String, i64)>,
 }
 
 impl Default for Setup {
@@ -135,8 +144,10 @@ impl Default for Setup {
             fence_at: FenceAt::Lapse,
             locks: Some(Duration::from_secs(10)),
             timing: Timing::DEFAULT,
+            on_doubt: None,
             foreign_migration: ForeignMigration::Allow,
             seed: 0,
+            clocks: Vec::new(),
         }
     }
 }
@@ -149,6 +160,12 @@ pub struct World {
     /// Nanoseconds of the world's time.
     pub now: u64,
     order: u64,
+    /// The present second, and how many items happened in it.
+    second: (u64, u32),
+    /// How many events have happened.
+    pub events: u64,
+    /// Rises whenever a copy may have begun to run, or stopped.
+    pub changes: u64,
     lives: u64,
     random: u64,
     /// Whether latencies vary.
@@ -182,6 +199,14 @@ pub struct World {
     pub answers_lost: bool,
     /// Starts fail on these hosts.
     pub starts_fail: BTreeSet<H>,
+    /// QEMUs that libvirt is told to end do not.
+    pub stops_fail: bool,
+    /// How the storage path of each host is sick.
+    pub sick: Vec<Sick>,
+    /// How the network is sick.
+    pub weather: Weather,
+    /// Lines of the story that belong to the settling.
+    pub told: usize,
     /// Every step of every agent is told.
     pub trace: bool,
     /// Saved memory on shared storage, by file.
@@ -230,6 +255,9 @@ impl World {
         let mut world = Self {
             now: 0,
             order: 0,
+            second: (0, 0),
+            events: 0,
+            changes: 0,
             lives: 0,
             random: setup.seed,
             jitter: setup.seed != 0,
@@ -248,21 +276,36 @@ impl World {
             migrations_fail: false,
             answers_lost: false,
             starts_fail: BTreeSet::new(),
+            stops_fail: false,
+            sick: vec![Sick::default(); setup.hosts.len()],
+            weather: Weather::default(),
+            told: 0,
             trace: false,
             files: BTreeMap::new(),
             edits: BTreeMap::new(),
         };
         for (n, member) in settings.members.iter().enumerate() {
-            // Clocks of different hosts have nothing to do with each other.
-            let rate = if world.jitter { world.dice(1801) as i64 - 900 } else { 0 };
+            // Clocks of different hosts have nothing to do with each other; where they have time to go apart, they are as
+            // wrong as rho allows.
+            let worst = Duration::from_secs(15) <= setup.timing.lease;
+            let rate = match if world.jitter { world.dice(4) } else { 4 } {
+                0 => -1000,
+                1 => 1000,
+                2 if worst => -1000,
+                3 if worst => 1000,
+                2 | 3 => world.dice(2001) as i64 - 1000,
+                _ => 0,
+            };
+            let own = setup.clocks.iter().find(|(host, _)| *host == member.name).map(|(_, rate)| *rate);
+            let rate = own.unwrap_or(rate);
             world.hosts.push(Host::new(n, member.clone(), settings.clone(), rate));
         }
         for (n, (name, _, store)) in setup.vms.iter().enumerate() {
-            let spec = world.spec(n, name, store);
+            let spec = world.spec(setup, n, name, store);
             world.vms.insert(spec.id, spec);
         }
         for (n, (name, of)) in setup.clones.iter().enumerate() {
-            let mut spec = world.spec(setup.vms.len() + n, name, &setup.datastores[0]);
+            let mut spec = world.spec(setup, setup.vms.len() + n, name, &setup.datastores[0]);
             let original = world.vms[&world.vm(of).expect("a VM of the world")].clone();
             spec.record.disks = original.record.disks;
             spec.disks_of = original.id;
@@ -271,7 +314,7 @@ impl World {
         world
     }
 
-    fn spec(&self, n: usize, name: &str, store: &str) -> Spec {
+    fn spec(&self, setup: &Setup, n: usize, name: &str, store: &str) -> Spec {
         let vm = VmId(id(0xf, n));
         let home = self.settings.datastores.iter().find(|d| d.name == store).expect("a datastore of the world").id;
         let disk = DiskNeed {
@@ -291,6 +334,7 @@ impl World {
             disks: vec![disk],
             networks: Vec::new(),
             gaps: Vec::new(),
+            on_doubt: setup.on_doubt,
         };
         Spec { id: vm, name: name.to_owned(), record, disks_of: vm }
     }
@@ -309,6 +353,15 @@ impl World {
         self.heap.push(Item { at: at.max(self.now), order: self.order, gate, work: Box::new(work) });
     }
 
+    /// Nobody may spin: in one simulated second not more happens than the largest cluster has reason for.
+    fn count_event(&mut self) {
+        let second = self.now / nanos(Duration::from_secs(1));
+        self.second = if self.second.0 == second { (second, self.second.1 + 1) } else { (second, 1) };
+        if self.second.1 == EVENTS_MAX {
+            self.violated(&format!("{EVENTS_MAX} things happen within a second: somebody spins"));
+        }
+    }
+
     /// Lets everything up to a time happen, or up to the first violation of an invariant.
     pub fn run_until(&mut self, until: u64) {
         while let Some(item) = self.heap.peek() {
@@ -317,6 +370,7 @@ impl World {
             }
             let item = self.heap.pop().expect("just seen");
             self.now = self.now.max(item.at);
+            self.count_event();
             self.happen(item);
         }
         self.now = self.now.max(until);
@@ -326,14 +380,11 @@ impl World {
         if !self.lives(item.gate) {
             return;
         }
-        if let Some(host) = item.gate.host()
-            && self.hosts[host].frozen
-        {
-            self.hosts[host].backlog.push(item);
-            return;
-        }
+        let Some(item) = self.held(item) else { return };
+        let host = item.gate.host();
+        self.events += 1;
         (item.work)(self);
-        self.look();
+        self.look(host);
     }
 
     /// What was held back happens now, in order.

@@ -5,6 +5,7 @@
 //! ```
 
 use super::*;
+use crate::mutants::{Mutant, planted};
 
 impl Core {
     /// Claims of one VM may lie on several datastores: its home moved, or it was deleted and made anew elsewhere. The
@@ -142,12 +143,23 @@ impl Core {
                 Kind::Reclaim { .. } => Purpose::Reclaim,
                 Kind::Release { .. } => return,
             },
+            writes: self.written_by(id, &attempt),
         };
         let ticket = cx.guard(order, Pending::Attempt(id));
         self.stage(id, Stage::Expecting, ticket);
         if let Some(attempt) = &mut self.vm(id).attempt {
             attempt.epoch = epoch;
         }
+        if planted(Mutant::ClaimBeforeRow) {
+            self.create(cx, id);
+        }
+    }
+
+    /// Where its QEMU writes, besides its home: as far as its record is known here; the guard adds what it knows.
+    fn written_by(&self, id: VmId, attempt: &Attempt) -> Vec<DatastoreId> {
+        let listed = self.vms.get(&id).and_then(|vm| vm.record.as_ref()?.as_ref().ok());
+        let record = attempt.record.as_ref().or(listed);
+        record.iter().flat_map(|record| record.written()).filter(|store| *store != attempt.home).collect()
     }
 
     /// The next generation is over already: it is that of a try of ours whose claim did not come about, or is still on

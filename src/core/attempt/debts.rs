@@ -9,6 +9,7 @@
 //! then perhaps against a host that is well and runs VMs.
 
 use super::*;
+use crate::mutants::{Mutant, planted};
 use crate::types::Over;
 use crate::types::guard::RowView;
 
@@ -21,6 +22,7 @@ impl Core {
         for debt in claim.debts.iter().filter(|debt| !self.is_paid(debt) && !fenced.contains(debt)) {
             let host = self.name_of(debt.host);
             match self.late_write(debt) {
+                _ if planted(Mutant::NoFence) => {}
                 _ if self.ended_cleanly(id, debt, cx.now) => return self.paid(cx, id, &[*debt]),
                 LateWrite::Command { .. } if self.runs_vms_on(debt.datastore, debt.host, cx.now) => {
                     // The debtor itself owes itself nothing: the master asks it.
@@ -83,7 +85,8 @@ impl Core {
     /// Writes of a copy on this host that nobody has seen to be done: it is alive, or ended on a path that did not work.
     pub(in crate::core) fn own_debts(&self, id: VmId, home: DatastoreId) -> Vec<Debt> {
         let open = |row: &RowView| {
-            row.pid.is_some() || matches!(row.state, VmState::Over(Over::Exited { clean: false } | Over::Lapsed))
+            row.pid.is_some()
+                || matches!(row.state, VmState::Over(Over::Exited { clean: false } | Over::Draining | Over::Lapsed))
         };
         if !self.guard.rows.iter().any(|(tenure, row)| tenure.vm == id && open(row)) {
             return Vec::new();

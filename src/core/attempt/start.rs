@@ -146,7 +146,10 @@ impl Core {
             .libvirt
             .domains
             .get(&id)
-            .is_some_and(|domain| domain.state == DomainState::Paused { by_io_error: false });
+            .is_some_and(|domain| domain.state == DomainState::Paused { by_io_error: false })
+            // By this agent in doubt, by libvirt at a migration's switch, or by an error of its disk. What a person has paused
+            // stays so.
+            && (self.underway.get(&id) == Some(&Underway::Pause) || self.paused_by_switch(id) || self.fails_on_disk(id));
         if paused { self.resume(cx, id) } else { self.finish(cx, id) }
     }
 

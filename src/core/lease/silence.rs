@@ -17,6 +17,7 @@
 use std::time::Duration;
 
 use crate::core::timing;
+use crate::mutants::{Mutant, planted};
 use crate::types::store::CompleteRead;
 use crate::types::{Attestation, Counter, Digest, HostId, Incarnation, Time};
 
@@ -119,7 +120,7 @@ impl Silence {
             Some(witness) if known.since(witness.last) <= limit => witness.last = began,
             Some(_) | None => {
                 self.witness = Some(Witness { since: known, last: began });
-                self.window = None;
+                self.window = self.window.filter(|_| planted(Mutant::NoWitness));
             }
         }
     }
@@ -137,6 +138,13 @@ impl Silence {
         }
     }
 
+    /// The planted bug [`Mutant::FailedReadIsSilence`]: a read that failed just now counts as one without a change.
+    pub fn read_failed(&mut self, now: Time) {
+        if let Some(window) = self.window.as_mut().filter(|_| planted(Mutant::FailedReadIsSilence)) {
+            window.to = Some(now);
+        }
+    }
+
     /// If (v, g) of the host is over: the window that proves it. `claim_read_at` = when the reading of claim g had
     /// ended; it must lie before the read that closes the window began.
     #[must_use]
@@ -145,10 +153,10 @@ impl Silence {
         let closed = window.to?;
         let witness = self.witness?;
         let silent = closed.since(window.from);
-        let proven = claim_read_at < closed
+        let proven = (claim_read_at < closed || planted(Mutant::ClaimReadLate))
             && window.needs()? <= silent
-            && witness.since <= window.from
-            && closed.since(witness.last) <= self.gap_limit();
+            && (witness.since <= window.from && closed.since(witness.last) <= self.gap_limit()
+                || planted(Mutant::NoWitness));
         proven.then_some(silent)
     }
 
@@ -178,8 +186,9 @@ impl Silence {
 
     fn open(&mut self, seen: Seen) {
         // Before the end of the last gap nothing counts: the owner may have been stalled with us.
-        self.window = self.witness.filter(|witness| witness.since <= seen.ended).map(|_| Window {
-            from: seen.ended,
+        let witnessed = |witness: &Witness| witness.since <= seen.ended || planted(Mutant::NoWitness);
+        self.window = self.witness.filter(witnessed).map(|_| Window {
+            from: if planted(Mutant::WindowTooWide) { seen.began } else { seen.ended },
             to: None,
             seen,
             lease: seen.longest_lease(),
@@ -221,7 +230,7 @@ impl Window {
     }
 
     fn extend(&mut self, seen: Seen) {
-        self.to = Some(seen.began);
+        self.to = Some(if planted(Mutant::WindowTooWide) { seen.ended } else { seen.began });
         self.lease = self.lease.max(seen.longest_lease());
         self.unpunctual |= seen.unpunctual;
         self.seen = Seen { attested: self.seen.attested, ..seen }; // The newest ever seen in it, even when it is gone.

@@ -220,10 +220,10 @@ impl BeatFile {
         self.mend_list(now)?;
         let block = BeatBlock { resting: self.book.resting(now), ..block.clone() };
         let bytes = record::encode_beat(&block).map_err(|why| bad(&self.beats_path, &why))?;
-        if self.book.scratch_first() {
+        for _ in 0..self.book.scratches() {
             write_at(&self.beats, &self.beats_path, SCRATCH_AT, &bytes)?;
-            self.book.scratched();
         }
+        self.book.scratched();
         let slot = self.book.next(now).ok_or(WriteFailed::NoSlot { until: self.book.free_at() })?;
         let content = record::digest(&bytes);
         begins(self.book.kept(self.which, Some(slot)));

@@ -32,7 +32,7 @@ mod members;
 mod orders;
 mod prepared;
 mod records;
-mod slots;
+pub mod slots; // Pure: the simulator runs it, too.
 #[cfg(test)]
 mod tests;
 

@@ -11,7 +11,9 @@
 //! Slots are written in a circle. A write with unknown outcome may land later: as long as its slot rests, the old beat
 //! can reappear beside newer ones and never replaces one. After an error a scratch block is written before the next
 //! slot is tried, so that a burst of errors costs one slot; it carries the resting slots, so that they are known even if
-//! the process dies before its next beat.
+//! the process dies before its next beat. After several errors as many scratch blocks as slots rest for them have to
+//! succeed in a row: a path on which every other write fails would else use up all slots within seconds, and be without
+//! beats for minutes after it is well again.
 //!
 //! Deliberately not here: files.
 
@@ -19,6 +21,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::mutants::{Mutant, planted};
 use crate::types::{BeatBlock, BootId, ClusterId, Counter, Digest, HostId, Incarnation, Time};
 use crate::wire::record::{self, BLOCK};
 
@@ -55,12 +58,18 @@ pub struct Slots {
     /// Valid beats of that host, by slot.
     pub valid: Vec<(usize, BeatBlock)>,
     /// Of each slot's bytes; of nothing where the file ends.
-    digests: [Digest; SLOTS],
+    pub digests: [Digest; SLOTS],
     /// Of all bytes.
     pub bytes: Digest,
 }
 
 impl Slots {
+    /// Nothing was ever written.
+    #[must_use]
+    pub fn empty() -> Self {
+        Self { valid: Vec::new(), digests: [Digest::default(); SLOTS], bytes: Digest::default() }
+    }
+
     /// From the first 32 KiB of the file, or less if it is shorter. A torn or foreign block is no beat.
     #[must_use]
     pub fn parse(raw: &[u8], cluster: ClusterId, host: HostId) -> Self {
@@ -251,13 +260,13 @@ impl Book {
         (0..SLOTS).filter(|slot| now < self.rests[*slot]).fold(0, |mask, slot| mask | 1 << slot)
     }
 
-    /// Whether a scratch block has to be written before a slot is tried.
+    /// How often the scratch block has to be written, one success after the other, before a slot is tried.
     #[must_use]
-    pub fn scratch_first(&self) -> bool {
-        self.scratch_first
+    pub fn scratches(&self) -> usize {
+        if self.scratch_first { self.attempts.len().clamp(1, SLOTS) } else { 0 }
     }
 
-    /// The scratch block was acknowledged.
+    /// The scratch block was acknowledged so often.
     pub fn scratched(&mut self) {
         self.scratch_first = false;
     }
@@ -265,7 +274,7 @@ impl Book {
     /// A write came back with an error at `returned`.
     pub fn failed(&mut self, slot: usize, content: Digest, returned: Time) {
         self.attempts.retain(|(slot, _)| returned < self.rests[*slot]);
-        self.rests[slot] = returned + REST;
+        self.rests[slot] = if planted(Mutant::SlotReused) { returned } else { returned + REST };
         self.attempts.push((slot, content));
         self.last = slot;
         self.scratch_first = true;

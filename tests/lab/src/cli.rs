@@ -11,7 +11,7 @@ use serde_json::json;
 
 use crate::lab::{Lab, Wish};
 use crate::storage::{self, Fault, LockMode};
-use crate::{EXPIRE_INSIDE, bench, cases, chaos, demo, network, power, product, test};
+use crate::{EXPIRE_INSIDE, bench, cases, chaos, demo, network, power, product, sim, test};
 
 /// A lab for Mainstay on one machine: hosts (containers with systemd, libvirt and QEMU), a switch, a datastore, and the
 /// faults of all three.
@@ -123,6 +123,12 @@ enum Command {
         /// Faults of full length
         #[arg(long)]
         full: bool,
+    },
+    /// Play random stories of whole clusters in virtual time, by seed; `--help` after it names all choices
+    #[command(disable_help_flag = true)]
+    Sim {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
     },
     /// Random faults by seed against a whole cluster with 8 VMs, in rounds: faults, healing, the judges' verdict
     ///
@@ -292,6 +298,7 @@ fn act(cli: Cli) -> Result<ExitCode> {
             return test::run(&test::Selection { only, skip_build_checks, full, keep });
         }
         Command::Case { names, full } => return test::run_named(&names, full),
+        Command::Sim { args } => return sim::run(&args),
         Command::Chaos { minutes, seed, hosts, dry_run } => {
             let violations = chaos::run(chaos::Asked { minutes, seed, hosts, dry_run })?;
             return Ok(if violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });

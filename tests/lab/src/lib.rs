@@ -11,6 +11,7 @@
 //! guest_disk, judge                    what guests leave behind, and who reads it
 //! agents, processes                    what the agents say of themselves; their processes, from outside
 //! cases, test, demo, bench, chaos      what is tried with all this
+//! sim                                  the simulator: no hosts at all
 //! ```
 
 pub mod agents;
@@ -33,6 +34,7 @@ pub mod power;
 pub mod processes;
 pub mod product;
 pub mod root;
+pub mod sim;
 pub mod storage;
 pub mod test;
 

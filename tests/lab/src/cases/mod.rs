@@ -7,8 +7,8 @@
 //! ```
 //!
 //! - `ground`: the words in which cases are told. `restore`: from whatever a case left to a healthy lab.
-//! - `images`, `kill`, `power`, `freeze`, `cut`, `storage`, `people`, `restarts`, `moves`, `foreign`, `junk`, `chaos`: the
-//!   cases.
+//! - `images`, `kill`, `power`, `freeze`, `cut`, `storage`, `people`, `restarts`, `guards`, `moves`, `foreign`, `junk`,
+//!   `chaos`: the cases.
 //! - `report`: what is kept of a case that failed.
 //!
 //! Cases are ordered by setting, since another kind of locks needs other mounts, and thus a power loss of all hosts.
@@ -19,6 +19,7 @@ mod cut;
 mod foreign;
 mod freeze;
 mod ground;
+mod guards;
 mod images;
 mod junk;
 mod kill;
@@ -150,6 +151,11 @@ pub const ALL: &[Case] = &[
         "libvirtd restarted while mainstayd is stopped: no VM is touched",
         restarts::libvirtd_alone,
     ),
+    case(
+        "reload-restart",
+        "guard reloaded, agent and libvirtd restarted, in every order: no VM is touched; guard restarted: at most 1 s",
+        guards::reloaded,
+    ),
     case("libvirtd-hangs", "libvirtd stopped, then hanging: VMs go on, a note names it", restarts::libvirtd_hangs),
     case(
         "junk-datagrams",
@@ -165,10 +171,14 @@ pub const ALL: &[Case] = &[
     case("cut-master", "the same for the master; after healing one master within 2 beats", cut::master),
     case(
         "storage-hangs",
-        "the storage hangs 20 s for all: nothing is taken, all run again within 2 s",
+        "the storage hangs 20 s (--full: 60 s) for all: nothing is taken, all run again within 2 s",
         storage::hangs_for_all,
     ),
-    case("storage-hangs-one", "the storage hangs for one host that is heard: nothing is taken", storage::hangs_for_one),
+    case(
+        "storage-hangs-one",
+        "the storage hangs for one host that is heard: nothing is taken, paused or stopped",
+        storage::hangs_for_one,
+    ),
     case("storage-full", "the storage is full: nothing is taken or killed, all run again", storage::full),
     case("kill-subordinate", "3 VMs run on survivors within 8 s", kill::subordinate),
     case("kill-master", "3 VMs of the master's host run on survivors within 10 s", kill::master),
@@ -180,6 +190,11 @@ pub const ALL: &[Case] = &[
         "cut-and-hang",
         "no network and no storage: stopped before L, taken once, the old copies are killed",
         cut::and_hang,
+    ),
+    case(
+        "guard-killed",
+        "guard's child or parent, agent, libvirtd killed or stopped, then no storage: stopped in time, taken once",
+        guards::killed,
     ),
     case("chaos", "a minute of random faults and operators: never two, all as wanted when healed", chaos::short),
     with(Setting::POWER, case("kill-power-suspect", "a power switch confirms at once: within 5 s", power::suspect)),

@@ -23,12 +23,12 @@ const DOWN: Duration = Duration::from_secs(8);
 const DOWN_FULL: Duration = Duration::from_secs(20);
 
 /// Generations of all VMs: they rise with everything that is done to a VM.
-fn generations(ground: &Ground) -> Result<BTreeMap<String, Option<u64>>> {
+pub(super) fn generations(ground: &Ground) -> Result<BTreeMap<String, Option<u64>>> {
     Ok(ground.view()?.vms.into_iter().map(|vm| (vm.name, vm.generation)).collect())
 }
 
 /// Runs it with judges; afterwards all is well and no generation has risen.
-fn untouched(ground: &mut Ground, what: &str, act: impl FnOnce(&mut Ground) -> Result<()>) -> Result<()> {
+pub(super) fn untouched(ground: &mut Ground, what: &str, act: impl FnOnce(&mut Ground) -> Result<()>) -> Result<()> {
     let before = generations(ground)?;
     ground.watch()?;
     let from = ground.fault(what, &[])?;
@@ -43,7 +43,7 @@ fn untouched(ground: &mut Ground, what: &str, act: impl FnOnce(&mut Ground) -> R
     Ok(())
 }
 
-fn systemctl(host: &Host, args: &[&str]) -> Result<()> {
+pub(super) fn systemctl(host: &Host, args: &[&str]) -> Result<()> {
     agents::ask(host, UNIT, &[&["systemctl"], args].concat()).map(drop)
 }
 

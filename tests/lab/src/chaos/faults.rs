@@ -46,6 +46,7 @@ impl Round<'_> {
                     return Ok(Begun::PassedOver("it is off"));
                 }
                 self.trouble(number, of_host(host), true);
+                self.ground.judges()?.kill(&host.name());
                 self.ground.lab().kill(host)?;
             }
             Fault::Freeze { host } => {
@@ -229,6 +230,7 @@ impl Round<'_> {
                 let (reach, from) = (Reach::Host(host.name()), Moment::now());
                 let to = Some(from.plus(BOOT));
                 self.troubles.push(Trouble { reach, from, to, touches: true });
+                self.ground.judges()?.kill(&host.name());
                 self.ground.lab().kill(&host)?;
                 self.ground.lab().start(&host).with_context(|| format!("power cycle of {}", host.name()))?;
             }

@@ -194,6 +194,13 @@ impl Judges {
         at
     }
 
+    /// Notes that a host is about to lose its power; the end of its processes costs time that is not execution.
+    pub fn kill(&self, host: &str) -> Moment {
+        let at = self.mark(&format!("kill {host}"));
+        self.presence.kill(host, at);
+        at
+    }
+
     /// Notes that writes of a host may land late for a time: a guest may then find its own older records.
     pub fn late(&self, host: &str, from: Moment, to: Moment) {
         self.said().late.push(Late { host: host.into(), from, to });

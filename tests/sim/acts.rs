@@ -1,0 +1,232 @@
+//! What can be made to happen, in words: faults, their ends, people.
+//!
+//! `at 30s kill a` in a story, or one line of a random run: the words are the same.
+
+use mainstay::types::VmId;
+use mainstay::types::control::VmCommand;
+
+use super::faults::{Sick, Weather};
+use super::host::Path;
+use super::power::Switch;
+use super::scenario::span;
+use super::world::{H, World, nanos};
+
+impl World {
+    fn named(&self, host: &str) -> H {
+        self.host(host).unwrap_or_else(|| panic!("no host {host}"))
+    }
+
+    fn named_vm(&self, vm: &str) -> VmId {
+        self.vm(vm).unwrap_or_else(|| panic!("no vm {vm}"))
+    }
+
+    fn hosts_named(&self, names: &[&str]) -> Vec<H> {
+        if names == ["all"] {
+            return (0..self.hosts.len()).collect();
+        }
+        names.iter().map(|name| self.named(name)).collect()
+    }
+
+    fn sicken(&mut self, h: H, how: impl FnOnce(&mut Sick)) {
+        how(&mut self.sick[h]);
+        self.excuse(h);
+    }
+
+    /// One thing that happens.
+    pub fn act_out(&mut self, what: &str) {
+        let words: Vec<&str> = what.split_whitespace().collect();
+        match words.as_slice() {
+            ["kill", host] => self.kill(self.named(host)),
+            ["boot", host] => self.boot(self.named(host)),
+            ["poweroff", host, "saving"] => self.power_off_saving(self.named(host)),
+            ["poweroff", host] => self.power_off(self.named(host)),
+            ["freeze", host] => self.freeze(self.named(host)),
+            ["thaw", host] => self.thaw(self.named(host)),
+            ["cut", a, "to", b] => self.links.cut(self.named(a), self.named(b)),
+            ["cut", a, b] => self.cut_pair(self.named(a), self.named(b)),
+            ["cut", "all"] => {
+                let all = self.hosts.len();
+                (0..all).for_each(|a| (0..all).filter(|b| *b != a).for_each(|b| self.links.cut(a, b)));
+            }
+            ["silence", a] => {
+                let a = self.named(a);
+                (0..self.hosts.len()).filter(|b| *b != a).for_each(|b| self.links.cut(a, b));
+            }
+            ["cut", a] => {
+                let a = self.named(a);
+                (0..self.hosts.len()).filter(|b| *b != a).for_each(|b| self.cut_pair(a, b));
+            }
+            ["heal"] => self.links.heal(),
+            ["hang", "storage", "all"] => self.set_hung(true),
+            ["hang", "storage", host] => self.set_path(self.named(host), Path::Hung),
+            ["break", "storage", host] => self.set_path(self.named(host), Path::Broken),
+            ["heal", "storage"] => {
+                self.set_hung(false);
+                (0..self.hosts.len()).for_each(|h| self.set_path(h, Path::Well));
+            }
+            ["heal", "storage", host] => self.set_path(self.named(host), Path::Well),
+            ["restart", "agent" | "agents", names @ ..] => {
+                self.hosts_named(names).into_iter().for_each(|h| self.restart_agent(h));
+            }
+            ["stop", "agent", host] => self.stop_agent(self.named(host)),
+            ["start", "agent", host] => self.start_agent(self.named(host)),
+            ["restart", "guard" | "guards", names @ .., "anew"] => {
+                self.hosts_named(names).into_iter().for_each(|h| self.restart_guard_anew(h));
+            }
+            ["restart", "guard" | "guards", names @ ..] => {
+                self.hosts_named(names).into_iter().for_each(|h| self.restart_guard(h));
+            }
+            ["restart", "libvirtd", names @ ..] => {
+                self.hosts_named(names).into_iter().for_each(|h| self.restart_libvirtd(h));
+            }
+            rest => self.fall_ill(what, rest),
+        }
+    }
+
+    fn fall_ill(&mut self, what: &str, words: &[&str]) {
+        match words {
+            ["hold", "agent", host] => self.hold_agent(self.named(host)),
+            ["let", "agent", "go", host] => self.let_agent_go(self.named(host)),
+            ["hold", "libvirtd", host] => self.hold_libvirtd(self.named(host)),
+            ["let", "libvirtd", "go", host] => self.let_libvirtd_go(self.named(host)),
+            ["lose", "state", host] => self.lose_state(self.named(host)),
+            ["slow", "storage", by, names @ ..] => {
+                let slow = span(by);
+                self.hosts_named(names).into_iter().for_each(|h| self.sicken(h, |sick| sick.slow = slow));
+            }
+            ["flaky", "storage", host] => self.sicken(self.named(host), |sick| sick.flaky = true),
+            ["unreadable", "storage", host] => self.sicken(self.named(host), |sick| sick.unreadable = true),
+            ["stale", "storage", by, host] => {
+                let stale = span(by);
+                self.sicken(self.named(host), |sick| sick.stale = stale);
+            }
+            ["cure", "storage", names @ ..] => {
+                self.hosts_named(names).into_iter().for_each(|h| self.sicken(h, |sick| *sick = Sick::default()));
+            }
+            ["lose", "datagrams", percent] => self.weather.loss = percent.parse().expect("a number"),
+            ["late", "datagrams", by] => self.weather.late = span(by),
+            ["double", "datagrams"] => self.weather.doubled = true,
+            ["fair", "weather"] => self.weather = Weather::default(),
+            ["heal", "everything"] => self.heal_everything(),
+            ["stops", "fail"] => self.stops_fail = true,
+            ["stops", "work"] => self.stops_fail = false,
+            ["migrations", "work"] => self.migrations_fail = false,
+            ["fence", "fails"] => self.fence_fails = true,
+            ["fence", "works"] => self.fence_fails = false,
+            ["switch", name, how] => {
+                let how = Switch::named(how).unwrap_or_else(|| panic!("no switch {how}"));
+                self.switches.insert((*name).to_owned(), how);
+            }
+            ["answers", "are", "lost"] => self.answers_lost = true,
+            ["answers", "come"] => self.answers_lost = false,
+            ["migrations", "fail"] => self.migrations_fail = true,
+            ["starts", "fail", "on", names @ ..] => {
+                let hosts = self.hosts_named(names);
+                self.starts_fail.extend(hosts);
+            }
+            ["starts", "work"] => self.starts_fail.clear(),
+            ["tear", "claim", vm] => {
+                let vm = self.named_vm(vm);
+                let home = self.vms[&vm].record.home;
+                self.stores.get_mut(&home).expect("its home").tear(vm);
+            }
+            rest => self.act_on_vm(what, rest),
+        }
+    }
+
+    fn act_on_vm(&mut self, what: &str, words: &[&str]) {
+        let named: Vec<VmId> = words.iter().filter_map(|word| self.vm(word)).collect();
+        named.into_iter().for_each(|vm| self.touch(vm));
+        match words {
+            ["crash", vm] => {
+                let vm = self.named_vm(vm);
+                if let Some(h) = self.place_of(vm) {
+                    self.crash(h, vm);
+                }
+            }
+            ["person", "saves", vm] | ["person", "saves", vm, "to", _] => {
+                let vm = self.named_vm(vm);
+                let file = words.get(4).map(|file| (*file).to_owned());
+                if let Some(h) = self.place_of(vm) {
+                    self.virsh_save(h, vm, file);
+                }
+            }
+            ["person", "restores", vm, "from", file, "on", host] => {
+                self.virsh_restore(self.named(host), self.named_vm(vm), file);
+            }
+            ["person", "undefines", vm, "on", host] => self.virsh_undefine(self.named(host), self.named_vm(vm)),
+            ["twin", "of", host, "beats", "for", length] => self.twin_beats(self.named(host), nanos(span(length))),
+            ["autostart", vm, "on", host] => self.virsh_autostart(self.named(host), self.named_vm(vm)),
+            ["person", "edits", vm, "on", host] => self.virsh_edit(self.named(host), self.named_vm(vm)),
+            ["person", "starts", vm, "on", host] => self.virsh_start(self.named(host), self.named_vm(vm)),
+            ["person", "migrates", vm, "away"] => {
+                let vm = self.named_vm(vm);
+                if let Some(h) = self.place_of(vm) {
+                    self.virsh_migrate_away(h, vm);
+                }
+            }
+            ["person", "migrates", vm, "to", to] => {
+                let (vm, to) = (self.named_vm(vm), self.named(to));
+                if let Some(h) = self.place_of(vm) {
+                    self.virsh_migrate(h, vm, to);
+                }
+            }
+            ["person", "shuts", "down", vm] => {
+                let vm = self.named_vm(vm);
+                if let Some(h) = self.place_of(vm) {
+                    self.shut_down(h, vm, false);
+                }
+            }
+            ["person", "destroys", vm] => {
+                let vm = self.named_vm(vm);
+                if let Some(h) = self.place_of(vm) {
+                    self.virsh_destroy(h, vm);
+                }
+            }
+            ["person", "pauses", vm] => {
+                let vm = self.named_vm(vm);
+                if let Some(h) = self.place_of(vm) {
+                    self.suspend(h, vm, Box::new(|_, _| {}));
+                }
+            }
+            ["person", "resumes", vm] => {
+                let vm = self.named_vm(vm);
+                if let Some(h) = self.place_of(vm) {
+                    self.virsh_resume(h, vm);
+                }
+            }
+            ["guest", "powers", "off", vm] => {
+                let vm = self.named_vm(vm);
+                if let Some(h) = self.place_of(vm) {
+                    self.shut_down(h, vm, true);
+                }
+            }
+            ["move", vm, "to", to] => {
+                let (id, to) = (self.named_vm(vm), self.hosts[self.named(to)].id);
+                let h = self.place_of(id).unwrap_or(0);
+                self.command(h, what, VmCommand::Move { vm: id, to: Some(to) });
+            }
+            ["start", vm, "at", host] => {
+                self.command(self.named(host), what, VmCommand::Start { vm: self.named_vm(vm) });
+            }
+            ["stop", vm, "at", host] => {
+                self.command(self.named(host), what, VmCommand::Stop { vm: self.named_vm(vm), force: false });
+            }
+            ["explain", vm, "at", host] => {
+                let h = self.named(host);
+                let Some(agent) = &self.hosts[h].agent else { return };
+                let view = agent.core.view(self.local(h));
+                let lines: Vec<String> =
+                    view.vms.into_iter().filter(|seen| seen.name == *vm).flat_map(|seen| seen.explain).collect();
+                lines.iter().for_each(|line| self.tell(host, &format!("$ {line}")));
+            }
+            _ => panic!("not understood: {what}"),
+        }
+    }
+
+    /// Both directions.
+    pub fn cut_pair(&mut self, a: H, b: H) {
+        self.links.cut(a, b);
+        self.links.cut(b, a);
+    }
+}

@@ -1,0 +1,66 @@
+//! Needless stops: no VM stops on a host that nothing happened to, unless something was done to the VM. A cut network,
+//! or one that loses datagrams, is nothing.
+
+use std::time::Duration;
+
+use mainstay::types::VmId;
+
+use super::host::Path;
+use super::world::{H, SETTLING, World, nanos};
+
+/// What was done to a VM explains its stops for so long.
+const TOUCHED: Duration = Duration::from_secs(150);
+/// What happened to a host explains stops on it for so long, and two leases more.
+const EXCUSED: Duration = Duration::from_secs(60);
+
+impl World {
+    /// Something happened to a host that explains stops on it.
+    pub fn excuse(&mut self, h: H) {
+        self.hosts[h].excused = self.now;
+    }
+
+    /// Something was done to a VM.
+    pub fn touch(&mut self, vm: VmId) {
+        let now = self.now;
+        self.judge.touched.insert(vm, now);
+    }
+
+    /// The storage hangs for everybody, or goes on.
+    pub fn stalled(&mut self) {
+        self.judge.stall = Some(self.now);
+    }
+
+    /// Whether something is wrong with a host, or was lately.
+    pub fn troubled(&self, h: H) -> bool {
+        let host = &self.hosts[h];
+        let sick = &self.sick[h];
+        let lately = nanos(EXCUSED + self.settings.timing.lease * 2);
+        host.life.is_none()
+            || host.frozen
+            || host.agent_held
+            || host.libvirt_held
+            || host.going_down
+            || host.agent.is_none()
+            || host.libvirtd.is_none()
+            || host.guard.is_none()
+            || host.paths.values().any(|path| *path != Path::Well)
+            || sick.flaky
+            || sick.unreadable
+            || sick.slow != Duration::ZERO
+            || self.starts_fail.contains(&h)
+            || self.now < host.excused + lately
+    }
+
+    /// A VM has stopped running on this host.
+    pub fn check_blame(&mut self, vm: VmId, h: H) {
+        let lately = nanos(EXCUSED + self.settings.timing.lease * 2);
+        let hung = self.stores.values().any(|store| store.hung);
+        let stalled = hung || self.judge.stall.is_some_and(|at| self.now < at + lately);
+        let touched = self.judge.touched.get(&vm).is_some_and(|at| self.now < at + nanos(TOUCHED));
+        if touched || stalled || self.now < nanos(SETTLING) || self.troubled(h) {
+            return;
+        }
+        let (name, host) = (self.vm_name(vm), self.hosts[h].name.clone());
+        self.violated(&format!("{name} stops on {host} although nothing has happened to either"));
+    }
+}

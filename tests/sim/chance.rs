@@ -1,0 +1,260 @@
+//! Stories by seed: a cluster of 1 to 9 hosts, troubles that come in clusters, then everything heals.
+//!
+//! ```text
+//!   0 ──────── trouble, 450 s ────────► heal everything ──── peace, 120 s ────► settled?      (after 30 s of settling)
+//!      ▲▲▲▲        ▲▲        ▲▲▲
+//!      several faults within seconds, most of them of one host: that is what breaks rules
+//! ```
+
+use std::time::Duration;
+
+use mainstay::types::StorageFence;
+use mainstay::types::power::FenceAt;
+use mainstay::types::settings::{LateWrites, Timing};
+
+use super::scenario::Scenario;
+use super::world::Setup;
+
+/// Faults happen for so long.
+pub const TROUBLE: Duration = Duration::from_secs(450);
+/// After the heal.
+pub const PEACE: Duration = Duration::from_secs(120);
+/// Fewest and most faults of a story.
+pub const FAULTS: (u64, u64) = (3, 14);
+
+const HOSTS: [&str; 9] = ["a", "b", "c", "d", "e", "f", "g", "h", "i"];
+const VMS: [&str; 8] = ["web", "db", "mail", "dns", "wiki", "news", "shop", "git"];
+
+/// What is not left to chance.
+#[derive(Clone, Debug, Default)]
+pub struct Wish {
+    /// Number of hosts.
+    pub hosts: Option<usize>,
+    /// Number of VMs.
+    pub vms: Option<usize>,
+    /// Number of faults.
+    pub faults: Option<u64>,
+    /// Only faults that begin with this word.
+    pub only: Option<String>,
+}
+
+/// Numbers of the story itself, apart from those of the world (splitmix64).
+pub struct Dice(u64);
+
+impl Dice {
+    /// By seed.
+    pub fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x2545_f491_4f6c_dd1d))
+    }
+
+    fn roll(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % below.max(1)
+    }
+
+    fn pick<'a>(&mut self, all: &[&'a str]) -> &'a str {
+        all[self.roll(all.len() as u64) as usize]
+    }
+
+    fn millis(&mut self, below: u64) -> Duration {
+        Duration::from_millis(self.roll(below))
+    }
+}
+
+/// The story of a seed.
+pub fn story(seed: u64, wish: &Wish) -> Scenario {
+    let mut dice = Dice::new(seed);
+    let setup = setup(&mut dice, seed, wish);
+    // A switch that says of a living host that it is off breaks what is assumed of a proof. It may do so where nothing
+    // hangs on it: after the lapse, with late writes accepted.
+    let lies = setup.fence_at == FenceAt::Lapse && setup.late_writes == LateWrites::Accept;
+    let mut cast = Cast { hosts: setup.hosts.len(), vms: setup.vms.len(), lies, dice };
+    let mut story = Scenario::quiet(setup, TROUBLE + PEACE);
+    story.settles = true;
+    let faults = wish.faults.unwrap_or(FAULTS.0 + cast.dice.roll(FAULTS.1 - FAULTS.0 + 1));
+    let mut left = faults;
+    while 0 < left {
+        let mut at = cast.dice.millis(TROUBLE.as_millis() as u64);
+        let victim = cast.host();
+        for _ in 0..left.min(1 + cast.dice.roll(4)) {
+            // What breaks rules comes within a moment, or within a lease.
+            let gap = [300, 2_000, 12_000][cast.dice.roll(3) as usize];
+            at = (at + cast.dice.millis(gap)).min(TROUBLE);
+            let host = if cast.dice.roll(3) == 0 { cast.host() } else { victim };
+            let fault = cast.wished(wish, host);
+            left -= 1;
+            let Some((what, end)) = fault else { continue };
+            let length = [500, 4_000, 20_000, 60_000][cast.dice.roll(4) as usize];
+            story.acts.push((at, what));
+            if let Some(end) = end {
+                story.acts.push((at + cast.dice.millis(length), end));
+            }
+        }
+    }
+    story.acts.retain(|(at, _)| *at < TROUBLE);
+    story.acts.push((TROUBLE, "heal everything".to_owned()));
+    story.acts.sort_by_key(|(at, _)| *at);
+    story
+}
+
+fn setup(dice: &mut Dice, seed: u64, wish: &Wish) -> Setup {
+    let count =
+        wish.hosts.unwrap_or([1, 2, 2, 3, 3, 3, 3, 4, 4, 5, 3, 2, 4, 3, 6, 7, 3, 8, 2, 9][dice.roll(20) as usize]);
+    let hosts: Vec<String> = HOSTS.iter().take(count).map(|name| (*name).to_owned()).collect();
+    let running = wish.vms.unwrap_or(1 + dice.roll(VMS.len().min(count + 1) as u64) as usize);
+    let place = |dice: &mut Dice| hosts[dice.roll(hosts.len() as u64) as usize].clone();
+    let vms = VMS.iter().take(running).map(|vm| ((*vm).to_owned(), place(dice), "nfs".to_owned())).collect();
+    let command = StorageFence::Command { program: "/etc/mainstay/fence".to_owned() };
+    let (fence, late_writes, locks) = match dice.roll(4) {
+        0 => (StorageFence::Lock, LateWrites::Exclude, Some(Duration::from_secs(10))),
+        1 => (StorageFence::None, LateWrites::Accept, None),
+        2 => (command, LateWrites::Exclude, None),
+        _ => (command, LateWrites::Exclude, Some(Duration::from_secs(10))),
+    };
+    let seconds = Duration::from_secs;
+    let timing = match dice.roll(10) {
+        0..=4 => Timing::DEFAULT,
+        5 => Timing::FAST,
+        6 | 7 => Timing::PATIENT,
+        // The longest lease there is: clocks have the most time to go apart.
+        _ => Timing { beat: seconds(1), renew: seconds(2), suspect: seconds(6), lease: seconds(60) },
+    };
+    let (power, fence_at) = match dice.roll(3) {
+        0 => (false, FenceAt::Lapse),
+        1 => (true, FenceAt::Lapse),
+        _ => (true, FenceAt::Suspect),
+    };
+    let switch = |host: &String| (format!("switch-{host}"), host.clone(), 1);
+    // A host that comes up watches for a lease before it beats, and would be switched off for its silence.
+    let power = power && timing.lease < seconds(60);
+    let switches = hosts.iter().filter(|_| power).map(switch).collect();
+    Setup { hosts, vms, fence, late_writes, switches, fence_at, locks, timing, seed, ..Setup::default() }
+}
+
+struct Cast {
+    hosts: usize,
+    vms: usize,
+    lies: bool,
+    dice: Dice,
+}
+
+/// A fault, and what ends it.
+type Fault = (String, Option<String>);
+
+impl Cast {
+    fn host(&mut self) -> &'static str {
+        self.dice.pick(&HOSTS[..self.hosts])
+    }
+
+    fn vm(&mut self) -> &'static str {
+        self.dice.pick(&VMS[..self.vms])
+    }
+
+    /// One of the kind that is wished, if it comes within some tries.
+    fn wished(&mut self, wish: &Wish, host: &str) -> Option<Fault> {
+        let fits = |fault: &Fault| wish.only.as_ref().is_none_or(|only| fault.0.starts_with(only.as_str()));
+        (0..200).map(|_| self.fault(host)).find(fits)
+    }
+
+    fn fault(&mut self, host: &str) -> Fault {
+        match self.dice.roll(16) {
+            0..=3 => self.of_host(host),
+            4..=6 => self.of_network(host),
+            7..=10 => self.of_storage(host),
+            11 | 12 => self.of_process(host),
+            13 | 14 => self.of_vm(host),
+            _ => self.of_hypervisor(host),
+        }
+    }
+
+    fn of_host(&mut self, host: &str) -> Fault {
+        match self.dice.roll(9) {
+            8 => (format!("poweroff {host} saving"), Some(format!("boot {host}"))),
+            0..=2 => (format!("kill {host}"), Some(format!("boot {host}"))),
+            3..=5 => (format!("freeze {host}"), Some(format!("thaw {host}"))),
+            6 => (format!("poweroff {host}"), Some(format!("boot {host}"))),
+            _ => (format!("lose state {host}"), Some(format!("kill {host}"))),
+        }
+    }
+
+    fn of_network(&mut self, host: &str) -> Fault {
+        let other = self.host();
+        let heal = Some("heal".to_owned());
+        match self.dice.roll(10) {
+            0..=2 => (format!("cut {host}"), heal),
+            3 | 4 if host != other => (format!("cut {host} to {other}"), heal),
+            5 if host != other => (format!("cut {host} {other}"), heal),
+            6 => (format!("silence {host}"), heal),
+            7 => ("lose datagrams 40".to_owned(), Some("fair weather".to_owned())),
+            8 => (format!("late datagrams {}ms", 100 + self.dice.roll(3000)), Some("fair weather".to_owned())),
+            9 => ("double datagrams".to_owned(), Some("fair weather".to_owned())),
+            _ => ("cut all".to_owned(), heal),
+        }
+    }
+
+    fn of_storage(&mut self, host: &str) -> Fault {
+        let cure = Some(format!("cure storage {host}"));
+        let heal = Some(format!("heal storage {host}"));
+        match self.dice.roll(12) {
+            11 => (format!("slow storage {}ms all", 200 + self.dice.roll(800)), Some("cure storage all".to_owned())),
+            0..=2 => (format!("hang storage {host}"), heal),
+            3 => ("hang storage all".to_owned(), Some("heal storage".to_owned())),
+            4 => (format!("break storage {host}"), heal),
+            5 | 6 => (format!("slow storage {}ms {host}", 20 + self.dice.roll(1500)), cure),
+            7 => (format!("slow storage {}ms all", 20 + self.dice.roll(800)), Some("cure storage all".to_owned())),
+            8 => (format!("flaky storage {host}"), cure),
+            9 => (format!("unreadable storage {host}"), cure),
+            _ => (format!("stale storage {}s {host}", 1 + self.dice.roll(60)), cure),
+        }
+    }
+
+    fn of_process(&mut self, host: &str) -> Fault {
+        match self.dice.roll(9) {
+            0 => (format!("restart agent {host}"), None),
+            1 => (format!("restart guard {host}"), None),
+            2 => (format!("restart guard {host} anew"), None),
+            3 => (format!("restart libvirtd {host}"), None),
+            4 => ("restart agents all".to_owned(), None),
+            5 => (format!("restart guards all{}", if self.dice.roll(2) == 0 { "" } else { " anew" }), None),
+            6 => (format!("hold agent {host}"), Some(format!("let agent go {host}"))),
+            7 => (format!("hold libvirtd {host}"), Some(format!("let libvirtd go {host}"))),
+            _ => (format!("stop agent {host}"), Some(format!("start agent {host}"))),
+        }
+    }
+
+    fn of_vm(&mut self, host: &str) -> Fault {
+        let vm = self.vm();
+        let other = self.host();
+        match self.dice.roll(15) {
+            10 => (format!("person saves {vm}"), Some(format!("person starts {vm} on {other}"))),
+            11 => (format!("person saves {vm} to f"), Some(format!("person restores {vm} from f on {other}"))),
+            12..=14 => (format!("person migrates {vm} to {host}"), None),
+            0 | 1 => (format!("crash {vm}"), None),
+            9 => (format!("person edits {vm} on {host}"), None),
+            2..=4 => (format!("move {vm} to {host}"), None),
+            5 => (format!("person starts {vm} on {host}"), None),
+            6 => (format!("guest powers off {vm}"), Some(format!("person starts {vm} on {host}"))),
+            7 => (format!("person shuts down {vm}"), Some(format!("person starts {vm} on {other}"))),
+            _ => (format!("stop {vm} at {host}"), Some(format!("start {vm} at {other}"))),
+        }
+    }
+
+    fn of_hypervisor(&mut self, host: &str) -> Fault {
+        let works = Some(format!("switch switch-{host} works"));
+        match self.dice.roll(9) {
+            5 => ("answers are lost".to_owned(), Some("answers come".to_owned())),
+            6 => (format!("switch switch-{host} hangs"), works),
+            7 if self.lies => (format!("switch switch-{host} lies"), works),
+            7 => (format!("switch switch-{host} fails"), works),
+            8 => (format!("switch switch-{host} idles"), works),
+            4 => ("starts fail on all".to_owned(), Some("starts work".to_owned())),
+            0 => (format!("starts fail on {host}"), Some("starts work".to_owned())),
+            1 => ("stops fail".to_owned(), Some("stops work".to_owned())),
+            2 => ("migrations fail".to_owned(), Some("migrations work".to_owned())),
+            _ => ("fence fails".to_owned(), Some("fence works".to_owned())),
+        }
+    }
+}

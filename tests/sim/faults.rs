@@ -1,0 +1,194 @@
+//! What may become of one operation on a datastore, or of one datagram; processes that are held; everything heals.
+//!
+//! ```text
+//!   operation ──► slow ──► flaky: refused, nothing done │ done, but the answer is lost │ (a write) done later,
+//!                                                         even after its process has died, unless its host was expired
+//! ```
+
+use std::time::Duration;
+
+use mainstay::core::event::Outcome;
+use mainstay::guard::table::ProcessKey;
+use mainstay::types::{DatastoreId, Ticket, VmId};
+
+use super::host::Path;
+use super::world::{Gate, H, Item, World};
+
+/// How the storage path of a host is sick, beside being cut.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Sick {
+    /// Every operation takes up to so much longer.
+    pub slow: Duration,
+    /// Half of all operations fail, in one of the three ways.
+    pub flaky: bool,
+    /// Files of other hosts cannot be read.
+    pub unreadable: bool,
+    /// Folders are seen as they were so long ago (attribute caches).
+    pub stale: Duration,
+}
+
+/// How the network is sick, for everybody.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Weather {
+    /// Percent of datagrams that are lost.
+    pub loss: u64,
+    /// Datagrams and messages are late by up to so much: they overtake one another.
+    pub late: Duration,
+    /// Datagrams come twice.
+    pub doubled: bool,
+}
+
+/// What an operation does there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Deed {
+    /// Looks.
+    Read,
+    /// Looks at files of other hosts.
+    ReadOthers,
+    /// Changes something: its outcome may be unknown.
+    Write,
+}
+
+/// What becomes of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// As usual.
+    Done,
+    /// An error, nothing was done.
+    Refused,
+    /// Done, but told as an error.
+    Unheard,
+    /// Told as an error, and done after this.
+    Late(Duration),
+}
+
+/// A write with unknown outcome has landed after this, or never does.
+const LATEST: u64 = 45_000;
+
+impl World {
+    /// What becomes of an operation of this host.
+    pub fn fate(&mut self, h: H, deed: Deed) -> Fate {
+        let sick = self.sick[h];
+        if sick.unreadable && deed == Deed::ReadOthers {
+            return Fate::Refused;
+        }
+        if !sick.flaky || self.dice(2) == 0 {
+            return Fate::Done;
+        }
+        match (deed, self.dice(3)) {
+            (Deed::Read | Deed::ReadOthers, _) | (Deed::Write, 0) => Fate::Refused,
+            (Deed::Write, 1) => Fate::Unheard,
+            (Deed::Write, _) => Fate::Late(Duration::from_millis(1 + self.dice(LATEST))),
+        }
+    }
+
+    /// How much longer an operation of this host takes.
+    pub fn slowness(&mut self, h: H) -> Duration {
+        let slow = self.sick[h].slow.as_micros() as u64;
+        if slow == 0 { Duration::ZERO } else { Duration::from_micros(self.dice(slow)) }
+    }
+
+    /// How late a datagram or a message is.
+    pub fn lateness(&mut self) -> Duration {
+        let late = self.weather.late.as_micros() as u64;
+        if late == 0 { Duration::ZERO } else { Duration::from_micros(self.dice(late)) }
+    }
+
+    /// What waits because its process is held: true if it was put there.
+    pub fn held(&mut self, item: Item) -> Option<Item> {
+        let Some(h) = item.gate.host() else { return Some(item) };
+        let host = &mut self.hosts[h];
+        let backlog = match item.gate {
+            _ if host.frozen => &mut host.backlog,
+            Gate::Agent(..) if host.agent_held => &mut host.agent_backlog,
+            Gate::Libvirt(..) if host.libvirt_held => &mut host.libvirt_backlog,
+            _ => return Some(item),
+        };
+        backlog.push(item);
+        None
+    }
+
+    /// SIGSTOP, or no CPU for it.
+    pub fn hold_agent(&mut self, h: H) {
+        self.excuse(h);
+        self.hosts[h].agent_held = self.hosts[h].agent.is_some();
+    }
+
+    /// SIGCONT.
+    pub fn let_agent_go(&mut self, h: H) {
+        self.excuse(h);
+        self.hosts[h].agent_held = false;
+        let backlog = std::mem::take(&mut self.hosts[h].agent_backlog);
+        self.release(backlog);
+    }
+
+    /// SIGSTOP of libvirtd.
+    pub fn hold_libvirtd(&mut self, h: H) {
+        self.excuse(h);
+        self.hosts[h].libvirt_held = self.hosts[h].libvirtd.is_some();
+    }
+
+    /// SIGCONT.
+    pub fn let_libvirtd_go(&mut self, h: H) {
+        self.hosts[h].libvirt_held = false;
+        let backlog = std::mem::take(&mut self.hosts[h].libvirt_backlog);
+        self.release(backlog);
+    }
+
+    /// SIGSTOP and freezer; the last thread stands a little later (at worst 36 ms under load).
+    pub fn begin_halt(&mut self, h: H, vm: VmId, key: ProcessKey) {
+        if !self.jitter {
+            return self.halt(h, vm);
+        }
+        let takes = Duration::from_micros(if self.dice(8) == 0 { self.dice(36_000) } else { self.dice(1_500) });
+        let gate = self.hosts[h].kernel();
+        if let Some(qemu) = self.qemu(h, vm).filter(|qemu| qemu.key == key) {
+            qemu.halting = true;
+            self.after(gate, takes, move |world| {
+                if world.qemu(h, vm).is_some_and(|qemu| qemu.key == key && std::mem::take(&mut qemu.halting)) {
+                    world.halt(h, vm);
+                }
+            });
+        }
+    }
+
+    /// Everything is well again, except that people may have stopped VMs.
+    pub fn heal_everything(&mut self) {
+        self.links.heal();
+        self.weather = Weather::default();
+        self.set_hung(false);
+        (self.fence_fails, self.migrations_fail, self.stops_fail) = (false, false, false);
+        self.starts_fail.clear();
+        self.switches.clear();
+        self.answers_lost = false;
+        for h in 0..self.hosts.len() {
+            self.sick[h] = Sick::default();
+            self.thaw(h);
+            self.let_agent_go(h);
+            self.let_libvirtd_go(h);
+            self.set_path(h, Path::Well);
+            self.boot(h);
+            self.start_agent(h);
+            self.start_guard(h);
+            self.start_libvirtd(h);
+        }
+        for n in 1..=8_u32 {
+            // A host that was powering off, or that was switched off while it came back, is off by now.
+            self.after(Gate::World, Duration::from_secs(5) * n, |world| {
+                (0..world.hosts.len()).for_each(|h| world.boot(h));
+            });
+        }
+    }
+
+    /// The deadline of an order of an agent: whatever answers first counts.
+    pub fn due(&mut self, gate: Gate, within: Duration, ticket: Ticket, outcome: Outcome) {
+        let Gate::Agent(h, life) = gate else { panic!("orders are given by agents") };
+        self.open.insert((h, life, ticket.0));
+        self.after(gate, within, move |world| world.done(h, life, ticket, outcome));
+    }
+
+    /// Every datastore.
+    pub fn homes(&self) -> Vec<DatastoreId> {
+        self.stores.keys().copied().collect()
+    }
+}

@@ -1,0 +1,181 @@
+//! The judge's view of claims and of the grounds of leases.
+//!
+//! - generations of claims only rise, each by one
+//! - nobody makes a claim that names its host without a row at its guard (R5)
+//! - (v, g) is over before anybody else creates g+1; the owner releases nothing that still runs
+//! - nobody says "over" of what runs
+//! - nothing is taken from a host that is well and still has its copy (R4: after a stall owners come first)
+//! - a stopped copy whose newest claim lets it go on is not killed, unless it may have run elsewhere (R2)
+//! - a counter is given once
+
+use mainstay::guard::state::Taken;
+use mainstay::types::guard::GuardReport;
+use mainstay::types::store::StoreAnswer;
+use mainstay::types::{BeatBlock, Claim, ClaimReason, DatastoreId, Generation, Holder, Tenure, VmId, VmState, Wanted};
+
+use super::invariants::Given;
+use super::world::{H, World};
+
+/// How many counters of a host are remembered: older ones ground no lease.
+const GIVEN: usize = 512;
+
+impl World {
+    // ---- beats --------------------------------------------------------------------------------------------------
+
+    /// A guard has taken a counter.
+    pub fn given(&mut self, h: H, taken: Taken) {
+        let all = self.judge.given.entry(h).or_default();
+        let stamp = |given: &Given| (given.incarnation, given.counter);
+        let new = (taken.incarnation, taken.counter);
+        let rises = all.back().is_none_or(|last| stamp(last) < new); // Then it is new: they rise, but for a lost disk.
+        let twice = !rises && all.iter().any(|given| stamp(given) == new);
+        if GIVEN <= all.len() {
+            all.pop_front();
+        }
+        let (incarnation, counter) = (taken.incarnation, taken.counter);
+        all.push_back(Given { incarnation, counter, until: taken.at + taken.lease });
+        if twice {
+            let host = self.hosts[h].name.clone();
+            self.violated(&format!("the guard of {host} gives counter {counter} of incarnation {incarnation} twice"));
+        }
+    }
+
+    /// A beat has landed: what it grounds.
+    pub fn landed(&mut self, h: H, home: DatastoreId, block: &BeatBlock) {
+        let own = block.taken + block.lease;
+        let ground = self.judge.grounds.entry((h, home)).or_default();
+        *ground = own.max(*ground);
+        for attestation in &block.attestations {
+            let of = usize::from(attestation.index.0);
+            let same =
+                |given: &&Given| (given.incarnation, given.counter) == (attestation.incarnation, attestation.counter);
+            let Some(given) = self.judge.given.get(&of).and_then(|all| all.iter().rev().find(same)) else { continue };
+            let ground = self.judge.grounds.entry((of, home)).or_default();
+            *ground = given.until.max(*ground);
+        }
+    }
+
+    // ---- words --------------------------------------------------------------------------------------------------
+
+    /// A guard reports to its agent.
+    pub fn reported(&mut self, h: H, report: &GuardReport) {
+        if let GuardReport::Row(row) = report
+            && let VmState::Over(_) = row.state
+        {
+            self.says_over(h, row.tenure);
+        }
+    }
+
+    /// A guard says that (v, g) is over.
+    pub fn says_over(&mut self, h: H, tenure: Tenure) {
+        if !self.judge.said.insert((self.hosts[h].id, tenure)) || !self.runs_on(tenure.vm).contains(&h) {
+            return;
+        }
+        let Some(guard) = &self.hosts[h].guard else { return };
+        let newest = guard.state.table.views().filter(|row| row.tenure.vm == tenure.vm).map(|row| row.tenure).max();
+        if newest == Some(tenure) {
+            let (name, host) = (self.vm_name(tenure.vm), self.hosts[h].name.clone());
+            self.violated(&format!("the guard of {host} says over of {name}, which runs there"));
+        }
+    }
+
+    /// A guard kills a stopped copy.
+    pub fn kills(&mut self, h: H, vm: VmId) {
+        let me = self.hosts[h].id;
+        let home = self.vms[&vm].record.home;
+        let Some(Ok(claim)) = self.stores[&home].highest(vm) else { return };
+        let goes_on = claim.wanted == Wanted::Running
+            && match claim.holder {
+                Holder::None => true,
+                Holder::Host(owner) => owner.host == me && owner.boot == self.hosts[h].boot(),
+                Holder::Handover { .. } | Holder::MovedTo(_) | Holder::Deleted => false,
+            };
+        let Some(guard) = &self.hosts[h].guard else { return };
+        let rows = guard.state.table.kept(|_| None).into_iter().filter(|row| row.tenure.vm == vm && row.ran);
+        let Some(ran) = rows.map(|row| row.tenure).max() else { return };
+        // Its memory is older than its disks, should it have run elsewhere meanwhile.
+        let old = self.stores[&home].named_another(ran, me);
+        if goes_on && !old {
+            let (name, host) = (self.vm_name(vm), self.hosts[h].name.clone());
+            self.violated(&format!("the guard of {host} kills {name}, which its newest claim lets go on"));
+        }
+    }
+
+    // ---- claims -------------------------------------------------------------------------------------------------
+
+    /// An agent orders a claim.
+    pub fn claim_ordered(&mut self, h: H, claim: &Claim) {
+        if let Holder::Handover { to, .. } = claim.holder {
+            let target = self.host_of(to.host).map(|h| &self.hosts[h]).filter(|target| target.boot() == to.boot);
+            let guard = target.and_then(|target| target.guard.as_ref());
+            if guard.is_some_and(|guard| !guard.state.table.knows(claim.tenure)) {
+                self.violated(&format!("{} is handed over without a row at the target's guard", claim.name));
+            }
+        }
+        let Some(owner) = claim.owners().first().copied() else { return };
+        let name = claim.name.clone();
+        let host = self.hosts[h].name.clone();
+        if owner.host != self.hosts[h].id {
+            self.violated(&format!("{host} claims {name} for another host"));
+        } else if self.hosts[h].guard.as_ref().is_some_and(|guard| !guard.state.table.knows(claim.tenure)) {
+            let generation = claim.tenure.generation;
+            self.violated(&format!("{host} claims {name} (generation {generation}) without a row at its guard"));
+        }
+    }
+
+    /// A claim was tried at the storage.
+    pub fn claim_landed(
+        &mut self,
+        home: DatastoreId,
+        claim: &Claim,
+        before: Generation,
+        now: Generation,
+        answer: &StoreAnswer,
+    ) {
+        let name = claim.name.clone();
+        // The first claim on a datastore counts on from what lies on others.
+        if now < before || (before != Generation(0) && before.next() < now) {
+            self.violated(&format!("claims of {name} went from generation {before} to {now}"));
+        }
+        if self.trace {
+            self.tell("", &format!("claim {name} {}: {answer:?}", claim.tenure.generation));
+        }
+        if before < now && *answer == StoreAnswer::Created {
+            self.judge.claims += 1;
+            let last = Tenure { vm: claim.tenure.vm, generation: before };
+            if let Some(last) = self.stores[&home].claim(last).cloned() {
+                self.succeeds(home, &last, claim);
+            }
+        }
+    }
+
+    fn succeeds(&mut self, home: DatastoreId, last: &Claim, claim: &Claim) {
+        let vm = claim.tenure.vm;
+        let Some(owner) = last.owner() else { return };
+        let (Some(h), Some(maker)) = (self.host_of(owner.host), self.host_of(claim.maker)) else { return };
+        let (name, host, taker) = (claim.name.clone(), self.hosts[h].name.clone(), self.hosts[maker].name.clone());
+        if h == maker {
+            let runs = self.runs_on(vm).contains(&h) && self.hosts[h].boot() == owner.boot;
+            if claim.holder == Holder::None && runs {
+                self.violated(&format!("{host} releases {name}, which runs there"));
+            }
+            return;
+        }
+        if claim.reason != ClaimReason::Migrated {
+            self.judge.takeovers += 1;
+        }
+        // A later boot began, or a power switch has said, truly, that this one is off.
+        let newest = if self.hosts[h].life.is_some() { Some(self.hosts[h].boot()) } else { self.hosts[h].last_boot() };
+        let rebooted = newest != Some(owner.boot) || self.judge.off.contains(&owner.boot);
+        let lapsed = self.judge.last.get(&(h, home)).is_none_or(|until| *until <= self.local(h));
+        let said = self.judge.said.contains(&(owner.host, last.tenure));
+        if !(rebooted || lapsed || said) {
+            let generation = last.tenure.generation;
+            self.violated(&format!("{taker} claims {name} although generation {generation}, of {host}, is not over"));
+        }
+        let there = self.hosts[h].domains.get(&vm).and_then(|domain| domain.qemu.as_ref());
+        if there.is_some_and(|qemu| !qemu.dying) && !self.troubled(h) {
+            self.violated(&format!("{taker} takes {name} from {host}, which is well and still has it"));
+        }
+    }
+}
