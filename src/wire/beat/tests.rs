@@ -145,11 +145,11 @@ fn bodies_that_are_refused() {
         ("master", 2, 128, Err(BadBeat::Index(128))),
         ("nine attested", 112, 9, many("the number of attested counters")),
         ("129 echoes", 113, 129, many("the number of echoes")),
-        ("more echoes than there are", 113, 3, Err(BadBeat::Short { len: 150 })),
+        ("more echoes than there are", 113, 3, Err(BadBeat::Short { len: 154 })),
         ("datastore", 116, 64, Err(BadBeat::Datastore(64))),
         ("attested host", 117, 128, Err(BadBeat::Index(128))),
-        ("echoed host", 136, 128, Err(BadBeat::Index(128))),
-        ("the same echo twice", 143, 0, many("the number of echoes of one host")),
+        ("echoed host", 140, 128, Err(BadBeat::Index(128))),
+        ("the same echo twice", 147, 0, many("the number of echoes of one host")),
     ];
     for (what, at, value, expected) in table {
         let mut body = encode(&full());
