@@ -102,7 +102,7 @@ fn one(seed: u64, wish: &Wish, trace: bool) -> ExitCode {
     let world = scenario.play();
     let wrong = scenario.verdict(&world);
     if wrong.is_none() || trace {
-        print!("{scenario}----\n");
+        println!("{scenario}----");
         world.story[world.told..].iter().for_each(|line| println!("{line}"));
         world.facts().iter().for_each(|fact| println!("= {fact}"));
     } else {

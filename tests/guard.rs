@@ -212,6 +212,7 @@ fn a_row_of_the_lapse_cannot_be_confirmed_later() {
         epoch: before,
         deadline: clock::now() + SOON,
         purpose: Purpose::Start,
+        writes: Vec::new(),
     };
     assert_eq!(host.order(late), Err(Refusal::EpochChanged { now }));
 }

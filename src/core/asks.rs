@@ -119,6 +119,8 @@ impl Core {
                 SettingsChange::AddMember(_)
                 | SettingsChange::ChangeDatastore { .. }
                 | SettingsChange::SetTiming(_)
+                | SettingsChange::SetOnDoubt(_)
+                | SettingsChange::SetApdAfter(_)
                 | SettingsChange::SetForeignMigration(_)
                 | SettingsChange::SetFenceAt(_)
                 | SettingsChange::AddFenceDevice(_)
@@ -185,6 +187,12 @@ impl Core {
                 super::timing::check(timing).map_err(|why| Denial::Contradiction(why.to_string()))?;
                 Ok(settings.timing != *timing)
             }
+            SettingsChange::SetOnDoubt(on_doubt) => Ok(settings.vms.on_doubt != *on_doubt),
+            SettingsChange::SetApdAfter(span) if *span <= settings.timing.suspect => no(format!(
+                "apd-after must be longer than the suspect time, {} ms",
+                settings.timing.suspect.as_millis()
+            )),
+            SettingsChange::SetApdAfter(span) => Ok(settings.vms.apd_after != *span),
             SettingsChange::SetFenceAt(at) => Ok(settings.power.fence_at != *at),
             SettingsChange::AddFenceDevice(new) => self.checked_device(new),
             SettingsChange::RemoveFenceDevice(name) => self.checked_name(name, |_| true),
@@ -235,6 +243,15 @@ impl Core {
             SettingsChange::SetTiming(timing) => {
                 cx.note(Note::info("timing", format!("timing was changed: L is {} ms now", timing.lease.as_millis())));
                 settings.timing = timing;
+            }
+            SettingsChange::SetOnDoubt(on_doubt) => {
+                cx.note(Note::info("vm-defaults", format!("what VMs do in doubt was changed: {on_doubt:?}")));
+                settings.vms.on_doubt = on_doubt;
+            }
+            SettingsChange::SetApdAfter(span) => {
+                let text = format!("a datastore that is silent for {} ms counts as down now", span.as_millis());
+                cx.note(Note::info("apd-after", text));
+                settings.vms.apd_after = span;
             }
             SettingsChange::SetForeignMigration(policy) => {
                 let what = if policy == ForeignMigration::Allow { "allowed" } else { "refused" };

@@ -271,6 +271,13 @@ impl Core {
         }
     }
 
+    /// An attempt has ended. A pause that was asked for may still show: it stays remembered until it cannot.
+    fn end_underway(&mut self, cx: &mut Cx, id: VmId) {
+        if self.underway.get(&id) != Some(&Underway::Pause) {
+            self.set_underway(cx, id, None);
+        }
+    }
+
     fn ask_store(&mut self, cx: &mut Cx, id: VmId, stage: Stage, order: StoreOrder) {
         let within = self.settings.timing.lease;
         let Some(home) = self.vm(id).attempt.as_ref().map(|attempt| attempt.home) else { return };

@@ -40,6 +40,8 @@ impl Core {
             cx.set_earlier(Timer::Beat, at);
         }
         self.tell_beat(cx);
+        self.look_at_stopped(cx);
+        self.look_at_datastores(cx);
         self.check = true; // Catches what no event told.
         self.look = true;
     }
@@ -118,7 +120,7 @@ impl Core {
         // Counters begin anew with each incarnation: an old answer would vouch for a beat that never was written.
         let ours = |attested: &&Attested| {
             attested.index == self.index
-                && (attested.incarnation_low == low16(incarnation.0) || planted(Mutant::AttestationOfOlder))
+                && (attested.incarnation_low == incarnation.low32() || planted(Mutant::AttestationOfOlder))
         };
         for attested in beat.attested.iter().filter(ours) {
             let Some(datastore) = self.settings.datastores.get(usize::from(attested.datastore)) else { continue };

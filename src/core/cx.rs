@@ -36,6 +36,8 @@ pub enum Timer {
     Receive(VmId),
     /// A VM's end waits for libvirt's reason.
     Judge(VmId),
+    /// A lease has not been renewed for 0.8 L.
+    Doubt(DatastoreId),
     /// A silent host may be powered off, or a try may be made again.
     Power(HostId),
     /// Report to the master.
@@ -83,6 +85,8 @@ pub enum Pending {
     Stop(VmId, AskId),
     /// The removal of a stale definition.
     Undefine(VmId),
+    /// A pause because of doubt, or its end.
+    Pause(VmId),
     /// The running domain is marked with its generation.
     Mark(VmId),
     /// The newest claim of a VM whose saved image is to be restored, and what that image says.

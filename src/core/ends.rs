@@ -12,7 +12,7 @@ use super::attempt::Kind;
 use super::cx::{Cx, Timer};
 use super::note::Note;
 use crate::types::vm::{DomainInfo, DomainState, OffReason, Underway};
-use crate::types::{Claim, ClaimReason, Over, Proof, VmId, Wanted};
+use crate::types::{Claim, ClaimReason, Over, Proof, VmId, VmState, Wanted};
 
 /// How long an end waits for libvirt's reason before it counts as a crash.
 const REASON_LIMIT: Duration = Duration::from_millis(1500);
@@ -50,6 +50,7 @@ impl Core {
             OffReason::Shutdown | OffReason::Destroyed => {
                 self.release(cx, id, claim, Wanted::Stopped, ClaimReason::StoppedByPerson);
             }
+            OffReason::Migrated if self.drains(id) => {} // Released then.
             OffReason::Saved => self.release(cx, id, claim, Wanted::Stopped, ClaimReason::Saved),
             OffReason::Migrated => {
                 let name = self.vm_name(id);
@@ -97,9 +98,19 @@ impl Core {
         let _ = (cx, id);
     }
 
+    /// Nobody owns it any more. Waits for the guard's word on its last writes: a claim that leaves them open would have
+    /// this host fenced by whoever starts it next.
     pub(super) fn release(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, wanted: Wanted, reason: ClaimReason) {
+        if self.drains(id) {
+            return;
+        }
         self.vm(id).by_guest = None;
         self.begin(cx, id, Kind::Release { wanted, reason }, claim.home, Vec::new());
+    }
+
+    /// Its copy has ended here, and the next beat shows whether its writes have landed. The row changes then.
+    fn drains(&self, id: VmId) -> bool {
+        self.guard.rows.iter().any(|(tenure, row)| tenure.vm == id && row.state == VmState::Over(Over::Draining))
     }
 
     pub(super) fn crashed(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, reason: OffReason) {

@@ -245,7 +245,7 @@ impl Core {
 
     fn said_text(&self, owner: &str, over: Over) -> String {
         match over {
-            Over::Exited { .. } => format!("{owner} said it ended"),
+            Over::Exited { .. } | Over::Draining => format!("{owner} said it ended"),
             Over::NeverStarted => format!("{owner} said it never started"),
             Over::Lapsed => format!("{owner} said its lease lapsed"),
             Over::HandedTo(to) => format!("{owner} handed it to {}", self.name_of(to)),

@@ -31,6 +31,8 @@ use crate::types::{Claim, ClaimReason, Holder, Incarnation, Over, Tenure, VmId, 
 const LIST: Duration = Duration::from_secs(10);
 /// Until an order whose effect shows in rows or domains is given again.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// One that found no space is tried less often: making room is people's work.
+const SPACE_RETRY: Duration = Duration::from_secs(10);
 /// What was said of a VM that another host has taken is said for so long.
 const WORD_KEPT: Duration = Duration::from_secs(60);
 /// A VM that QEMU paused for an error of its disk is resumed this often, while its datastore takes our own writes.
@@ -139,6 +141,7 @@ impl Core {
             }
         }
         self.note_unprotected(cx, unprotected);
+        self.note_held(cx);
         self.note_deleted(cx);
         self.check = true;
         self.look = true;
@@ -168,8 +171,10 @@ impl Core {
             DomainChange::Suspended { by_io_error, .. } => Some(DomainState::Paused { by_io_error }),
             DomainChange::PostCopy => Some(DomainState::Paused { by_io_error: false }),
             DomainChange::Resumed => Some(DomainState::Running),
-            DomainChange::IoError => {
-                cx.note(Note::warning("io-error", format!("{name}: a disk reports an error")).of(name));
+            DomainChange::IoError { full } => {
+                let what = if full { "no space is left for a disk" } else { "a disk reports an error" };
+                cx.note(Note::warning("io-error", format!("{name}: {what}")).of(name));
+                self.vm(id).no_space = full;
                 None
             }
             DomainChange::Panicked => {
@@ -188,6 +193,9 @@ impl Core {
             if let DomainState::Off(_) = state {
                 domain.pid = None;
             }
+        }
+        if let DomainChange::Suspended { by_io_error: false, .. } = change {
+            self.pause_shows(id);
         }
         self.move_saw(cx, id, change);
         self.handover_saw(cx, id, change);
@@ -296,7 +304,7 @@ impl Core {
             VmState::Over(Over::NeverStarted) => {
                 self.release(cx, id, claim, Wanted::Running, ClaimReason::StartFailed);
             }
-            VmState::Over(Over::Exited { .. } | Over::Lapsed) => self.judge_end(cx, id, claim),
+            VmState::Over(Over::Exited { .. } | Over::Draining | Over::Lapsed) => self.judge_end(cx, id, claim),
         }
     }
 
@@ -358,6 +366,9 @@ impl Core {
             self.resume_after_error(cx, id, row);
         }
         let Some(underway) = self.underway.get(&id).copied() else { return };
+        if underway == Underway::Pause {
+            return self.lift_pause(cx, id, row.home, state);
+        }
         match state {
             DomainState::Paused { by_io_error: false } => {
                 self.vm(id).pause = cx.now + PATIENCE;
@@ -380,7 +391,11 @@ impl Core {
             return;
         }
         let name = self.vm_name(id);
-        self.vm(id).pause = cx.now + IO_RETRY;
+        if cx.now < self.vm(id).io_retry {
+            return;
+        }
+        let pause = if self.vm(id).no_space { SPACE_RETRY } else { IO_RETRY };
+        self.vm(id).io_retry = cx.now + pause;
         cx.note(
             Note::warning("vm-paused-by-error", format!("{name} was paused by an error of its disk; it is resumed"))
                 .of(&name),

@@ -229,7 +229,9 @@ impl Core {
                 self.move_stage(id, MoveStage::Handing, ticket);
             }
             // The guard may see the exit before libvirt tells of the migration's end: libvirt says which end it was.
-            VmState::Over(Over::Exited { .. }) if moving.stage == MoveStage::Migrating => {}
+            VmState::Over(Over::Exited { .. } | Over::Draining) if moving.stage == MoveStage::Migrating => {}
+            // A beat shows next whether its writes have landed.
+            VmState::Over(Over::Draining) if moving.stage == MoveStage::Leaving => {}
             VmState::Over(Over::Exited { clean: true }) if moving.stage == MoveStage::Leaving => {
                 // Its lease lapsed between our order and the exit, or the exit came first.
                 let order = GuardOrder::HandOver { tenure, to: moving.to };

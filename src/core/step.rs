@@ -89,6 +89,7 @@ impl Core {
                 Timer::Incoming(vm) => self.incoming_due(cx, vm),
                 Timer::Receive(vm) => self.receive_due(cx, vm),
                 Timer::Judge(vm) => self.judge_due(cx, vm),
+                Timer::Doubt(datastore) => self.doubt_due(cx, datastore),
                 Timer::Report => self.report(cx),
             }
         }
@@ -132,6 +133,7 @@ impl Core {
             (Pending::List, Outcome::Domain(DomainAnswer::Listed(_))) => {} // Comes as `Event::Listed`.
             (Pending::Stop(vm, ask), Outcome::Domain(answer)) => self.stop_done(cx, vm, ask, answer),
             (Pending::Undefine(vm), Outcome::Domain(answer)) => self.undefined(cx, vm, &answer),
+            (Pending::Pause(vm), Outcome::Domain(answer)) => self.pause_done(cx, vm, ticket, &answer),
             (Pending::Mark(vm), Outcome::Domain(answer)) => self.mark_done(cx, vm, &answer),
             (Pending::Restore { vm, ask, saved }, Outcome::Store(answer)) => {
                 self.restore_looked(cx, vm, ask, saved, answer)

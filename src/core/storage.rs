@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use super::Core;
 use super::cx::{Cx, Pending, Timer};
+use super::health::Health;
 use super::lease::{Seen as SilenceSeen, Silence};
 use super::note::Note;
 use crate::mutants::{Mutant, planted};
@@ -37,6 +38,8 @@ pub struct Store {
     roster: Option<Roster>,
     writing_roster: bool,
     trouble: Option<String>,
+    /// As people were told last.
+    pub health: Health,
 }
 
 #[derive(Debug)]
@@ -95,6 +98,11 @@ impl Store {
     #[must_use]
     pub fn window_ends(&self, host: HostId) -> Option<Time> {
         self.silence.get(&host).and_then(Silence::next_due)
+    }
+    /// When the last complete read ended.
+    #[must_use]
+    pub fn read_at(&self) -> Option<Time> {
+        self.read_at
     }
     /// What is wrong with reading it.
     #[must_use]
@@ -385,10 +393,13 @@ impl Core {
                 silence.persisted(lease.written, now);
             }
         }
+        self.follow_doubt(cx, &lease);
         let name = self.store_name(id);
         let before = self.guard.leases.insert(id, lease.clone());
         let was = before.as_ref().is_some_and(|lease| lease.until.is_some());
         let is = lease.until.is_some();
+        let renewed = before.as_ref().is_some_and(|before| before.until < lease.until) && !self.underway.is_empty();
+        self.check |= renewed; // What was paused in doubt goes on.
         if was != is || before.as_ref().is_none_or(|before| before.epoch != lease.epoch) {
             self.check = true;
             self.look = true;

@@ -1,6 +1,7 @@
 //! What people are shown: the cluster as this agent sees it.
 
 use super::Core;
+use super::health::Health;
 use super::proofs::LateWrite;
 use super::vms::Vm;
 use crate::types::settings::LateWrites;
@@ -116,7 +117,9 @@ impl Core {
             latency_ms: lease.map(|lease| lease.latency.as_secs_f64() * 1000.0),
             trouble: lease
                 .and_then(|lease| lease.trouble.clone())
-                .or_else(|| self.stores.get(&id).and_then(|store| store.trouble().map(str::to_owned))),
+                .or_else(|| self.stores.get(&id).and_then(|store| store.trouble().map(str::to_owned)))
+                .or_else(|| self.health_text(id, now)),
+            health: health_name(self.health(id, now).0).to_owned(),
             reached_by,
         }
     }
@@ -148,6 +151,7 @@ impl Core {
             .and_then(|record| record.as_ref().err().cloned())
             .or_else(|| report.and_then(|report| report.unprotected.clone()));
         let doing = self.doing(vm).or_else(|| report.and_then(|report| report.doing.clone()));
+        let held = vm.claim.as_ref().filter(|_| stopped).map(|claim| self.held_by(claim.home));
         let silent = owner.is_some_and(|host| !self.is_heard(host, now));
         let placing = vm.placing.is_some()
             || vm.attempt.as_ref().is_some_and(|attempt| matches!(attempt.kind, super::attempt::Kind::Run { .. }));
@@ -176,7 +180,10 @@ impl Core {
             }),
             protected: vm.claim.is_some() && unprotected.is_none(),
             home: vm.claim.as_ref().map(|claim| self.store_name(claim.home)),
-            why: unprotected.or(doing).or_else(|| vm.waits.clone().filter(|_| state != "running" && state != "off")),
+            why: unprotected
+                .or(doing)
+                .or(held)
+                .or_else(|| vm.waits.clone().filter(|_| state != "running" && state != "off")),
             explain: self.explain(vm, now),
             name,
         })
@@ -306,6 +313,15 @@ impl Core {
             ),
         });
         lines
+    }
+}
+
+fn health_name(health: Health) -> &'static str {
+    match health {
+        Health::Well => "well",
+        Health::Stalls => "stalls",
+        Health::Down => "down",
+        Health::Full => "full",
     }
 }
 

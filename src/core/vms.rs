@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use super::Core;
 use super::attempt::Attempt;
 use super::cx::Cx;
+use super::doubt::PauseCall;
 use super::event::AskId;
 use super::failover::Placing;
 use super::handover::Handover;
@@ -87,6 +88,16 @@ pub struct Vm {
     pub reported_kib: u64,
     /// Its stale definition is being removed.
     pub undefining: bool,
+    /// libvirt is being asked to pause it because of doubt, or to let it go on.
+    pub pause_call: Option<PauseCall>,
+    /// When a pause because of doubt can no longer show; none = not known yet.
+    pub pause_over: Option<Time>,
+    /// Its last I/O error was that there is no space.
+    pub no_space: bool,
+    /// QEMU paused it for an I/O error: not resumed again before.
+    pub io_retry: Time,
+    /// Of which generation people were told that the guard holds it against a resume.
+    pub held: Option<crate::types::Generation>,
 }
 
 impl Vm {

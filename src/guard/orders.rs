@@ -29,13 +29,15 @@ pub fn obey(shared: &Arc<Shared>, order: GuardOrder) -> Result<(), Refusal> {
             state.agent_beat(*beat, now);
             Ok(())
         }),
-        GuardOrder::Expect { tenure, name, home, epoch, deadline, purpose } => row(shared, tenure, |state, now| {
-            let present = state.epoch(home, now)?;
-            if present != epoch {
-                return Err(Refusal::EpochChanged { now: present });
-            }
-            state.table.expect(Expected { tenure, name, home, epoch, deadline, purpose })
-        }),
+        GuardOrder::Expect { tenure, name, home, epoch, deadline, purpose, writes } => {
+            row(shared, tenure, |state, now| {
+                let present = state.epoch(home, now)?;
+                if present != epoch {
+                    return Err(Refusal::EpochChanged { now: present });
+                }
+                state.table.expect(Expected { tenure, name, home, epoch, deadline, purpose, writes })
+            })
+        }
         GuardOrder::Incoming { tenure, name, home, deadline } => row(shared, tenure, |state, now| {
             let epoch = state.epoch(home, now)?;
             state.table.incoming(tenure, name, home, epoch, deadline)
@@ -66,7 +68,9 @@ pub fn obey(shared: &Arc<Shared>, order: GuardOrder) -> Result<(), Refusal> {
         GuardOrder::Discard { tenure } => change(shared, |state, _| state.table.discard(tenure)),
         GuardOrder::Found { tenure, pid } => found(shared, tenure, pid),
         GuardOrder::Attest { datastore, attestations } => {
-            shared.with(|state, now| attest(state, datastore, attestations, now))
+            shared.with(|state, now| attest(state, datastore, attestations, now))?;
+            shared.wake_all(); // The datastore's thread hurries.
+            Ok(())
         }
         GuardOrder::Attested { datastore, incarnation, counter } => {
             shared.with(|state, now| attested(state, datastore, incarnation, counter, now))
@@ -208,6 +212,7 @@ fn attested(
     }
     if incarnation == state.incarnation {
         state.persisted(datastore, counter, now);
+        state.report_lease(datastore, now); // The agent's doubt goes by it.
     }
     Ok(())
 }

@@ -45,6 +45,8 @@ struct Facts {
 enum Failed {
     /// The storage, or what lies there.
     Store(String),
+    /// It has no space left.
+    Full(String),
     /// The path leads to other files: open anew.
     Replaced(String),
     /// It contradicts us: no beats here any more.
@@ -55,7 +57,8 @@ enum Failed {
 
 impl From<StoreFailure> for Failed {
     fn from(failure: StoreFailure) -> Self {
-        Self::Store(failure.to_string())
+        let text = failure.to_string();
+        if let StoreFailure::Full { .. } = failure { Self::Full(text) } else { Self::Store(text) }
     }
 }
 
@@ -63,7 +66,8 @@ impl From<WriteFailed> for Failed {
     fn from(failure: WriteFailed) -> Self {
         let text = failure.to_string();
         match failure {
-            WriteFailed::NoSlot { .. } | WriteFailed::Store(_) => Self::Store(text),
+            WriteFailed::Store(failure) => failure.into(),
+            WriteFailed::NoSlot { .. } => Self::Store(text),
             WriteFailed::Replaced { .. } => Self::Replaced(text),
             WriteFailed::Doubt { doubt, .. } => Self::Doubt(text, matches!(doubt, Doubt::TwiceUsed { .. })),
             WriteFailed::Outdated { newest } => Self::Outdated(newest.incarnation),
@@ -319,18 +323,14 @@ impl Renew {
         if state.incarnation != taken.incarnation {
             return Vec::new();
         }
-        let Some(store) = state.stores.get_mut(&self.id).filter(|store| store.life == self.life) else {
+        let Some(store) = state.stores.get(&self.id).filter(|store| store.life == self.life) else {
             return Vec::new();
         };
         if let Some(trouble) = &store.trouble {
             let text = format!("datastore {}: beats again after: {trouble}", store.path);
-            store.counted(taken, now, &block.attestations);
             state.say(text);
-        } else {
-            store.counted(taken, now, &block.attestations);
         }
-        state.persisted(self.id, taken.counter, now);
-        state.report_lease(self.id, now);
+        state.counted(self.id, taken, &block.attestations, now);
         state.table.lapsed_on(self.id)
     }
 
@@ -357,15 +357,19 @@ impl Renew {
         match failed {
             Failed::Store(text) => {
                 self.doubtful = true;
-                self.trouble(text);
+                self.trouble(text, false);
+            }
+            Failed::Full(text) => {
+                self.doubtful = true;
+                self.trouble(text, true);
             }
             Failed::Replaced(text) => {
                 self.file = None;
-                self.trouble(text);
+                self.trouble(text, false);
             }
             Failed::Outdated(shown) => {
                 if let Err(error) = self.shared.rise(shown) {
-                    self.trouble(format!("a higher incarnation cannot be kept: {error}"));
+                    self.trouble(format!("a higher incarnation cannot be kept: {error}"), false);
                 }
             }
             Failed::Doubt(text, twice) => self.shared.with(|state, now| {
@@ -387,11 +391,12 @@ impl Renew {
         }
     }
 
-    fn trouble(&self, text: String) {
+    fn trouble(&self, text: String, full: bool) {
         self.shared.with(|state, now| {
             let Some(store) = state.stores.get_mut(&self.id).filter(|store| store.life == self.life) else { return };
             let new = store.trouble.is_none();
             store.trouble = Some(text.clone());
+            store.full = full;
             if new {
                 let path = store.path.clone();
                 state.alarm(format!("datastore {path}: {text}"));
@@ -417,7 +422,8 @@ impl Renew {
         })
     }
 
-    /// Until the next beat; shorter when the rows changed, the stage, or the configuration.
+    /// Until the next beat; shorter when the rows changed, an attestation came, the stage, or the configuration; shortest
+    /// while an exit waits for a beat: so does a move.
     fn pause(&mut self, began: Time, facts: &Facts) {
         let timing = facts.config.timing;
         let stage = self.facts().map(|facts| facts.stage);
@@ -425,11 +431,15 @@ impl Renew {
             return;
         }
         let next = began + timing.renew;
-        self.shared.wait((began + timing::hurried_renew(&timing)).min(next), |_| false);
+        self.shared.wait((began + timing::SHORTEST_PERIOD).min(next), |_| false);
+        let drains = |state: &State| state.table.drains_on(self.id);
+        self.shared.wait((began + timing::hurried_renew(&timing)).min(next), drains);
+        let hurries = |state: &State| drains(state) || state.stores.get(&self.id).is_some_and(Store::owes);
         loop {
             let version = self.seen_version;
             self.shared.wait(next, |state| {
                 state.table.version() != version
+                    || hurries(state)
                     || state.config.as_ref().is_none_or(|(_, config)| !Arc::ptr_eq(config, &facts.config))
                     || state.stores.get(&self.id).is_none_or(|store| store.life != self.life)
             });
@@ -439,7 +449,8 @@ impl Renew {
                     .as_ref()
                     .is_some_and(|(of, listed, _)| *of == state.incarnation && *listed == state.table.list(self.id));
                 let configured = state.config.as_ref().is_some_and(|(_, config)| Arc::ptr_eq(config, &facts.config));
-                (listed && configured && state.stores.contains_key(&self.id)).then_some(state.table.version())
+                (listed && configured && !hurries(state) && state.stores.contains_key(&self.id))
+                    .then_some(state.table.version())
             });
             match same {
                 Some(version) if clock::now() < next => self.seen_version = version,

@@ -28,8 +28,8 @@ use crate::core::lease::Persisted;
 use crate::core::timing;
 use crate::types::guard::{GUARD_PROTOCOL, GuardConfig, GuardReport, Refusal};
 use crate::types::{
-    AgentBeat, Attested, BootId, Counter, DatastoreId, DatastoreSet, Epoch, HostId, Incarnation, ListName, NetBeat,
-    Time, VmId,
+    AgentBeat, Attestation, Attested, BootId, Counter, DatastoreId, DatastoreSet, Epoch, HostId, Incarnation, ListName,
+    NetBeat, Time, VmId,
 };
 
 /// How many lines for the log wait for the thread that writes them. When full, further ones are dropped.
@@ -39,7 +39,7 @@ const REPORTS_MAX: usize = 2 * MAX_ROWS;
 /// How many hints of pids wait for the watcher. When full, further ones are dropped: pid files tell as well.
 const HINTS_MAX: usize = 1024;
 /// How many attestations a network beat names.
-const ATTESTED_MAX: usize = 8;
+const ATTESTED_MAX: usize = 6;
 
 /// A counter with its t_c, taken together.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -125,13 +125,17 @@ impl State {
         }
     }
 
-    /// Ends every lease whose time has come, with all that runs on its ground. Called first whenever the lock is taken.
+    /// Ends every lease whose time has come, with all that runs on its ground, and every wait for a path that was lost.
+    /// Called first whenever the lock is taken.
     pub fn lapse_if_due(&mut self, now: Time) {
         let due = |(id, store): (&DatastoreId, &mut Store)| {
             let stop_at = store.lease.stop_at()?;
             store.lease.lapse_if_due(now).then_some((*id, stop_at))
         };
         let due: Vec<(DatastoreId, Time)> = self.stores.iter_mut().filter_map(due).collect();
+        let lease = self.config.as_ref().map_or(Duration::ZERO, |(_, config)| config.timing.lease);
+        let stores = &self.stores;
+        self.table.lost(|home| stores.get(&home).is_some_and(|store| store.own_path(lease, now)));
         for (home, stop_at) in due {
             self.touch();
             self.table.lapse(home);
@@ -210,6 +214,15 @@ impl State {
         if store.lease.is_valid(now) { Ok(store.lease.epoch()) } else { Err(Refusal::NoLease) }
     }
 
+    /// An own beat counts on that datastore, and so do the attestations that stood in it.
+    pub fn counted(&mut self, home: DatastoreId, taken: Taken, with: &[Attestation], now: Time) {
+        let Some(store) = self.stores.get_mut(&home) else { return };
+        store.counted(taken, now, with);
+        self.table.landed(home, taken.counter);
+        self.persisted(home, taken.counter, now);
+        self.report_lease(home, now);
+    }
+
     /// `counter` stands on that datastore, by our own write or an attestation, in a roster that names the writer.
     pub fn persisted(&mut self, home: DatastoreId, counter: Counter, now: Time) {
         self.touch();
@@ -249,7 +262,8 @@ impl State {
     pub fn exited(&mut self, vm: VmId, key: ProcessKey, now: Time) {
         let lease = self.config.as_ref().map_or(Duration::ZERO, |(_, config)| config.timing.lease);
         let stores = &self.stores;
-        self.table.exited(vm, key, |home| stores.get(&home).is_some_and(|store| store.own_path(lease, now)));
+        let works = |home| stores.get(&home).is_some_and(|store| store.own_path(lease, now));
+        self.table.exited(vm, key, self.counter, works);
         self.processes.remove(&key);
     }
 
@@ -306,7 +320,7 @@ impl State {
             lease: taken.lease,
             list: self.list,
             reaches: set(&|store| store.lease.is_valid(now)),
-            attest_me: set(&|store| store.asks_attestation(&config.timing, now)),
+            attest_me: set(&|store| !store.own_path(config.timing.lease, now) || store.is_overdue(&config.timing, now)),
             attested: self.attested(),
             software: software(),
             agent,

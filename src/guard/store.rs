@@ -60,6 +60,8 @@ pub struct Store {
     pub doubt: Option<String>,
     /// What is wrong with the last try, for people.
     pub trouble: Option<String>,
+    /// It was that there is no space.
+    pub full: bool,
     /// The last own write that counted, and when that was known.
     counted: Option<(Taken, Time)>,
     /// Which of its slots rest, and which is being written: those go on resting in the next guard.
@@ -79,6 +81,7 @@ impl Store {
             stage: Stage::Opening,
             doubt: None,
             trouble: None,
+            full: false,
             counted: None,
             slots: None,
             attestations: BTreeMap::new(),
@@ -110,12 +113,16 @@ impl Store {
             && self.counted.is_some_and(|(taken, _)| now.since(taken.at) <= timing::witness_gap(lease))
     }
 
-    /// Whether others shall attest our counter: one own beat is late. Sooner than `own_path` says so, because an answer
-    /// takes up to one beat to ask, one `renew` to persist, and one beat to come back.
+    /// Whether a beat of ours should have counted by now: others are asked to attest before it is too late for that.
     #[must_use]
-    pub fn asks_attestation(&self, timing: &Timing, now: Time) -> bool {
-        self.trouble.is_some()
-            || self.counted.is_none_or(|(taken, _)| timing::attestation_wanted(timing) < now.since(taken.at))
+    pub fn is_overdue(&self, timing: &Timing, now: Time) -> bool {
+        self.counted.is_none_or(|(taken, _)| timing::attest_after(timing) < now.since(taken.at))
+    }
+
+    /// Whether some attestation for others waits for our next beat. One that cannot be written is not hurried.
+    #[must_use]
+    pub fn owes(&self) -> bool {
+        self.trouble.is_none() && self.attestations.values().any(|heard| heard.persisted != Some(heard.attestation))
     }
 
     /// The newest beat that it acknowledged to this guard: it must never show less.
@@ -128,6 +135,7 @@ impl Store {
     pub fn counted(&mut self, taken: Taken, known: Time, with: &[Attestation]) {
         self.counted = Some((taken, known));
         self.trouble = None;
+        self.full = false;
         for attestation in with {
             if let Some(heard) = self.attestations.get_mut(&attestation.index) {
                 heard.persisted = Some(*attestation);
@@ -165,7 +173,7 @@ impl Store {
         self.attestations.values().filter_map(told).map(|attestation| Attested {
             datastore: self.position,
             index: attestation.index,
-            incarnation_low: (attestation.incarnation.0 & 0xffff) as u16,
+            incarnation_low: attestation.incarnation.low32(),
             counter: attestation.counter,
         })
     }
@@ -192,6 +200,7 @@ impl Store {
             own_path: self.own_path(lease, now),
             written,
             latency: known.since(written),
+            full: self.full,
             trouble: self.doubt.clone().or_else(|| self.trouble.clone()),
         }
     }

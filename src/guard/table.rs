@@ -17,6 +17,7 @@
 //!
 //! Deliberately not here: leases (`state`), processes and their signals (`process`, `enforce`), files.
 
+mod drain;
 mod flow;
 mod handover;
 mod show;
@@ -59,6 +60,8 @@ pub struct Expected {
     pub deadline: Time,
     /// What it is for.
     pub purpose: Purpose,
+    /// Where else it writes.
+    pub writes: Vec<DatastoreId>,
 }
 
 /// What a row is in.
@@ -89,6 +92,8 @@ struct Row {
     name: String,
     home: DatastoreId,
     epoch: Epoch,
+    /// Where its QEMU writes, besides its home.
+    writes: BTreeSet<DatastoreId>,
     phase: Phase,
     /// A QEMU was seen under this row.
     seen: bool,
@@ -107,7 +112,8 @@ impl Row {
     fn new(name: String, home: DatastoreId, epoch: Epoch, phase: Phase) -> Self {
         let (seen, ran, foreign, starts) = (false, false, false, false);
         let (part, watch) = (Part::None, handover::Watch::default());
-        Self { name, home, epoch, phase, seen, ran, foreign, starts, part, watch }
+        let writes = BTreeSet::new();
+        Self { name, home, epoch, writes, phase, seen, ran, foreign, starts, part, watch }
     }
 
     fn is_over(&self) -> bool {
@@ -150,6 +156,7 @@ struct Qemu {
 pub struct Table {
     rows: BTreeMap<Tenure, Row>,
     qemus: BTreeMap<VmId, Qemu>,
+    drains: BTreeMap<Tenure, drain::Drain>,
     /// What the agent was not told yet; after a connection it is told everything.
     #[serde(skip)]
     changed: BTreeSet<Tenure>,
@@ -206,10 +213,15 @@ impl Table {
         self.make_room()?;
         let seen = self.qemus.contains_key(&vm);
         let phase = Phase::Expected { purpose: new.purpose, deadline: new.deadline, confirmed: false };
-        let Expected { tenure, name, home, epoch, purpose, .. } = new;
+        let Expected { tenure, name, home, epoch, purpose, writes, .. } = new;
+        let mut writes: BTreeSet<DatastoreId> = writes.into_iter().collect();
+        if seen {
+            // The same process as before: it still has open what it had.
+            writes.extend(self.rows_of(vm).flat_map(|(_, row)| row.writes.iter().copied().chain([row.home])));
+        }
         let starts = purpose == Purpose::Start;
         let part = if purpose == Purpose::HandOver { Part::Source { switched: false } } else { Part::None };
-        self.insert(tenure, Row { seen, starts, part, ..Row::new(name, home, epoch, phase) });
+        self.insert(tenure, Row { seen, starts, part, writes, ..Row::new(name, home, epoch, phase) });
         Ok(())
     }
 
@@ -331,15 +343,23 @@ impl Table {
         Ok(())
     }
 
-    /// The memory went to `to`: once the exit is seen, that is what is said.
+    /// The memory went to `to`: once the exit is seen and its writes have landed, that is what is said.
     ///
     /// # Errors
-    /// When the row neither runs nor ended by an exit.
+    /// When the row neither runs nor ended by an exit, or its writes may still be under way.
     pub fn hand_over(&mut self, tenure: Tenure, receiver: HostId) -> Result<(), Refusal> {
         let row = self.rows.get_mut(&tenure).ok_or_else(|| wrong("unknown"))?;
         match &mut row.phase {
             Phase::Running { to } => *to = Some(receiver),
-            Phase::Over { why: why @ Over::Exited { .. }, .. } if row.ran => *why = Over::HandedTo(receiver),
+            Phase::Over { why: why @ Over::Exited { clean: true }, .. } if row.ran => *why = Over::HandedTo(receiver),
+            Phase::Over { why: Over::Draining, .. } if row.ran => {
+                if let Some(drain) = self.drains.get_mut(&tenure) {
+                    drain.to = Some(receiver);
+                }
+            }
+            Phase::Over { why: Over::Exited { clean: false }, .. } => {
+                return Err(wrong("what it had under way when it ended may still land"));
+            }
             Phase::Over { why: Over::HandedTo(to), .. } if *to == receiver => {}
             Phase::Over { .. } | Phase::Expected { .. } | Phase::Incoming { .. } => {
                 return Err(wrong("it does not run"));
@@ -427,6 +447,7 @@ impl Table {
 
     fn remove(&mut self, tenure: Tenure) {
         if self.rows.remove(&tenure).is_some() {
+            self.drains.remove(&tenure);
             self.changed.remove(&tenure);
             self.forgotten.push(tenure);
             self.version += 1;
@@ -456,5 +477,7 @@ fn repeat_expect(row: &mut Row, new: &Expected) -> Result<(), Refusal> {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tests_carried;
 #[cfg(test)]
 mod tests_handover;

@@ -81,8 +81,8 @@ pub struct Attested {
     pub datastore: u8,
     /// For whom.
     pub index: HostIndex,
-    /// Low 16 bits of its incarnation: an answer to an earlier one says nothing.
-    pub incarnation_low: u16,
+    /// Low 32 bits of its incarnation: the counter of an earlier guard says nothing about a later one.
+    pub incarnation_low: u32,
     /// Its counter, full, since a lease hangs on it.
     pub counter: Counter,
 }
@@ -129,7 +129,7 @@ pub struct NetBeat {
     pub reaches: DatastoreSet,
     /// Datastores on which it asks others to attest its counter.
     pub attest_me: DatastoreSet,
-    /// What it attested for others; at most 8.
+    /// What it attested for others; at most 6.
     pub attested: Vec<Attested>,
     /// Software version (major, minor, patch) of the sender.
     pub software: (u8, u8, u8),

@@ -97,7 +97,16 @@ pub enum GuardOrder {
     Beat(Box<AgentBeat>),
     /// A row (v, g+1), *before* any claim that names this host is created. Refused if `epoch` is not the present one of
     /// `home`, or its lease is not valid. After `deadline` without `Claimed` the guard bars the row and says over.
-    Expect { tenure: Tenure, name: String, home: DatastoreId, epoch: Epoch, deadline: Time, purpose: Purpose },
+    /// `writes`: where else its QEMU writes.
+    Expect {
+        tenure: Tenure,
+        name: String,
+        home: DatastoreId,
+        epoch: Epoch,
+        deadline: Time,
+        purpose: Purpose,
+        writes: Vec<DatastoreId>,
+    },
     /// The claim exists. Refused if the epoch has changed. `Reclaim`: lifts the stop. `Start`: QEMU may appear until
     /// `deadline`.
     Claimed { tenure: Tenure, epoch: Epoch, deadline: Time },
@@ -108,7 +117,7 @@ pub enum GuardOrder {
     /// A migration's target: QEMU will appear, paused, under the source's generation.
     Incoming { tenure: Tenure, name: String, home: DatastoreId, deadline: Time },
     /// The source's QEMU ended with libvirt's stopped/migrated and was not resumed since the switch: say over, handed
-    /// to `to`, once the exit was seen.
+    /// to `to`, once the exit was seen and its writes have landed.
     HandOver { tenure: Tenure, to: HostId },
     /// A claim that ends this tenure was read (`seen` > its generation): SIGKILL.
     Kill { tenure: Tenure, seen: super::Generation },
@@ -170,6 +179,8 @@ pub struct LeaseView {
     pub written: Time,
     /// How long that write took.
     pub latency: Duration,
+    /// The last write found no space.
+    pub full: bool,
     /// What is wrong, for people.
     pub trouble: Option<String>,
 }

@@ -141,6 +141,14 @@ pub struct Epoch {
     pub lapses: u32,
 }
 
+impl Incarnation {
+    /// Low 32 bits: enough to tell the guards of one host apart.
+    #[must_use]
+    pub fn low32(self) -> u32 {
+        u32::try_from(self.0 & u64::from(u32::MAX)).expect("the rest was masked out")
+    }
+}
+
 /// Claim (v, g): the thing that can be over.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct Tenure {

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::settings::OnDoubt;
 use super::{
     BootId, ClusterId, Counter, DatastoreId, Digest, Flags, HostId, HostIndex, Incarnation, ListName, Nonce, Sequence,
     Tenure, Time, VmId,
@@ -86,14 +87,17 @@ pub struct BeatBlock {
 /// Why (v, g) is over, as its owner's guard says it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Over {
-    /// QEMU's exit was seen by pidfd. `clean`: on a host whose own path to the home works, so no write is under way.
+    /// QEMU's exit was seen by pidfd. `clean`: no write of it is under way, since a beat that was begun after it was
+    /// persisted on every datastore that it wrote to.
     Exited { clean: bool },
     /// Never started, and barred from starting.
     NeverStarted,
     /// The lease lapsed and the VM was stopped (or its stop is under way at the guard).
     Lapsed,
-    /// QEMU exited after its memory went to this host.
+    /// QEMU exited after its memory went to this host, and no write of it is under way.
     HandedTo(HostId),
+    /// QEMU's exit was seen; whether it was clean is known after the next beat. Becomes one of the others.
+    Draining,
 }
 
 /// State of one row of the guard's table.
@@ -340,7 +344,7 @@ impl Proof {
         match self {
             Self::Said(Over::Exited { clean }) => clean,
             Self::Said(Over::NeverStarted | Over::HandedTo(_)) | Self::Unowned => true,
-            Self::Said(Over::Lapsed) | Self::Lapsed { .. } => false,
+            Self::Said(Over::Lapsed | Over::Draining) | Self::Lapsed { .. } => false,
             Self::Rebooted { .. } | Self::PowerOff => true,
             Self::Both { from, to } => from.excludes_late_writes() && to.excludes_late_writes(),
         }
@@ -383,6 +387,8 @@ pub struct VmRecord {
     pub networks: Vec<String>,
     /// Why it is only partly protected (NVRAM or TPM state on a local disk); empty = fully.
     pub gaps: Vec<String>,
+    /// What is done in doubt, if its definition says so.
+    pub on_doubt: Option<OnDoubt>,
 }
 
 impl VmRecord {

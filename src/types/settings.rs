@@ -96,6 +96,17 @@ pub struct MemberSettings {
     pub migration_uri: String,
 }
 
+/// What is done with a VM whose lease is in doubt, before the guard stops it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnDoubt {
+    /// libvirt pauses it at 0.8 L, so that its clock stands.
+    #[default]
+    Pause,
+    /// It runs on until the guard's stop.
+    RunUntilStop,
+}
+
 /// Defaults for VMs that do not say otherwise.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct VmDefaults {
@@ -103,12 +114,22 @@ pub struct VmDefaults {
     pub restarts_per_hour: u32,
     /// Memory in MiB that stays free on every host.
     pub reserve_mib: u64,
+    /// What is done in doubt.
+    #[serde(default)]
+    pub on_doubt: OnDoubt,
+    /// A datastore that does not answer a host for so long counts as down there.
+    #[serde(with = "millis", default = "apd_after")]
+    pub apd_after: Duration,
 }
 
 impl Default for VmDefaults {
     fn default() -> Self {
-        Self { restarts_per_hour: 3, reserve_mib: 64 }
+        Self { restarts_per_hour: 3, reserve_mib: 64, on_doubt: OnDoubt::default(), apd_after: apd_after() }
     }
+}
+
+fn apd_after() -> Duration {
+    Duration::from_secs(20)
 }
 
 /// What becomes of a person's `virsh migrate` of a protected VM.
@@ -193,6 +214,10 @@ pub enum SettingsChange {
     ChangeDatastore { name: String, fence: Option<StorageFence>, late_writes: Option<LateWrites> },
     /// Other timing.
     SetTiming(Timing),
+    /// Another default for VMs in doubt.
+    SetOnDoubt(OnDoubt),
+    /// Another patience with datastores that do not answer.
+    SetApdAfter(#[serde(with = "millis")] Duration),
     /// When silent hosts are powered off.
     SetFenceAt(FenceAt),
     /// A power switch is added.

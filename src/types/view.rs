@@ -102,6 +102,9 @@ pub struct DatastoreView {
     pub lease: String,
     /// Milliseconds the last beat took to write.
     pub latency_ms: Option<f64>,
+    /// How it is for this host: well, stalls, down (all paths), full.
+    #[serde(default)]
+    pub health: String,
     /// Trouble, for people.
     pub trouble: Option<String>,
     /// Hosts with a valid lease there, by their beats.

@@ -50,6 +50,8 @@ pub enum Underway {
     Start,
     /// libvirt was told to migrate it to this host.
     Move { to: super::HostId },
+    /// libvirt was told to pause it, because its lease is in doubt.
+    Pause,
 }
 
 /// One domain as listed.
@@ -71,6 +73,8 @@ pub struct DomainInfo {
     pub pid: Option<u32>,
     /// A saved image waits (`virsh managedsave`).
     pub managed_save: bool,
+    /// A call to libvirt is under way about it, by whomever.
+    pub busy: bool,
 }
 
 /// Something happened to a domain. Events are hints; the list is the truth.
@@ -98,8 +102,8 @@ pub enum DomainChange {
     Panicked,
     /// The guest's watchdog fired.
     WatchdogFired,
-    /// A disk reported an error; QEMU's action is in the domain's state.
-    IoError,
+    /// A disk reported an error; QEMU's action is in the domain's state. `full`: there was no space.
+    IoError { full: bool },
 }
 
 /// What was ordered of libvirt, and what became of it.
@@ -152,7 +156,7 @@ pub enum DomainOrder {
     Mark { vm: VmId, generation: Generation },
     /// Let its vCPUs go.
     Resume { vm: VmId },
-    /// Pause it; on a connection of its own, an answer may never come.
+    /// Pause it; on a connection of its own. One that was begun is answered when it has ended, however late.
     Suspend { vm: VmId },
     /// Ask the guest to power off.
     Shutdown { vm: VmId },

@@ -10,11 +10,11 @@
 //!   4   1  score: priority                           64   8  storage lost ┘
 //!   5   1  score: uptime bucket                      72   8  VM list: sequence
 //!   6   2  flags, bit 0 upwards: isolated, leaving,  80  32  VM list: digest
-//!          maintenance, agent dead, unpunctual,     112   1  a = number of attested counters, at most 8
+//!          maintenance, agent dead, unpunctual,     112   1  a = number of attested counters, at most 6
 //!          distrusts; bit 6 score: available        113   1  e = number of echoes, at most 128
 //!   8   4  L in milliseconds, rounded up            114   2  reserved
-//!  12   3  software version                         116  12a attested: datastore 1, index 1,
-//!                                                            incarnation 2, counter 8
+//!  12   3  software version                         116  14a attested: datastore 1, index 1,
+//!                                                           incarnation 4, counter 8
 //!  15   1  reserved                                   …  7e echoes: index 1, incarnation 2, counter 4
 //! ```
 //!
@@ -24,7 +24,7 @@
 //! **Other versions.** A later minor release may put meaning into reserved bytes and bits (sent as 0, ignored when
 //! read) and append fields after the echoes; old readers ignore what follows there, new readers take what is missing
 //! as unset. Anything else needs a new version byte in the header, which readers must know one release before it is
-//! sent. Largest today: 116 + 96 + 896 = 1108 bytes, 1180 sealed; 20 are left.
+//! sent. Largest today: 116 + 84 + 896 = 1096 bytes, 1168 sealed; 32 are left.
 //!
 //! Not here: whether a beat may be believed (`seal.rs`), what follows from it (core).
 
@@ -39,12 +39,12 @@ use crate::types::{
 };
 
 /// How many attested counters fit into one beat.
-pub const MAX_ATTESTED: usize = 8;
+pub const MAX_ATTESTED: usize = 6;
 /// Longest body that `encode` makes.
 pub const MAX_BODY: usize = FIXED + MAX_ATTESTED * ATTESTED + MAX_HOSTS * ECHO;
 
 const FIXED: usize = 116;
-const ATTESTED: usize = 12;
+const ATTESTED: usize = 14;
 const ECHO: usize = 7;
 const AVAILABLE: u16 = 1 << 6;
 
@@ -186,7 +186,7 @@ impl Fields<'_> {
         let mut all = Vec::with_capacity(len.into());
         for _ in 0..len {
             let [datastore, index] = self.take()?;
-            let incarnation_low = u16::from_le_bytes(self.take()?);
+            let incarnation_low = u32::from_le_bytes(self.take()?);
             let counter = Counter(self.number()?);
             if MAX_DATASTORES <= datastore.into() {
                 return Err(BadBeat::Datastore(datastore));

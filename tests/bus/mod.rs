@@ -276,6 +276,7 @@ pub fn example() -> ClusterView {
             ),
         ],
         datastores: vec![DatastoreView {
+            health: "well".into(),
             id: mainstay::types::DatastoreId(id(9)),
             name: "nfs1".into(),
             path: "/srv/nfs1".into(),

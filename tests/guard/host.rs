@@ -160,6 +160,7 @@ impl Host {
             epoch: self.epoch(),
             deadline: clock::now() + within,
             purpose,
+            writes: Vec::new(),
         })
     }
 

@@ -183,6 +183,18 @@ impl World {
                     self.virsh_destroy(h, vm);
                 }
             }
+            ["person", "pauses", vm] => {
+                let vm = self.named_vm(vm);
+                if let Some(h) = self.place_of(vm) {
+                    self.suspend(h, vm, Box::new(|_, _| {}));
+                }
+            }
+            ["person", "resumes", vm] => {
+                let vm = self.named_vm(vm);
+                if let Some(h) = self.place_of(vm) {
+                    self.virsh_resume(h, vm);
+                }
+            }
             ["guest", "powers", "off", vm] => {
                 let vm = self.named_vm(vm);
                 if let Some(h) = self.place_of(vm) {

@@ -35,6 +35,9 @@ pub(super) struct Parked {
     pub(super) work: Landing,
 }
 
+/// Claims of one VM: Err = torn. With the time at which each came to be.
+type Claims = BTreeMap<Generation, (Result<Claim, String>, u64)>;
+
 /// One datastore.
 pub struct Datastore {
     /// Its id.
@@ -44,8 +47,7 @@ pub struct Datastore {
     /// Nothing comes back, for anybody.
     pub hung: bool,
     pub(super) slots: BTreeMap<HostId, Files>,
-    /// Err = torn. With the time at which each came to be.
-    claims: BTreeMap<VmId, BTreeMap<Generation, (Result<Claim, String>, u64)>>,
+    claims: BTreeMap<VmId, Claims>,
     records: BTreeMap<(VmId, Digest), VmRecord>,
     pub(super) parked: Vec<Parked>,
     /// How long the server keeps a silent client's state; none = no locks.

@@ -281,12 +281,16 @@ impl World {
         };
         self.after(Gate::Guard(h, life), Duration::from_micros(100), move |world| {
             let configures = matches!(order, GuardOrder::Configure(_));
+            let attests = matches!(order, GuardOrder::Attest { .. });
             world.with_guard(h, |state, now| {
                 let result = obey(state, order, now);
                 state.report(GuardReport::Done { ticket, result });
             });
             if configures {
                 world.begin_threads(h, life);
+            }
+            if attests {
+                world.hurry(h);
             }
         });
     }
@@ -356,9 +360,9 @@ fn obey(state: &mut State, order: GuardOrder, now: Time) -> Result<(), Refusal> 
             state.agent_beat(*beat, now);
             Ok(())
         }
-        GuardOrder::Expect { tenure, name, home, epoch, deadline, purpose } => {
+        GuardOrder::Expect { tenure, name, home, epoch, deadline, purpose, writes } => {
             present(state, home, epoch)?;
-            state.table.expect(Expected { tenure, name, home, epoch, deadline, purpose })
+            state.table.expect(Expected { tenure, name, home, epoch, deadline, purpose, writes })
         }
         GuardOrder::Incoming { tenure, name, home, deadline } => {
             let epoch = state.epoch(home, now)?;
@@ -390,6 +394,7 @@ fn obey(state: &mut State, order: GuardOrder, now: Time) -> Result<(), Refusal> 
         GuardOrder::Attested { datastore, incarnation, counter } => {
             if incarnation == state.incarnation {
                 state.persisted(datastore, counter, now);
+                state.report_lease(datastore, now);
             }
             Ok(())
         }

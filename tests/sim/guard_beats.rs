@@ -23,12 +23,21 @@ impl World {
         let Some(timing) = guard.state.config.as_ref().map(|(_, config)| config.timing) else { return };
         let differs = |home: &DatastoreId, renew: &Renew| {
             let list = guard.state.table.list(*home);
-            !renew.busy && renew.opened && renew.listed.as_ref().is_none_or(|(_, listed, _)| *listed != list)
+            let owes = guard.state.stores.get(home).is_some_and(|store| store.owes());
+            owes || renew.listed.as_ref().is_none_or(|(_, listed, _)| *listed != list)
         };
-        let homes: Vec<(DatastoreId, u64)> =
-            guard.renew.iter().filter(|(home, renew)| differs(home, renew)).map(|(home, r)| (*home, r.began)).collect();
-        for (home, began) in homes {
-            self.turn_at(h, home, began + timing::hurried_renew(&timing).as_nanos() as u64);
+        let idle = guard.renew.iter().filter(|(_, renew)| !renew.busy && renew.opened);
+        let pace = |(home, renew): (&DatastoreId, &Renew)| {
+            let pause = match (guard.state.table.drains_on(*home), differs(home, renew)) {
+                (true, _) => timing::SHORTEST_PERIOD,
+                (false, true) => timing::hurried_renew(&timing),
+                (false, false) => return None,
+            };
+            Some((*home, renew.began + pause.as_nanos() as u64))
+        };
+        let turns: Vec<(DatastoreId, u64)> = idle.filter_map(pace).collect();
+        for (home, at) in turns {
+            self.turn_at(h, home, at);
         }
     }
 
@@ -395,10 +404,7 @@ impl World {
             if state.incarnation != taken.incarnation {
                 return Vec::new();
             }
-            let Some(store) = state.stores.get_mut(&home) else { return Vec::new() };
-            store.counted(taken, now, with);
-            state.persisted(home, taken.counter, now);
-            state.report_lease(home, now);
+            state.counted(home, taken, with, now);
             state.table.lapsed_on(home)
         });
         let lapsed = lapsed.unwrap_or_default();

@@ -27,6 +27,8 @@ pub struct Qemu {
     pub key: ProcessKey,
     /// Its vCPUs may run, as far as QEMU is concerned.
     pub cpus: bool,
+    /// A pause is under way: the vCPUs stand, libvirt does not know it yet.
+    pub pausing: bool,
     /// Stopped by signal and freezer.
     pub halted: bool,
     /// The stop is under way.
@@ -66,6 +68,8 @@ pub struct Domain {
     pub starting: bool,
     /// Why it stopped last.
     pub off: OffReason,
+    /// Calls of people that wait for its QEMU.
+    pub busy: u32,
 }
 
 /// Takes the hook's answer.
@@ -81,17 +85,19 @@ impl Domain {
             qemu: None,
             starting: false,
             off: OffReason::Unknown,
+            busy: 0,
         }
     }
     /// The host's power went.
     pub fn lose_power(&mut self) {
         self.qemu = None;
         self.starting = false;
+        self.busy = 0;
         self.off = OffReason::Unknown;
     }
     fn state(&self) -> DomainState {
         match &self.qemu {
-            Some(qemu) if qemu.cpus => DomainState::Running,
+            Some(qemu) if qemu.cpus || qemu.pausing => DomainState::Running,
             Some(_) => DomainState::Paused { by_io_error: false },
             None => DomainState::Off(self.off),
         }
@@ -160,6 +166,7 @@ impl World {
                 xml: record.xml.clone(),
                 pid: domain.qemu.as_ref().map(|qemu| qemu.key.pid),
                 managed_save: domain.saved.is_some(),
+                busy: 0 < domain.busy,
             };
             (info, Ok(Box::new(record)))
         };
@@ -208,7 +215,10 @@ impl World {
                 world.done(h, life, ticket, Outcome::Domain(answer));
             });
         };
-        self.due(gate, within, ticket, Outcome::Domain(DomainAnswer::Failed(DomainFailure::Timeout)));
+        // A pause that was begun is answered when it ends.
+        if !matches!(order, DomainOrder::Suspend { .. }) {
+            self.due(gate, within, ticket, Outcome::Domain(DomainAnswer::Failed(DomainFailure::Timeout)));
+        }
         let Some(daemon) = self.hosts[h].libvirtd else {
             return told(self, DomainAnswer::Failed(DomainFailure::NoDaemon("connection refused".to_owned())));
         };
@@ -247,13 +257,7 @@ impl World {
                 None => then(world, Err(DomainFailure::NoDomain)),
             }),
             DomainOrder::Resume { vm } => self.after(gate, delay, move |world| world.resume(h, vm, then)),
-            DomainOrder::Suspend { vm } => self.after(gate, delay, move |world| {
-                if let Some(qemu) = world.qemu(h, vm) {
-                    qemu.cpus = false;
-                    world.domain_event(h, vm, DomainChange::Suspended { migrated: false, by_io_error: false });
-                }
-                then(world, Ok(()));
-            }),
+            DomainOrder::Suspend { vm } => self.after(gate, delay, move |world| world.suspend(h, vm, then)),
             DomainOrder::Shutdown { vm } => self.after(gate, delay, move |world| {
                 world.shut_down(h, vm, false);
                 then(world, Ok(()));
@@ -356,6 +360,7 @@ impl World {
         domain.qemu = Some(Qemu {
             key,
             cpus: false,
+            pausing: false,
             halted: false,
             halting: false,
             dying: false,
@@ -383,11 +388,30 @@ impl World {
         }
     }
 
-    /// `virsh resume`, or libvirt by itself.
+    /// The vCPUs stand at once; QEMU answers when nothing is under way on its disks. A stopped QEMU does neither before
+    /// the stop is lifted.
+    pub fn suspend(&mut self, h: H, vm: VmId, then: Then) {
+        let home = self.vms[&vm].record.home;
+        let gate = self.hosts[h].kernel();
+        let hung = self.hosts[h].path(home) == Path::Hung || self.stores[&home].hung;
+        let Some(qemu) = self.qemu(h, vm) else { return then(self, Err(DomainFailure::NoDomain)) };
+        let waits = qemu.halted || hung;
+        if !qemu.halted {
+            qemu.cpus = false;
+            qemu.pausing = hung;
+        }
+        if waits {
+            return self.after(gate, Duration::from_millis(50), move |world| world.suspend(h, vm, then));
+        }
+        self.domain_event(h, vm, DomainChange::Suspended { migrated: false, by_io_error: false });
+        then(self, Ok(()));
+    }
+
+    /// `cont`, behind a pause that is under way.
     pub fn resume(&mut self, h: H, vm: VmId, then: Then) {
         match self.qemu(h, vm) {
             None => then(self, Err(DomainFailure::NoDomain)),
-            Some(qemu) if qemu.halted => {
+            Some(qemu) if qemu.halted || qemu.pausing => {
                 // Its monitor does not answer; the call takes effect after the stop is lifted.
                 let gate = Gate::Libvirt(h, self.hosts[h].libvirtd.unwrap_or(0));
                 self.after(gate, Duration::from_millis(50), move |world| world.resume(h, vm, then));

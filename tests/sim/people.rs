@@ -64,6 +64,23 @@ impl World {
         self.start_from(h, vm, image, true, then);
     }
 
+    /// `virsh resume`.
+    pub fn virsh_resume(&mut self, h: H, vm: VmId) {
+        let name = self.vm_name(vm);
+        self.domain(h, vm).busy += 1;
+        self.resume(
+            h,
+            vm,
+            Box::new(move |world, result| {
+                let busy = &mut world.domain(h, vm).busy;
+                *busy = busy.saturating_sub(1);
+                let text = result.map_or_else(|why| format!("{why:?}"), |()| "resumed".to_owned());
+                let host = world.hosts[h].name.clone();
+                world.tell(&host, &format!("$ virsh resume {name}: {text}"));
+            }),
+        );
+    }
+
     /// `virsh destroy`.
     pub fn virsh_destroy(&mut self, h: H, vm: VmId) {
         if self.hosts[h].libvirtd.is_some() {

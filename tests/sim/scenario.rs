@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use mainstay::types::StorageFence;
 use mainstay::types::power::FenceAt;
-use mainstay::types::settings::{ForeignMigration, LateWrites, Timing};
+use mainstay::types::settings::{ForeignMigration, LateWrites, OnDoubt, Timing};
 
 use super::world::{Gate, SETTLING, Setup, World, nanos};
 
@@ -97,6 +97,7 @@ impl Scenario {
             }
             ["locks", "local"] => self.setup.locks = None,
             ["locks", "held", span] => self.setup.locks = Some(self::span(span)),
+            ["vms", "run", "until", "stopped"] => self.setup.on_doubt = Some(OnDoubt::RunUntilStop),
             ["foreign-migration", "refuse"] => self.setup.foreign_migration = ForeignMigration::Refuse,
             ["profile", name] => self.setup.timing = Timing::profile(name).expect("a profile"),
             ["timing", beat, renew, suspect, lease] => {
@@ -134,7 +135,8 @@ impl Scenario {
             let random = self.setup.seed != 0;
             world.at(Gate::World, zero + nanos(at), move |world| {
                 let first = what.split(' ').next();
-                if random || matches!(first, Some("kill" | "boot" | "freeze" | "thaw" | "cut" | "heal" | "hang")) {
+                let told = ["person", "kill", "boot", "freeze", "thaw", "cut", "heal", "hang"];
+                if random || first.is_some_and(|first| told.contains(&first)) {
                     world.tell("--", &what);
                 }
                 world.act_out(&what);

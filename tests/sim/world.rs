@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use mainstay::types::power::{FenceAt, PowerSettings};
 use mainstay::types::settings::{
-    ClusterSettings, DatastoreSettings, ForeignMigration, LateWrites, MemberSettings, Timing, VmDefaults,
+    ClusterSettings, DatastoreSettings, ForeignMigration, LateWrites, MemberSettings, OnDoubt, Timing, VmDefaults,
 };
 use mainstay::types::{ClusterId, DatastoreId, DiskNeed, HostId, HostIndex, StorageFence, Time, VmId, VmRecord};
 use uuid::Uuid;
@@ -118,6 +118,8 @@ pub struct Setup {
     pub locks: Option<Duration>,
     /// Profile.
     pub timing: Timing,
+    /// What definitions say of doubt.
+    pub on_doubt: Option<OnDoubt>,
     /// `virsh migrate` by people.
     pub foreign_migration: ForeignMigration,
     /// Everything random comes from it; 0 = nothing is random.
@@ -139,6 +141,7 @@ impl Default for Setup {
             fence_at: FenceAt::Lapse,
             locks: Some(Duration::from_secs(10)),
             timing: Timing::DEFAULT,
+            on_doubt: None,
             foreign_migration: ForeignMigration::Allow,
             seed: 0,
             clocks: Vec::new(),
@@ -292,11 +295,11 @@ impl World {
             world.hosts.push(Host::new(n, member.clone(), settings.clone(), rate));
         }
         for (n, (name, _, store)) in setup.vms.iter().enumerate() {
-            let spec = world.spec(n, name, store);
+            let spec = world.spec(setup, n, name, store);
             world.vms.insert(spec.id, spec);
         }
         for (n, (name, of)) in setup.clones.iter().enumerate() {
-            let mut spec = world.spec(setup.vms.len() + n, name, &setup.datastores[0]);
+            let mut spec = world.spec(setup, setup.vms.len() + n, name, &setup.datastores[0]);
             let original = world.vms[&world.vm(of).expect("a VM of the world")].clone();
             spec.record.disks = original.record.disks;
             spec.disks_of = original.id;
@@ -305,7 +308,7 @@ impl World {
         world
     }
 
-    fn spec(&self, n: usize, name: &str, store: &str) -> Spec {
+    fn spec(&self, setup: &Setup, n: usize, name: &str, store: &str) -> Spec {
         let vm = VmId(id(0xf, n));
         let home = self.settings.datastores.iter().find(|d| d.name == store).expect("a datastore of the world").id;
         let disk = DiskNeed {
@@ -325,6 +328,7 @@ impl World {
             disks: vec![disk],
             networks: Vec::new(),
             gaps: Vec::new(),
+            on_doubt: setup.on_doubt,
         };
         Spec { id: vm, name: name.to_owned(), record, disks_of: vm }
     }

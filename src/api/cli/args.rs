@@ -224,7 +224,9 @@ pub enum ClusterCommand {
     /// Change a setting of the whole cluster, for example profile=fast.
     Set {
         /// KEY=VALUE: profile=default|fast|patient, fence-at=lapse|suspect (when silent hosts are switched off),
-        /// or foreign-migration=allow|refuse (virsh migrate by people).
+        /// foreign-migration=allow|refuse (virsh migrate by people), on-doubt=pause|run-until-stop (what is done with a
+        /// VM whose lease will probably lapse, before it is stopped), or apd-after=20s (a datastore that is silent for so
+        /// long counts as down for a host).
         setting: String,
     },
 }

@@ -25,7 +25,7 @@ use crate::api::dbus::Bus;
 use crate::api::dbus::client::Agent;
 use crate::config;
 use crate::types::power::FenceAt;
-use crate::types::settings::{ForeignMigration, SettingsChange, Timing};
+use crate::types::settings::{ForeignMigration, OnDoubt, SettingsChange, Timing};
 use crate::types::view::VIEW_SCHEMA;
 
 /// In this order: the agent needs its guard.
@@ -55,6 +55,9 @@ pub async fn run(out: &mut Out, json: bool, command: ClusterCommand) -> Result<(
             let what = format!("{setting} was not set");
             let change = match setting.split_once('=') {
                 Some(("profile", profile)) => Timing::profile(profile).map(SettingsChange::SetTiming),
+                Some(("on-doubt", "pause")) => Some(SettingsChange::SetOnDoubt(OnDoubt::Pause)),
+                Some(("on-doubt", "run-until-stop")) => Some(SettingsChange::SetOnDoubt(OnDoubt::RunUntilStop)),
+                Some(("apd-after", span)) => crate::config::duration(span).ok().map(SettingsChange::SetApdAfter),
                 Some(("fence-at", "lapse")) => Some(SettingsChange::SetFenceAt(FenceAt::Lapse)),
                 Some(("fence-at", "suspect")) => Some(SettingsChange::SetFenceAt(FenceAt::Suspect)),
                 Some(("foreign-migration", policy)) => {
@@ -64,7 +67,8 @@ pub async fn run(out: &mut Out, json: bool, command: ClusterCommand) -> Result<(
             };
             let change = change.ok_or_else(|| {
                 let next = "say profile=default, profile=fast or profile=patient; fence-at=lapse or fence-at=suspect; \
-                            foreign-migration=allow or foreign-migration=refuse";
+                            foreign-migration=allow or foreign-migration=refuse; on-doubt=pause or \
+                            on-doubt=run-until-stop; apd-after=20s";
                 Trouble::new(USAGE, &what, "there is no such setting or value", next)
             })?;
             let agent = agent(&what).await?;

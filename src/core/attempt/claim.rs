@@ -143,6 +143,7 @@ impl Core {
                 Kind::Reclaim { .. } => Purpose::Reclaim,
                 Kind::Release { .. } => return,
             },
+            writes: self.written_by(id, &attempt),
         };
         let ticket = cx.guard(order, Pending::Attempt(id));
         self.stage(id, Stage::Expecting, ticket);
@@ -152,6 +153,13 @@ impl Core {
         if planted(Mutant::ClaimBeforeRow) {
             self.create(cx, id);
         }
+    }
+
+    /// Where its QEMU writes, besides its home: as far as its record is known here; the guard adds what it knows.
+    fn written_by(&self, id: VmId, attempt: &Attempt) -> Vec<DatastoreId> {
+        let listed = self.vms.get(&id).and_then(|vm| vm.record.as_ref()?.as_ref().ok());
+        let record = attempt.record.as_ref().or(listed);
+        record.iter().flat_map(|record| record.written()).filter(|store| *store != attempt.home).collect()
     }
 
     /// The next generation is over already: it is that of a try of ours whose claim did not come about, or is still on

@@ -85,7 +85,8 @@ impl Core {
     /// Writes of a copy on this host that nobody has seen to be done: it is alive, or ended on a path that did not work.
     pub(in crate::core) fn own_debts(&self, id: VmId, home: DatastoreId) -> Vec<Debt> {
         let open = |row: &RowView| {
-            row.pid.is_some() || matches!(row.state, VmState::Over(Over::Exited { clean: false } | Over::Lapsed))
+            row.pid.is_some()
+                || matches!(row.state, VmState::Over(Over::Exited { clean: false } | Over::Draining | Over::Lapsed))
         };
         if !self.guard.rows.iter().any(|(tenure, row)| tenure.vm == id && open(row)) {
             return Vec::new();

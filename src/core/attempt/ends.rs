@@ -5,7 +5,7 @@ use super::*;
 impl Core {
     pub(in crate::core) fn finish(&mut self, cx: &mut Cx, id: VmId) {
         cx.unset(Timer::Attempt(id));
-        self.set_underway(cx, id, None);
+        self.end_underway(cx, id);
         let name = self.vm_name(id);
         let vm = self.vm(id);
         let Some(attempt) = vm.attempt.take() else { return };
@@ -129,7 +129,7 @@ impl Core {
     /// Something failed after the claim was created: bar the row, then g+2 "none, wanted as before".
     pub(in crate::core) fn give_up(&mut self, cx: &mut Cx, id: VmId, denial: Denial) {
         cx.unset(Timer::Attempt(id));
-        self.set_underway(cx, id, None);
+        self.end_underway(cx, id);
         let name = self.vm_name(id);
         let Some(attempt) = self.vm(id).attempt.take() else { return };
         let claim = attempt.claim.clone().expect("given up only after a claim");

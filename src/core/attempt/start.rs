@@ -146,7 +146,8 @@ impl Core {
             .libvirt
             .domains
             .get(&id)
-            .is_some_and(|domain| domain.state == DomainState::Paused { by_io_error: false });
+            .is_some_and(|domain| domain.state == DomainState::Paused { by_io_error: false })
+            && self.underway.get(&id) == Some(&Underway::Pause); // What a person has paused stays so.
         if paused { self.resume(cx, id) } else { self.finish(cx, id) }
     }
 

@@ -113,6 +113,8 @@ pub(in crate::core) fn change(settings: &mut ClusterSettings, change: SettingsCh
         | SettingsChange::AddDatastore(_)
         | SettingsChange::ChangeDatastore { .. }
         | SettingsChange::SetTiming(_)
+        | SettingsChange::SetOnDoubt(_)
+        | SettingsChange::SetApdAfter(_)
         | SettingsChange::SetForeignMigration(_) => return None,
     })
 }

@@ -108,7 +108,7 @@ impl Core {
     pub(super) fn needs_power_off(&self, host: HostId, now: Time) -> bool {
         self.vms.values().any(|vm| {
             let Some(claim) = vm.claim.as_ref().filter(|claim| claim.wanted == Wanted::Running) else { return false };
-            let owned = claim.owner().is_some_and(|owner| owner.host == host);
+            let owned = claim.owners().iter().any(|owner| owner.host == host);
             let proven = || self.proof_of(claim, vm.known, now).is_some_and(|proof| proof.excludes_late_writes());
             let owes = claim.debts.iter().any(|debt| debt.host == host && !self.is_paid(debt));
             owes || (owned && !proven())

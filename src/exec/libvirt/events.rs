@@ -159,6 +159,14 @@ pub(super) fn abort_job(domain: &Domain) -> Result<(), Error> {
     }
 }
 
+/// Whether a call of anybody is under way about a running domain. Asks QEMU nothing; not known = no.
+pub(super) fn is_busy(domain: &Domain) -> bool {
+    let mut info = sys::virDomainControlInfo { state: 0, details: 0, stateTime: 0 };
+    // SAFETY: the domain is open; the structure is written by the call only, and no flags exist.
+    let known = unsafe { sys::virDomainGetControlInfo(domain.as_ptr(), &raw mut info, 0) } == 0;
+    known && info.state != sys::VIR_DOMAIN_CONTROL_OK
+}
+
 /// How many checkpoints libvirt keeps for a domain. A driver that knows none has none.
 pub(super) fn checkpoints(domain: &Domain) -> usize {
     // SAFETY: the domain is open; a null list asks for the number only.
@@ -273,11 +281,13 @@ unsafe extern "C" fn on_io_error(
     _path: *const c_char,
     _alias: *const c_char,
     _action: c_int,
-    _reason: *const c_char,
+    reason: *const c_char,
     opaque: *mut c_void,
 ) {
+    // SAFETY: libvirt lends the text, which ends with NUL, for the time of the callback.
+    let full = !reason.is_null() && unsafe { CStr::from_ptr(reason) } == c"enospc";
     // SAFETY: libvirt's contract for callbacks is `tell`'s.
-    unsafe { tell(domain, DomainChange::IoError, opaque) };
+    unsafe { tell(domain, DomainChange::IoError { full }, opaque) };
 }
 
 unsafe extern "C" fn on_close(_connect: sys::virConnectPtr, reason: c_int, opaque: *mut c_void) {

@@ -36,6 +36,8 @@ pub(super) struct Shape {
     pub workers: usize,
     /// More of them, in place of hung ones.
     pub spare: usize,
+    /// An order that was begun is answered when it ends, however late: its deadline is only for its begin.
+    pub patient: bool,
 }
 
 /// How an answer goes back.
@@ -71,12 +73,13 @@ impl State {
     fn hung(&self) -> usize {
         self.running.values().filter(|running| running.answer.is_none()).count()
     }
-    fn next_deadline(&self) -> Option<Time> {
-        let running = self.running.values().filter(|running| running.answer.is_some()).map(|running| running.deadline);
+    fn next_deadline(&self, patient: bool) -> Option<Time> {
+        let running = self.running.values().filter(|running| !patient && running.answer.is_some());
+        let running = running.map(|running| running.deadline);
         self.waiting.iter().map(|job| job.deadline).chain(running).min()
     }
     /// Answers that are due, hung ones marked.
-    fn expire(&mut self, now: Time) -> Vec<Answer> {
+    fn expire(&mut self, now: Time, patient: bool) -> Vec<Answer> {
         let mut due = Vec::new();
         for job in std::mem::take(&mut self.waiting) {
             if job.deadline <= now {
@@ -84,6 +87,9 @@ impl State {
             } else {
                 self.waiting.push_back(job);
             }
+        }
+        if patient {
+            return due;
         }
         due.extend(self.running.values_mut().filter(|r| r.deadline <= now).filter_map(|r| r.answer.take()));
         due
@@ -232,7 +238,7 @@ impl Shared {
     fn keep_time(self: Arc<Self>) {
         let mut state = self.lock();
         loop {
-            let due = state.expire(clock::now());
+            let due = state.expire(clock::now(), self.shape.patient);
             if !due.is_empty() {
                 self.staff(&mut state);
                 drop(state);
@@ -240,7 +246,7 @@ impl Shared {
                 state = self.lock();
                 continue;
             }
-            let next = state.next_deadline();
+            let next = state.next_deadline(self.shape.patient);
             if state.closing && next.is_none() {
                 return; // Running orders were still answered in time.
             }
@@ -267,7 +273,7 @@ mod tests {
     use super::*;
 
     const LONG: Duration = Duration::from_secs(20);
-    const SHAPE: Shape = Shape { name: "test", workers: 2, spare: 1 };
+    const SHAPE: Shape = Shape { name: "test", workers: 2, spare: 1, patient: false };
 
     /// A lane whose `Define` orders hang until the sender is used or dropped; all others are done at once.
     fn lane(shape: Shape) -> (Lane, Sender<()>, Receiver<DomainOrder>) {
@@ -338,6 +344,19 @@ mod tests {
         let last = DomainOrder::Undefine { vm: crate::types::VmId::default() };
         assert_eq!(ask(&lane, last.clone(), LONG).recv_timeout(LONG), Ok(DomainAnswer::Done));
         assert_eq!(seen.recv_timeout(LONG), Ok(last), "the late order was skipped");
+    }
+
+    #[test]
+    fn a_patient_lane_answers_what_was_begun_when_it_ends() {
+        let (lane, release, seen) = lane(Shape { workers: 1, spare: 0, patient: true, ..SHAPE });
+        let short = Duration::from_millis(20);
+        let begun = ask(&lane, hanging(), short);
+        assert_eq!(seen.recv_timeout(LONG), Ok(hanging()));
+        let late = ask(&lane, DomainOrder::List, short);
+        assert_eq!(late.recv_timeout(LONG), Ok(DomainAnswer::Failed(DomainFailure::Timeout)), "it was never begun");
+        assert!(begun.try_recv().is_err(), "it may still take effect");
+        release.send(()).unwrap();
+        assert_eq!(begun.recv_timeout(LONG), Ok(DomainAnswer::Done));
     }
 
     #[test]

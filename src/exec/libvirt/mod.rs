@@ -35,11 +35,12 @@ use session::{Places, carry_out};
 use watch::{Heard, Watcher};
 
 /// Define, start, resume, end, list and the like: four VMs start at once, four hung calls are made up for.
-const CONTROL: Shape = Shape { name: "control", workers: 4, spare: 4 };
-/// Pauses: hung ones hold up other pauses, nothing else.
-const PAUSE: Shape = Shape { name: "pause", workers: 3, spare: 0 };
+const CONTROL: Shape = Shape { name: "control", workers: 4, spare: 4, patient: false };
+/// Pauses: hung ones hold up other pauses, nothing else. What becomes of one that was begun must be known: it would have to
+/// be lifted.
+const PAUSE: Shape = Shape { name: "pause", workers: 3, spare: 0, patient: true };
 /// Migrations.
-const LONG: Shape = Shape { name: "long", workers: 2, spare: 0 };
+const LONG: Shape = Shape { name: "long", workers: 2, spare: 0, patient: false };
 /// Where libvirt's QEMU driver writes pid files.
 const PIDS: &str = "/run/libvirt/qemu";
 
@@ -115,7 +116,7 @@ impl Libvirt {
 
     /// Gives an order. `answer` is called exactly once, on another thread (or here, when too many wait), and should
     /// not block. At the deadline it is `Timeout`: an order that was begun may still take effect then, one that was
-    /// not begun never will. A migration is cancelled at its deadline.
+    /// not begun never will. A migration is cancelled at its deadline; a pause that was begun is answered when it ends.
     pub fn ask(&self, order: DomainOrder, within: Duration, answer: impl FnOnce(DomainAnswer) + Send + 'static) {
         let lane = match &order {
             DomainOrder::Suspend { .. } => &self.inner.pause,

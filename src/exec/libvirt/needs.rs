@@ -26,6 +26,7 @@ pub(super) fn record(domain: &DomainXml, xml: &str, settings: &ClusterSettings) 
         gaps: gaps(domain, settings),
         disks,
         networks: domain.networks.clone(),
+        on_doubt: domain.on_doubt,
     })
 }
 

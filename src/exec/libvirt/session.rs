@@ -12,7 +12,7 @@ use virt::domain::{Domain, MigrateParameters};
 use virt::error::{Error, ErrorNumber};
 use virt_sys as sys;
 
-use super::events::{abort_job, checkpoints};
+use super::events::{abort_job, checkpoints, is_busy};
 use super::failure::{failure, not_running};
 use super::state::state_of;
 use super::xml::MARK;
@@ -174,6 +174,7 @@ fn info(domain: &Domain, pids: &Path) -> Result<DomainInfo, Error> {
         // Asked of a domain that has no definition on disk, these two are errors.
         autostart: persistent && domain.get_autostart()?,
         managed_save: persistent && domain.has_managed_save(0)?,
+        busy: active && is_busy(domain),
         xml: domain.get_xml_desc(flags)?,
         pid: if active { pid(pids, &name) } else { None },
         name,

@@ -14,13 +14,15 @@ use quick_xml::reader::Reader;
 use uuid::Uuid;
 
 use super::needs;
-use crate::types::settings::ClusterSettings;
+use crate::types::settings::{ClusterSettings, OnDoubt};
 use crate::types::{Generation, VmId, VmRecord};
 
 /// Namespace of the element in a running domain's metadata that says under which generation it runs.
 pub const MARK: &str = "urn:mainstay:claim:1";
 /// Longest definition, as in a protection record.
 pub const XML_MAX: usize = 256 * 1024;
+/// Namespace of Mainstay's metadata: `<m:policy xmlns:m='urn:mainstay:vm:1' on-doubt='pause|run-until-stop'/>`.
+pub const POLICY: &str = "urn:mainstay:vm:1";
 /// Deepest nesting.
 const DEPTH_MAX: usize = 64;
 /// Disks of one domain; libvirt itself runs out of addresses before.
@@ -111,6 +113,8 @@ pub struct DomainXml {
     pub shares: Vec<String>,
     /// Devices of the host are passed through.
     pub hostdevs: bool,
+    /// Mainstay's own metadata: what is done in doubt.
+    pub on_doubt: Option<OnDoubt>,
     /// The generation that it runs, or was saved, under.
     pub mark: Option<Generation>,
 }
@@ -154,6 +158,15 @@ pub fn parse(xml: &str) -> Result<DomainXml, BadXml> {
 /// When the definition cannot be read, or no disk is on a datastore.
 pub fn record(xml: &str, settings: &ClusterSettings) -> Result<VmRecord, BadXml> {
     needs::record(&parse(xml)?, xml, settings)
+}
+
+/// A word of the metadata; one that is not known counts as unsaid.
+fn on_doubt(word: &str) -> Option<OnDoubt> {
+    match word {
+        "pause" => Some(OnDoubt::Pause),
+        "run-until-stop" => Some(OnDoubt::RunUntilStop),
+        _ => None,
+    }
 }
 
 /// Under which generation the memory of this image ran; none if its definition does not say.
@@ -211,12 +224,8 @@ impl Parser {
             }
             ["domain", "os", "nvram", "source"] => self.found.nvram = source(element)?.map(|(path, _)| path),
             ["domain", "metadata", name] => {
-                let prefix = name.strip_suffix(":claim");
-                let space = prefix.map_or("xmlns".to_owned(), |prefix| format!("xmlns:{prefix}"));
-                if (prefix.is_some() || *name == "claim") && attribute(element, &space)?.as_deref() == Some(MARK) {
-                    self.found.mark =
-                        attribute(element, "generation")?.and_then(|text| text.parse().ok()).map(Generation);
-                }
+                let name = (*name).to_owned();
+                self.metadata(&name, element)?;
             }
             ["domain", "devices", "disk"] => {
                 let device = attribute(element, "device")?;
@@ -252,6 +261,24 @@ impl Parser {
                 }
             }
             ["domain", "devices", "hostdev"] => self.found.hostdevs = true,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// What we, or people for us, have written: an element counts if it is in our namespace.
+    fn metadata(&mut self, name: &str, element: &BytesStart<'_>) -> Result<(), BadXml> {
+        let (space, name) = match name.split_once(':') {
+            Some((prefix, name)) => (format!("xmlns:{prefix}"), name),
+            None => ("xmlns".to_owned(), name),
+        };
+        match (name, attribute(element, &space)?.as_deref()) {
+            ("claim", Some(MARK)) => {
+                self.found.mark = attribute(element, "generation")?.and_then(|text| text.parse().ok()).map(Generation);
+            }
+            ("policy", Some(POLICY)) => {
+                self.found.on_doubt = attribute(element, "on-doubt")?.and_then(|word| on_doubt(&word));
+            }
             _ => {}
         }
         Ok(())

@@ -298,6 +298,22 @@ proptest! {
 }
 
 #[test]
+fn the_policy_stands_in_our_own_metadata() {
+    let with = |metadata: &str| small("", "").replace("<os>", &format!("<metadata>{metadata}</metadata><os>"));
+    let table = [
+        ("<m:policy xmlns:m='urn:mainstay:vm:1' on-doubt='run-until-stop'/>", Some(OnDoubt::RunUntilStop)),
+        ("<mainstay:policy xmlns:mainstay='urn:mainstay:vm:1' on-doubt='pause'/>", Some(OnDoubt::Pause)),
+        ("<m:policy xmlns:m='urn:mainstay:vm:1' on-doubt='dance'/>", None),
+        ("<m:policy xmlns:m='urn:other' on-doubt='pause'/>", None),
+        ("<policy on-doubt='pause'/>", None),
+        ("", None),
+    ];
+    for (metadata, expected) in table {
+        assert_eq!(parse(&with(metadata)).map(|domain| domain.on_doubt), Ok(expected), "{metadata}");
+    }
+}
+
+#[test]
 fn a_running_domain_says_its_generation() {
     let with = |metadata: &str| mark(&WEB1.replacen("<metadata>", &format!("<metadata>{metadata}"), 1));
     let table = [

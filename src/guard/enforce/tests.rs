@@ -77,7 +77,7 @@ fn a_strike_allocates_nothing_and_stops_what_is_due() {
         assert!(clock::now().since(begun) < Duration::from_secs(10));
         std::thread::sleep(Duration::from_millis(1));
     }
-    assert!(std::fs::read_to_string(format!("/proc/{}/stat", other.0.id())).unwrap().contains(") S"));
+    assert!(!std::fs::read_to_string(format!("/proc/{}/stat", other.0.id())).unwrap().contains(") T"));
     // Half of the reserve later the parent would act; nothing runs on the third lease, so it is no promise.
     let grace = Duration::from_millis(100);
     assert_eq!((first, second), (Time(1000) + grace, Time(2000) + grace));

@@ -3,7 +3,7 @@
 use super::{Hold, Part, Phase, ProcessKey, Qemu, Row, Table};
 use crate::mutants::{Mutant, planted};
 use crate::types::guard::Purpose;
-use crate::types::{DatastoreId, Over, Tenure, Time, VmId};
+use crate::types::{Counter, DatastoreId, Over, Tenure, Time, VmId};
 
 /// What the enforcing thread must do to one QEMU.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -62,28 +62,28 @@ impl Table {
         false
     }
 
-    /// The exit of a QEMU was seen. `clean(home)`: this host's own path to that home works.
-    pub fn exited(&mut self, vm: VmId, key: ProcessKey, clean: impl Fn(DatastoreId) -> bool) {
+    /// The exit of a QEMU was seen. `last`: every beat above it is begun later. `works`: this host's own path to that
+    /// datastore works.
+    pub fn exited(&mut self, vm: VmId, key: ProcessKey, last: Counter, works: impl Fn(DatastoreId) -> bool) {
         if self.qemus.get(&vm).is_none_or(|qemu| qemu.key != key) {
             return;
         }
         self.qemus.remove(&vm);
         let tenures: Vec<Tenure> = self.rows_of(vm).map(|(at, _)| at).collect();
         for tenure in tenures {
-            let row = self.row(tenure);
-            let exited = row.exited(clean(row.home));
-            match &mut row.phase {
-                Phase::Running { to: Some(to) } => {
-                    let to = *to;
-                    self.end(tenure, Over::HandedTo(to));
+            match self.row(tenure).phase {
+                Phase::Running { to } => {
+                    let why = self.drain(tenure, to, last, &works);
+                    self.end(tenure, why);
                 }
-                Phase::Running { to: None } | Phase::Incoming { .. } | Phase::Expected { .. } => {
-                    self.end(tenure, exited);
+                Phase::Incoming { .. } | Phase::Expected { .. } => {
+                    let why = self.drain(tenure, None, last, &works);
+                    self.end(tenure, why);
                 }
                 // It stood; now it is gone for good, which says more.
-                Phase::Over { why: why @ Over::Lapsed, unsaid, .. } => {
-                    *why = exited;
-                    *unsaid = None;
+                Phase::Over { why: Over::Lapsed, order, .. } => {
+                    let why = self.drain(tenure, None, last, &works);
+                    self.row(tenure).phase = Phase::Over { why, unsaid: None, order };
                     self.changed(tenure);
                 }
                 Phase::Over { .. } => self.changed(tenure),

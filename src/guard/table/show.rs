@@ -1,5 +1,7 @@
 //! What the table tells: reports for the agent, VM lists for datastores, and the rows kept for `--stop-all`.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::{Hold, Part, Phase, ProcessKey, Qemu, Row, Table};
@@ -29,6 +31,9 @@ pub struct KeptRow {
     pub state: VmState,
     /// Its claim was confirmed once and it ran.
     pub ran: bool,
+    /// Where its QEMU writes, besides its home.
+    #[serde(default)]
+    pub writes: BTreeSet<DatastoreId>,
     /// A QEMU was seen.
     pub seen: bool,
     /// The tenure is another host's.
@@ -84,6 +89,7 @@ impl Table {
             name: row.name.clone(),
             home: row.home,
             state: row.state(),
+            writes: row.writes.clone(),
             ran: row.ran,
             seen: row.seen,
             foreign: row.foreign,
@@ -97,8 +103,9 @@ impl Table {
     /// that is still alive; a row whose process is gone has exited. Nobody watched meanwhile, so nothing of it can be
     /// said to have never started, and nothing that comes up for it is killed.
     pub fn restore(&mut self, kept: KeptRow, process: Option<ProcessKey>) {
-        let KeptRow { tenure, name, home, state, ran, seen, foreign, part, process: had } = kept;
+        let KeptRow { tenure, name, home, state, writes, ran, seen, foreign, part, process: had } = kept;
         let why = match state {
+            VmState::Over(Over::Draining) => Over::Exited { clean: false }, // Nobody watched its paths since.
             VmState::Over(why) => why,
             VmState::Expected | VmState::Running | VmState::Incoming => Over::Lapsed,
         };
@@ -118,7 +125,7 @@ impl Table {
             Part::None | Part::Source { .. } => part,
         };
         let row = Row::new(name, home, Epoch::default(), phase);
-        self.insert(tenure, Row { seen, ran, foreign, part, ..row });
+        self.insert(tenure, Row { seen, ran, foreign, part, writes, ..row });
         if let Some(key) = process {
             self.qemus.insert(tenure.vm, Qemu { key, hold: Hold::Free, doomed: None, killed: false });
         }
@@ -130,6 +137,10 @@ impl Table {
     pub fn carry_on(&mut self) {
         self.carried_on = true;
         self.rows.values_mut().filter(|row| !row.seen).for_each(|row| row.starts = false);
+        // A target may have run unseen: were that called "never started", the source's memory would meet newer disks.
+        for row in self.rows.values_mut().filter(|row| matches!(row.part, Part::Target { .. })) {
+            row.part = Part::Target { ran: true };
+        }
         let vms: Vec<_> = self.qemus.keys().copied().collect();
         for vm in vms {
             let may_run = self.may_run(vm);

@@ -1,10 +1,13 @@
 use super::*;
+use crate::types::Counter;
 
 pub(super) const HOME: DatastoreId = DatastoreId(uuid::Uuid::from_u128(0xd1));
-const OTHER_HOME: DatastoreId = DatastoreId(uuid::Uuid::from_u128(0xd2));
+pub(super) const OTHER_HOME: DatastoreId = DatastoreId(uuid::Uuid::from_u128(0xd2));
 pub(super) const EPOCH: Epoch = Epoch { incarnation: crate::types::Incarnation(3), lapses: 0 };
 pub(super) const QEMU: ProcessKey = ProcessKey { pid: 100, started: 7 };
-const LATER: ProcessKey = ProcessKey { pid: 200, started: 8 };
+pub(super) const LATER: ProcessKey = ProcessKey { pid: 200, started: 8 };
+/// Of the last beat before an exit.
+pub(super) const LAST: Counter = Counter(70);
 
 pub(super) fn vm() -> VmId {
     VmId(uuid::Uuid::from_u128(1))
@@ -20,7 +23,15 @@ pub(super) fn tenure(generation: u64) -> Tenure {
 
 pub(super) fn expect(table: &mut Table, generation: u64, purpose: Purpose) -> Result<(), Refusal> {
     let tenure = tenure(generation);
-    table.expect(Expected { tenure, name: "web".into(), home: HOME, epoch: EPOCH, deadline: at(1000), purpose })
+    table.expect(Expected {
+        tenure,
+        name: "web".into(),
+        home: HOME,
+        epoch: EPOCH,
+        deadline: at(1000),
+        purpose,
+        writes: vec![],
+    })
 }
 
 pub(super) fn claimed(table: &mut Table, generation: u64) -> Result<(), Refusal> {
@@ -54,7 +65,7 @@ pub(super) fn state(table: &Table, generation: u64) -> Option<VmState> {
     table.views().find(|row| row.tenure == tenure(generation)).map(|row| row.state)
 }
 
-fn stopped(table: &Table) -> bool {
+pub(super) fn stopped(table: &Table) -> bool {
     table.views().any(|row| row.stopped)
 }
 
@@ -68,7 +79,7 @@ pub(super) fn running(generation: u64) -> Table {
     table
 }
 
-fn lapsed(generation: u64) -> Table {
+pub(super) fn lapsed(generation: u64) -> Table {
     let mut table = running(generation);
     table.lapse(HOME);
     assert_eq!(enforce(&mut table), "stop");
@@ -199,8 +210,8 @@ fn a_start_that_came_up_but_was_not_confirmed_dies() {
     appeared(&mut table, QEMU);
     table.deadlines(at(1000));
     assert_eq!(enforce(&mut table), "stop kill");
-    table.exited(vm(), QEMU, |_| true);
-    assert_eq!(state(&table, 5), Some(VmState::Over(Over::Exited { clean: true })));
+    table.exited(vm(), QEMU, LAST, |_| true);
+    assert_eq!(state(&table, 5), Some(VmState::Over(Over::Draining)));
 }
 
 #[test]
@@ -290,6 +301,7 @@ fn rows_on_two_homes_never_vouch_for_each_other() {
         epoch: EPOCH,
         deadline: at(1000),
         purpose: Purpose::Adopt,
+        writes: vec![],
     };
     table.expect(new).unwrap();
     let mut late = table.clone();
@@ -301,24 +313,69 @@ fn rows_on_two_homes_never_vouch_for_each_other() {
 }
 
 #[test]
-fn exits_say_how_and_a_handover_names_the_receiver() {
+fn an_exit_is_clean_only_after_a_beat_that_was_begun_after_it() {
     let to = HostId(uuid::Uuid::from_u128(9));
+    let over = |why| Some(VmState::Over(why));
     let mut table = running(5);
-    table.exited(vm(), LATER, |_| true);
+    table.exited(vm(), LATER, LAST, |_| true);
     assert_eq!(state(&table, 5), Some(VmState::Running), "another process");
-    table.exited(vm(), QEMU, |home| home != HOME);
-    assert_eq!(state(&table, 5), Some(VmState::Over(Over::Exited { clean: false })));
+    table.exited(vm(), QEMU, LAST, |_| true);
+    assert_eq!(state(&table, 5), over(Over::Draining), "over is said at once");
+    assert!(table.drains_on(HOME) && !table.drains_on(OTHER_HOME));
+    table.landed(HOME, LAST);
+    table.landed(OTHER_HOME, LAST.next());
+    table.lost(|home| home == HOME);
+    assert_eq!(state(&table, 5), over(Over::Draining), "a beat begun before, or on another datastore, says nothing");
+    let mut broken = table.clone();
+    table.landed(HOME, LAST.next());
+    assert_eq!(state(&table, 5), over(Over::Exited { clean: true }));
     table.hand_over(tenure(5), to).unwrap();
-    assert_eq!(state(&table, 5), Some(VmState::Over(Over::HandedTo(to))), "the word came after the exit");
+    assert_eq!(state(&table, 5), over(Over::HandedTo(to)), "the word came after the exit");
+    broken.hand_over(tenure(5), to).unwrap();
+    broken.lost(|home| home != HOME);
+    broken.landed(HOME, LAST.next());
+    assert_eq!(state(&broken, 5), over(Over::Exited { clean: false }), "its path broke meanwhile");
+    assert!(broken.hand_over(tenure(5), to).is_err(), "what was under way may still land");
     let mut table = running(5);
-    table.hand_over(tenure(5), to).unwrap();
-    assert_eq!(state(&table, 5), Some(VmState::Running));
-    table.exited(vm(), QEMU, |_| true);
-    assert_eq!(state(&table, 5), Some(VmState::Over(Over::HandedTo(to))));
-    assert!(lapsed(5).hand_over(tenure(5), to).is_err(), "it stands here with its memory");
+    table.exited(vm(), QEMU, LAST, |home| home != HOME);
+    assert_eq!(state(&table, 5), over(Over::Exited { clean: false }), "its path did not work");
     let mut table = lapsed(5);
-    table.exited(vm(), QEMU, |_| true);
-    assert_eq!(state(&table, 5), Some(VmState::Over(Over::Exited { clean: true })), "says more than lapsed");
+    table.exited(vm(), QEMU, LAST, |_| true);
+    assert_eq!(state(&table, 5), over(Over::Draining), "says more than lapsed");
+    let mut again = Table::default();
+    again.restore(table.kept(|_| None)[0].clone(), None);
+    assert_eq!(state(&again, 5), over(Over::Exited { clean: false }), "nobody watched meanwhile");
+}
+
+#[test]
+fn a_handover_names_the_receiver_once_all_that_it_wrote_has_landed() {
+    let to = HostId(uuid::Uuid::from_u128(9));
+    let mut table = Table::default();
+    let new = Expected {
+        tenure: tenure(5),
+        name: "web".into(),
+        home: HOME,
+        epoch: EPOCH,
+        deadline: at(1000),
+        purpose: Purpose::Start,
+        writes: vec![OTHER_HOME],
+    };
+    table.expect(new).unwrap();
+    claimed(&mut table, 5).unwrap();
+    appeared(&mut table, QEMU);
+    // Re-claimed: the same process, which still has open what it had.
+    table.lapse(HOME);
+    enforce(&mut table);
+    expect(&mut table, 6, Purpose::Reclaim).unwrap();
+    claimed(&mut table, 6).unwrap();
+    table.hand_over(tenure(6), to).unwrap();
+    assert_eq!(state(&table, 6), Some(VmState::Running));
+    table.exited(vm(), QEMU, LAST, |_| true);
+    table.landed(HOME, LAST.next());
+    assert_eq!(state(&table, 6), Some(VmState::Over(Over::Draining)));
+    table.landed(OTHER_HOME, LAST.next());
+    assert_eq!(state(&table, 6), Some(VmState::Over(Over::HandedTo(to))));
+    assert!(lapsed(5).hand_over(tenure(5), to).is_err(), "it stands here with its memory");
 }
 
 #[test]
@@ -353,7 +410,7 @@ fn an_incoming_copy_waits_and_becomes_ours_by_its_own_claim() {
     failed.deadlines(at(1000));
     assert_eq!(enforce(&mut failed), "stop kill");
     assert!(incoming(&mut failed).is_err(), "still there");
-    failed.exited(vm(), QEMU, |_| true);
+    failed.exited(vm(), QEMU, LAST, |_| true);
     incoming(&mut failed).unwrap();
     assert!(incoming(&mut running(5)).is_err(), "this host is the owner");
 }
@@ -384,7 +441,7 @@ fn a_restored_row_is_over_and_its_qemu_is_stopped() {
 #[test]
 fn what_appears_for_a_row_that_is_over_is_stopped() {
     let mut table = running(5);
-    table.exited(vm(), QEMU, |_| true);
+    table.exited(vm(), QEMU, LAST, |_| true);
     appeared(&mut table, LATER);
     assert_eq!(enforce(&mut table), "stop", "it ran here once: an agent may claim it");
     assert!(table.take_reports().iter().any(|report| matches!(report, crate::types::guard::GuardReport::Alarm(_))));
@@ -403,6 +460,7 @@ fn the_table_is_bounded_and_the_oldest_that_is_over_goes_first() {
         epoch: EPOCH,
         deadline: at(1000),
         purpose: Purpose::Start,
+        writes: vec![],
     };
     for n in 0..MAX_ROWS as u64 {
         table.expect(new(n)).unwrap();
@@ -415,74 +473,4 @@ fn the_table_is_bounded_and_the_oldest_that_is_over_goes_first() {
     let list = table.list(HOME);
     assert_eq!(list.len(), MAX_VMS_PER_HOST);
     assert!(list.iter().all(|entry| entry.state == VmState::Expected), "living rows first");
-}
-
-/// As the next guard finds it.
-fn carried(table: &Table) -> Table {
-    let bytes = postcard::to_stdvec(table).unwrap();
-    let mut next: Table = postcard::from_bytes(&bytes).unwrap();
-    next.carry_on();
-    next
-}
-
-#[test]
-fn the_next_guard_lifts_what_may_run_and_stops_what_may_not() {
-    let mut table = Table::default();
-    expect(&mut table, 1, Purpose::Start).unwrap();
-    claimed(&mut table, 1).unwrap();
-    appeared(&mut table, QEMU);
-    enforce(&mut table);
-    // `--stop-all` may have stopped it, and a lift does nothing to one that runs.
-    let mut next = carried(&table);
-    assert_eq!(enforce(&mut next), "lift");
-    assert_eq!((state(&next, 1), stopped(&next)), (Some(VmState::Running), false));
-    assert_eq!(enforce(&mut next), "");
-    // Its lease ended meanwhile.
-    let mut next = carried(&table);
-    next.lapse(HOME);
-    assert_eq!(enforce(&mut next), "");
-    assert_eq!((state(&next, 1), stopped(&next)), (Some(VmState::Over(Over::Lapsed)), true));
-    // The last guard died between the lapse and the signal.
-    table.lapse(HOME);
-    assert_eq!(table.reconcile().len(), 1);
-    let mut next = carried(&table);
-    assert_eq!(state(&next, 1), Some(VmState::Running), "not said before it stands");
-    assert_eq!(enforce(&mut next), "stop");
-    assert_eq!(state(&next, 1), Some(VmState::Over(Over::Lapsed)));
-    assert_eq!(enforce(&mut carried(&next)), "", "what stands goes on standing");
-}
-
-#[test]
-fn what_came_up_while_nobody_watched_is_lifted_if_it_may_run() {
-    let mut table = Table::default();
-    expect(&mut table, 1, Purpose::Start).unwrap();
-    let mut unconfirmed = carried(&table);
-    appeared(&mut unconfirmed, QEMU);
-    assert_eq!(enforce(&mut unconfirmed), "stop");
-    claimed(&mut table, 1).unwrap();
-    let mut next = carried(&table);
-    appeared(&mut next, QEMU);
-    assert_eq!(enforce(&mut next), "lift");
-    assert_eq!(state(&next, 1), Some(VmState::Running));
-    // One that did not come up by its deadline may have been there unseen.
-    let mut next = carried(&table);
-    next.deadlines(at(3000));
-    next.absent(vm());
-    assert_eq!(state(&next, 1), Some(VmState::Over(Over::Lapsed)), "never started cannot be said");
-}
-
-#[test]
-fn what_was_struck_before_the_table_was_asked_is_lifted_if_it_may_run() {
-    let mut table = Table::default();
-    expect(&mut table, 1, Purpose::Start).unwrap();
-    claimed(&mut table, 1).unwrap();
-    appeared(&mut table, QEMU);
-    assert_eq!(table.runs().collect::<Vec<_>>(), [(HOME, QEMU)]);
-    table.struck(QEMU);
-    assert_eq!(enforce(&mut table), "lift", "the lease was renewed at that very moment");
-    table.struck(QEMU);
-    table.lapse(HOME);
-    assert_eq!(table.runs().count(), 0);
-    assert_eq!(enforce(&mut table), "");
-    assert!(stopped(&table));
 }

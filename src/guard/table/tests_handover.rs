@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use super::tests::{EPOCH, HOME, QEMU, appeared, at, claimed, enforce, expect, running, state, tenure, vm};
+use super::tests::{EPOCH, HOME, LAST, QEMU, appeared, at, claimed, enforce, expect, running, state, tenure, vm};
 use super::*;
 
 fn ms(millis: u64) -> Duration {
@@ -51,13 +51,15 @@ fn a_source_runs_until_the_switch_and_is_stopped_after_it() {
     sample(&mut table, 905, 1610, false);
     sample(&mut table, 905, 1700, false);
     assert_eq!((enforce(&mut table).as_str(), state(&table, 5)), ("", Some(VmState::Running)));
-    sample(&mut table, 907, 1710, false);
+    sample(&mut table, 912, 1705, false);
+    assert_eq!(enforce(&mut table), "", "a QEMU that ends does that, too");
+    sample(&mut table, 914, 1710, false);
     assert_eq!((enforce(&mut table).as_str(), over(&table)), ("stop", Some(Over::Lapsed)));
     assert_eq!(table.watched().count(), 0);
     table.discard(tenure(5)).unwrap();
     assert_eq!(enforce(&mut table), "kill");
-    table.exited(vm(), QEMU, |_| true);
-    assert_eq!(over(&table), Some(Over::Exited { clean: true }));
+    table.exited(vm(), QEMU, LAST, |_| true);
+    assert_eq!(over(&table), Some(Over::Draining));
 }
 
 #[test]
@@ -79,14 +81,14 @@ fn only_a_copy_that_never_ran_never_started() {
     let mut table = target();
     sample(&mut table, 3, 700, false);
     sample(&mut table, 3, 710, false);
-    table.exited(vm(), QEMU, |_| true);
+    table.exited(vm(), QEMU, LAST, |_| true);
     assert_eq!(over(&table), Some(Over::NeverStarted));
 
     let mut table = target();
     sample(&mut table, 3, 700, false);
     sample(&mut table, 9, 710, false);
     assert_eq!(table.watched().count(), 0, "it has run: nothing more is to be found out");
-    table.exited(vm(), QEMU, |_| false);
+    table.exited(vm(), QEMU, LAST, |_| false);
     assert_eq!(over(&table), Some(Over::Exited { clean: false }));
 }
 
@@ -99,7 +101,7 @@ fn a_copy_that_lapses_before_it_ran_is_killed_and_never_started() {
     assert_eq!(over(&table), None, "lapsed would mean that it may have run");
     sample(&mut table, 3, 720, false);
     assert_eq!(enforce(&mut table), "kill");
-    table.exited(vm(), QEMU, |_| true);
+    table.exited(vm(), QEMU, LAST, |_| true);
     assert_eq!(over(&table), Some(Over::NeverStarted));
 
     // One that began to run in its last moments keeps what it has.
@@ -125,7 +127,7 @@ fn a_copy_that_lapses_before_it_ran_is_killed_and_never_started() {
     let mut table = target();
     table.discard(tenure(5)).unwrap();
     assert_eq!(enforce(&mut table), "stop kill");
-    table.exited(vm(), QEMU, |_| true);
+    table.exited(vm(), QEMU, LAST, |_| true);
     assert_eq!(over(&table), Some(Over::NeverStarted));
 }
 
@@ -173,6 +175,21 @@ fn a_new_guard_does_not_know_whether_an_incoming_copy_ran() {
     assert_eq!(enforce(&mut table), "");
     table.discard(tenure(5)).unwrap();
     assert_eq!(enforce(&mut table), "kill");
-    table.exited(vm(), QEMU, |_| true);
-    assert_eq!(over(&table), Some(Over::Exited { clean: true }));
+    table.exited(vm(), QEMU, LAST, |_| true);
+    assert_eq!(over(&table), Some(Over::Draining));
+}
+
+#[test]
+fn the_next_guard_of_a_carried_table_does_not_know_either() {
+    let bytes = postcard::to_stdvec(&target()).unwrap();
+    let mut next: Table = postcard::from_bytes(&bytes).unwrap();
+    next.carry_on();
+    // It dies before any guard has seen a vCPU move; it may have run while none was there.
+    next.exited(vm(), QEMU, LAST, |_| true);
+    let said = over(&next);
+    assert!(said.is_some() && said != Some(Over::NeverStarted), "{said:?}");
+    // The one that was watched all the time says so.
+    let mut watched = target();
+    watched.exited(vm(), QEMU, LAST, |_| true);
+    assert_eq!(over(&watched), Some(Over::NeverStarted));
 }

@@ -188,6 +188,7 @@ fn vm_record(n: u64) -> VmRecord {
         disks: Vec::new(),
         networks: Vec::new(),
         gaps: Vec::new(),
+        on_doubt: None,
     }
 }
 

@@ -255,7 +255,7 @@ fn one_who_knows_the_slots_goes_on_with_them() {
     let dying = dying.unwrap();
     let slot = dying.writing.unwrap();
     let mut next = open(&dying);
-    assert!(next.book.scratch_first());
+    assert_eq!(next.book.scratches(), 1);
     let written = next.write(&beat(0, 1, 22), now).unwrap();
     assert_ne!(written.slot, usize::from(slot));
     assert_eq!(next.own().unwrap().newest.unwrap().resting, 0b11 | 1 << slot);

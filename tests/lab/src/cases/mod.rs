@@ -171,10 +171,19 @@ pub const ALL: &[Case] = &[
     case("cut-master", "the same for the master; after healing one master within 2 beats", cut::master),
     case(
         "storage-hangs",
-        "the storage hangs 20 s for all: nothing is taken, all run again within 2 s",
+        "the storage hangs 20 s (--full: 60 s) for all: nothing is taken, all run again within 2 s",
         storage::hangs_for_all,
     ),
-    case("storage-hangs-one", "the storage hangs for one host that is heard: nothing is taken", storage::hangs_for_one),
+    case(
+        "storage-hangs-one",
+        "the storage hangs for one host that is heard: nothing is taken, paused or stopped",
+        storage::hangs_for_one,
+    ),
+    case(
+        "resume-after-lapse",
+        "virsh resume of a VM whose lease lapsed: stays stopped, with the reason",
+        storage::resume_held,
+    ),
     case("storage-full", "the storage is full: nothing is taken or killed, all run again", storage::full),
     case("kill-subordinate", "3 VMs run on survivors within 8 s", kill::subordinate),
     case("kill-master", "3 VMs of the master's host run on survivors within 10 s", kill::master),

@@ -177,7 +177,7 @@ impl Ground {
         Ok(())
     }
 
-    /// Gives every host a fence device, or takes them all away; what one said of a living host is forgiven.
+    /// Gives every host a fence device, or takes them all away.
     fn set_power(&self, host: &Host, setting: Setting) -> Result<()> {
         power::set(power::Behaviour::Works)?;
         let had = if self.setting.is_some_and(|old| old.power == setting.power) {

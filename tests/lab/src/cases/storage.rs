@@ -4,6 +4,7 @@
 //!  hangs for all     every lease lapses, nobody may take; with the first answer owners re-claim and go on
 //!  hangs for one     the others attest its counter: its lease stands, its VMs only wait for their disks
 //!  full              beats fail, guests get ENOSPC and are paused; room again: they go on
+//!                    a person resumes one meanwhile: the guard's stop stands, and the agent says why
 //! ```
 
 use std::time::Duration;
@@ -12,12 +13,15 @@ use anyhow::{Result, bail};
 
 use super::Ground;
 use super::ground::seconds;
+use crate::agents;
 use crate::host::Host;
 use crate::judge::Moment;
 use crate::lab::wait;
 use crate::storage::Fault;
 
 const HANG: Duration = Duration::from_secs(20);
+/// With `--full`.
+const HANG_FULL: Duration = Duration::from_secs(60);
 const FULL: Duration = Duration::from_secs(12);
 const GOES_ON: Duration = Duration::from_secs(2);
 /// Writes in a row after which a guest surely runs: the first may be one that was held.
@@ -25,12 +29,14 @@ const WRITES: usize = 3;
 
 pub fn hangs_for_all(ground: &mut Ground) -> Result<()> {
     let hosts = ground.hosts();
-    strike(ground, &hosts, Fault::Hang, HANG, |_| Ok(()))
+    let time = if ground.full { HANG_FULL } else { HANG };
+    strike(ground, &hosts, Fault::Hang, time, |_| Ok(()))
 }
 
 pub fn hangs_for_one(ground: &mut Ground) -> Result<()> {
     let victim = ground.subordinate()?;
     let name = victim.name();
+    let from = Moment::now();
     strike(ground, &[victim], Fault::Hang, HANG, |ground| {
         let other = ground.others(&[victim])[0];
         let what = format!("{name} to be seen without storage");
@@ -38,6 +44,36 @@ pub fn hangs_for_one(ground: &mut Ground) -> Result<()> {
             view.host(&name).is_some_and(|host| host.verdict == "storage-lost")
         });
         seen.map(drop)
+    })?;
+    let notes = agents::all_notes(&ground.hosts_on(), Moment::now().since(from));
+    let touched =
+        |note: &&agents::Note| from <= note.at() && ["vm-doubt", "vm-stopped-by-guard"].contains(&&*note.kind);
+    if let Some(note) = notes.iter().find(touched) {
+        bail!("its lease stands by the others' word, and still: {}", note.text);
+    }
+    Ok(())
+}
+
+pub fn resume_held(ground: &mut Ground) -> Result<()> {
+    let guest = super::GUESTS[0].to_owned();
+    let (id, host) = (ground.id(&guest), ground.host_of(&guest)?);
+    let hosts = ground.hosts();
+    strike(ground, &hosts, Fault::Enospc, FULL, |ground| {
+        let what = format!("{guest} to be stopped by the guard, with the reason");
+        ground.wait_view_of(&host, &what, Duration::from_secs(10), |view| {
+            let vm = view.vm(&guest).filter(|vm| vm.state == "stopped-by-guard");
+            vm.is_some_and(|vm| vm.why.as_ref().is_some_and(|why| why.contains("virsh resume")))
+        })?;
+        let asked = ground.judges()?.mark(&format!("virsh resume {guest}"));
+        // It waits for a process that stands: its answer does not come.
+        drop(agents::ask(&host, Duration::from_secs(1), &["virsh", "-q", "resume", &guest]));
+        let held = |note: &agents::Note| note.kind == "vm-resume-held" && note.vm.as_deref() == Some(&*guest);
+        let note = ground.wait_note(asked, "the resume in vain", Duration::from_secs(5), held)?;
+        ground.figure(format!("told {} later", seconds(note.at().since(asked))));
+        if ground.judges()?.executed(id, asked).is_some() {
+            bail!("{guest} executed after its lease had lapsed");
+        }
+        Ok(())
     })
 }
 

@@ -4,7 +4,7 @@
 //!  each 20 ms (1 ms after a thaw):  Finder ─► new QEMUs ─► Copy
 //!                                   sample of every live one ─► Copy::add
 //!
-//!  old copy   ▁▁▁▁▁▁▁▁▁▁▁▁▁▁─────── frozen ───────▁ ✕      gained after the new one began: at most LAG,
+//!  old copy   ▁▁▁▁▁▁▁▁▁▁▁▁▁▁─────── frozen ───────▁ ✕      gained after the new one began: at most LAG (6 ms if it ended),
 //!  new copy                        ▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁▁      and 20 ms if its host was thawed meanwhile
 //!                                  ▲
 //!                                  first_ran
@@ -32,6 +32,10 @@ const CLOSE_PERIOD: Duration = Duration::from_millis(1);
 const CLOSE_TIME: Duration = Duration::from_secs(2);
 /// What an old copy may gain after a thaw, since guard and vCPU wake together.
 const THAW_ALLOWANCE: Duration = Duration::from_millis(20);
+
+/// What the vCPU threads of a QEMU spend when it ends, without executing the guest (TCG; a paused one was seen to take
+/// 4.5 ms). After `virsh migrate` that happens when the target runs already.
+const ENDING: Duration = Duration::from_millis(6);
 
 /// When and where a VM began to execute.
 #[derive(Clone, Debug, Serialize)]
@@ -188,6 +192,7 @@ impl Seen {
         let thawed = self.thaws.iter().find(|(host, at)| *host == old.host && began <= *at);
         let allowed = match thawed {
             Some((_, at)) if gained.saturating_sub(old.gained_after(*at)) <= LAG => THAW_ALLOWANCE,
+            Some(_) | None if old.gone.is_some() => ENDING,
             Some(_) | None => LAG,
         };
         (allowed < gained).then(|| {
