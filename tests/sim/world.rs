@@ -23,6 +23,9 @@ use super::network::Links;
 use super::people::Waiter;
 use super::power::{Switch, device};
 
+/// Items in one simulated second: far more than nine hosts have reason for.
+const EVENTS_MAX: u32 = 300_000;
+
 /// Index of a host in the world.
 pub type H = usize;
 
@@ -157,6 +160,8 @@ pub struct World {
     /// Nanoseconds of the world's time.
     pub now: u64,
     order: u64,
+    /// The present second, and how many items happened in it.
+    second: (u64, u32),
     /// How many events have happened.
     pub events: u64,
     /// Rises whenever a copy may have begun to run, or stopped.
@@ -250,6 +255,7 @@ impl World {
         let mut world = Self {
             now: 0,
             order: 0,
+            second: (0, 0),
             events: 0,
             changes: 0,
             lives: 0,
@@ -347,6 +353,15 @@ impl World {
         self.heap.push(Item { at: at.max(self.now), order: self.order, gate, work: Box::new(work) });
     }
 
+    /// Nobody may spin: in one simulated second not more happens than the largest cluster has reason for.
+    fn count_event(&mut self) {
+        let second = self.now / nanos(Duration::from_secs(1));
+        self.second = if self.second.0 == second { (second, self.second.1 + 1) } else { (second, 1) };
+        if self.second.1 == EVENTS_MAX {
+            self.violated(&format!("{EVENTS_MAX} things happen within a second: somebody spins"));
+        }
+    }
+
     /// Lets everything up to a time happen, or up to the first violation of an invariant.
     pub fn run_until(&mut self, until: u64) {
         while let Some(item) = self.heap.peek() {
@@ -355,6 +370,7 @@ impl World {
             }
             let item = self.heap.pop().expect("just seen");
             self.now = self.now.max(item.at);
+            self.count_event();
             self.happen(item);
         }
         self.now = self.now.max(until);

@@ -147,7 +147,8 @@ impl Core {
             .domains
             .get(&id)
             .is_some_and(|domain| domain.state == DomainState::Paused { by_io_error: false })
-            && self.underway.get(&id) == Some(&Underway::Pause); // What a person has paused stays so.
+            // By this agent in doubt, or by libvirt at a migration's switch. What a person has paused stays so.
+            && (self.underway.get(&id) == Some(&Underway::Pause) || self.paused_by_switch(id));
         if paused { self.resume(cx, id) } else { self.finish(cx, id) }
     }
 

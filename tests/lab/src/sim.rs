@@ -14,13 +14,8 @@ use anyhow::{Context, Result};
 
 use crate::packages;
 
-/// Minutes that `cargo lab test` gives to it.
-pub const SHARE_MINUTES: &str = "6";
-/// Seeds that `cargo lab test` asks for.
-pub const SHARE_SEEDS: &str = "20000";
-
 /// The simulator with these arguments.
-pub fn command(args: &[String]) -> Command {
+fn command(args: &[String]) -> Command {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let mut command = Command::new(cargo);
     command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."));

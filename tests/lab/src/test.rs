@@ -1,7 +1,7 @@
 //! `cargo lab test`: everything that CI runs; `cargo lab case`: named cases on the lab that is there.
 //!
 //! ```text
-//!  fmt ─► clippy ─► simulator ─► cargo test ─► lab anew ─► case, case, … ─► lab away ─► "N passed, M failed"
+//!  fmt ─► clippy ─► cargo test ─► lab anew ─► case, case, … ─► lab away ─► "N passed, M failed"
 //!  └── unless --skip-build-checks ──┘         └ prepare ─► run ─► judges ┘ ──failed──► target/lab-logs/CASE.txt
 //! ```
 //!
@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail};
 use crate::cases::{self, Case, Ground, report};
 use crate::command;
 use crate::lab::{Lab, Wish};
-use crate::{packages, product, sim};
+use crate::{packages, product};
 
 const HOSTS: u8 = 3;
 const NAME_COLUMNS: usize = 24;
@@ -111,7 +111,6 @@ pub fn run(selection: &Selection) -> Result<ExitCode> {
         score.step("fmt", || cargo(&["fmt", "--all", "--check"]).map(|_| Done::one(String::new())));
         let clippy = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
         score.step("clippy", || cargo(&clippy).map(|_| Done::one(String::new())));
-        score.step("simulator", || simulate(sim::SHARE_SEEDS, sim::SHARE_MINUTES));
         score.step("cargo test", || count(&cargo(&["test", "--workspace", "--no-fail-fast"])?));
     }
     let mut made = None;
@@ -185,13 +184,6 @@ fn run_case(ground: &mut Ground, case: &Case) -> Result<Done> {
         Ok(path) => bail!("{why}\nfigures: {figures}\nmore in {}", path.display()),
         Err(err) => bail!("{why}\nfigures: {figures}\nno report: {err:#}"),
     }
-}
-
-/// The simulator's bounded share; its last line says what it did.
-fn simulate(seeds: &str, minutes: &str) -> Result<Done> {
-    let args = ["--seeds", seeds, "--minutes", minutes].map(str::to_owned);
-    let output = command::check(&mut sim::command(&args))?;
-    Ok(Done::one(output.lines().last().unwrap_or_default().to_owned()))
 }
 
 /// Runs cargo on this source tree; gives what it printed.
