@@ -274,8 +274,11 @@ impl State {
         self.stores.values_mut().for_each(|store| store.lease.restart(incarnation));
         self.table.lapse_everything();
         self.say(format!("takes incarnation {incarnation}: a datastore showed one that is not lower"));
+        // The agent forgets all rows with a new incarnation.
         let hello = self.hello();
         self.report(hello);
+        let rows: Vec<_> = self.table.views().collect();
+        rows.into_iter().for_each(|row| self.report(GuardReport::Row(row)));
     }
 
     /// The agent's part of the beats, which also shows that it lives.
