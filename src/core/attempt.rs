@@ -149,6 +149,8 @@ const CALL: Duration = Duration::from_secs(20);
 const ADOPT_LIMIT: Duration = Duration::from_secs(10);
 /// Attempts that cannot claim are tried again after this.
 const RETRY: Duration = Duration::from_millis(500);
+/// A claim with an unknown outcome has landed after this, as far as anybody can tell.
+const LANDED: Duration = Duration::from_secs(60);
 
 impl Attempt {
     /// Whether it will take memory here that it does not have yet.
@@ -235,6 +237,10 @@ impl Core {
 
     /// The answer to an attempt's question; dropped if the attempt asks something else by now.
     pub(super) fn attempt_done(&mut self, cx: &mut Cx, id: VmId, ticket: Ticket, outcome: Outcome) {
+        let waits_for = self.vms.get(&id).and_then(|vm| vm.attempt.as_ref()).map(|attempt| attempt.ticket);
+        if waits_for != Some(ticket) && matches!(outcome, Outcome::Store(StoreAnswer::Created)) {
+            return self.list_claims(cx); // It was given up, and has come about all the same: somebody must act on it.
+        }
         let Some(attempt) = self.vms.get(&id).and_then(|vm| vm.attempt.as_ref()) else { return };
         if let (Stage::Reading, Outcome::Store(answer)) = (&attempt.stage, &outcome) {
             return self.hook_read(cx, id, ticket, answer.clone());

@@ -42,6 +42,8 @@ pub enum Timer {
     Power(HostId),
     /// Report to the master.
     Report,
+    /// A claim whose creation had an unknown outcome may have landed by now: claims are listed again.
+    Relist,
 }
 
 /// What an answer is for.

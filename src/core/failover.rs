@@ -152,7 +152,10 @@ impl Core {
         let new = owed(claim, proof);
         debts.extend(new.iter().map(|owner| Debt { host: owner.host, boot: owner.boot, datastore: claim.home }));
         let fenced = |debt: &&Debt| matches!(self.late_write(debt), LateWrite::Command { .. });
-        let debt = debts.iter().filter(fenced).find(|debt| self.runs_vms_on(debt.datastore, debt.host, now))?;
+        let debt = debts
+            .iter()
+            .filter(fenced)
+            .find(|debt| self.runs_vms_on(debt.datastore, debt.host, claim.tenure.vm, now))?;
         Some(debt.host)
     }
 

@@ -39,7 +39,7 @@ use super::note::Note;
 use crate::types::control::{Denial, HandoverOrder, Reply, Request};
 use crate::types::guard::{GuardOrder, RowView};
 use crate::types::settings::ForeignMigration;
-use crate::types::vm::{DomainAnswer, DomainChange, DomainFailure, DomainOrder, DomainState, OffReason};
+use crate::types::vm::{DomainAnswer, DomainChange, DomainFailure, DomainOrder, DomainState, OffReason, Underway};
 use crate::types::{
     Claim, ClaimReason, DatastoreId, Generation, Holder, HostId, Over, Owner, Proof, Tenure, VmId, VmState,
 };
@@ -112,6 +112,9 @@ impl Core {
         }
         if self.guard.rows.get(&claim.tenure).map(|row| row.state) != Some(VmState::Running) {
             return Err(Denial::Unable("its lease lapsed here, or it does not run".into()));
+        }
+        if self.underway.get(&order.claim.tenure.vm) == Some(&Underway::Pause) {
+            return Err(Denial::Unable("it is paused in doubt of its storage; try again in a moment".into()));
         }
         Ok(claim.home)
     }

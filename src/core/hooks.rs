@@ -33,8 +33,15 @@ impl Core {
 
     fn hook_prepare(&mut self, cx: &mut Cx, ask: AskId, id: VmId, name: &str, record: Recorded) {
         let ours = self.vm(id).attempt.as_ref().is_some_and(|attempt| matches!(attempt.stage, Stage::Starting));
-        if ours || self.vm(id).incoming.is_some() || self.comes_in(id) {
+        let migrates = std::mem::take(&mut self.vm(id).prepare_due);
+        let comes = self.vm(id).incoming.is_some() || self.comes_in(id);
+        if ours || comes && migrates {
             return cx.hook_answer(ask, Ok(())); // Our own start, or the target's side of a migration.
+        }
+        if comes {
+            // The guard would let it run, since it waits for a paused copy.
+            let denial = Denial::Unable("a migration of it to this host is under way".into());
+            return cx.hook_answer(ask, Err(refusal_text(name, &denial)));
         }
         let known = self.vm(id).record.clone();
         let record = match (known, record) {
@@ -54,6 +61,7 @@ impl Core {
     /// Our own move, or a person's migration: that one's source is asked, if the VM is protected.
     fn hook_migrate(&mut self, cx: &mut Cx, ask: AskId, id: VmId, name: &str, record: &Recorded) {
         let vm = self.vm(id);
+        vm.prepare_due = true;
         if vm.incoming.is_some() {
             return cx.hook_answer(ask, Ok(()));
         }

@@ -91,6 +91,7 @@ impl Core {
                 Timer::Judge(vm) => self.judge_due(cx, vm),
                 Timer::Doubt(datastore) => self.doubt_due(cx, datastore),
                 Timer::Report => self.report(cx),
+                Timer::Relist => self.list_claims(cx),
             }
         }
     }

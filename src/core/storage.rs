@@ -19,7 +19,7 @@ use crate::types::guard::LeaseView;
 use crate::types::store::{ClaimsOf, CompleteRead, StoreAnswer, StoreFailure, StoreOrder};
 use crate::types::{
     BeatBlock, BootId, DatastoreId, Debt, Digest, Freshness, HostId, Incarnation, Over, Roster, RosterEntry, Tenure,
-    Time, VmId, VmList, VmState,
+    Time, VmEntry, VmId, VmList, VmState,
 };
 
 /// One datastore as this host reads it.
@@ -333,9 +333,15 @@ impl Core {
         self.stores.keys().any(|id| self.freshness(*id, host, now) == Some(Freshness::Fresh))
     }
 
-    /// Whether a host that beats on this datastore says that VMs run there: a fence would hit them, too.
-    pub(super) fn runs_vms_on(&self, id: DatastoreId, host: HostId, now: Time) -> bool {
-        let lists = |list: &VmList| list.entries.iter().any(|entry| !matches!(entry.state, VmState::Over(_)));
+    /// Whether a host that beats on this datastore says that VMs run there, or stand after a lapse and may go on at any
+    /// moment: a fence for `but` would hit them, too.
+    pub(super) fn runs_vms_on(&self, id: DatastoreId, host: HostId, but: VmId, now: Time) -> bool {
+        let alive = |entry: &VmEntry| match entry.state {
+            VmState::Over(Over::Lapsed) => entry.tenure.vm != but,
+            VmState::Over(_) => false,
+            VmState::Expected | VmState::Running | VmState::Incoming => true,
+        };
+        let lists = |list: &VmList| list.entries.iter().any(alive);
         let lives = self.is_heard(host, now) || self.freshness(id, host, now) == Some(Freshness::Fresh);
         lives && self.stores.get(&id).and_then(|store| store.seen.get(&host)?.list.as_ref()).is_some_and(lists)
     }

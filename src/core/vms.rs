@@ -91,6 +91,8 @@ pub struct Vm {
     pub reported_kib: u64,
     /// Its stale definition is being removed.
     pub undefining: bool,
+    /// libvirt's hook asked `migrate`: the `prepare` that follows belongs to that migration, and no other does.
+    pub prepare_due: bool,
     /// libvirt is being asked to pause it because of doubt, or to let it go on.
     pub pause_call: Option<PauseCall>,
     /// When a pause because of doubt can no longer show; none = not known yet.

@@ -274,8 +274,7 @@ impl State {
         self.stores.values_mut().for_each(|store| store.lease.restart(incarnation));
         self.table.lapse_everything();
         self.say(format!("takes incarnation {incarnation}: a datastore showed one that is not lower"));
-        let hello = self.hello();
-        self.report(hello);
+        self.introduce();
     }
 
     /// The agent's part of the beats, which also shows that it lives.
@@ -410,17 +409,20 @@ impl State {
         self.outbox.as_ref().is_some_and(|outbox| outbox.id == id)
     }
 
-    /// Hello, every lease, every row.
+    /// Hello, and every row: the agent forgets all with a hello.
+    fn introduce(&mut self) {
+        let all: Vec<_> = [self.hello()].into_iter().chain(self.table.views().map(GuardReport::Row)).collect();
+        all.into_iter().for_each(|report| self.report(report));
+    }
+
+    /// Hello, every row, every lease.
     pub fn greet(&mut self, now: Time) {
-        let hello = self.hello();
-        self.report(hello);
+        self.introduce();
         let homes: Vec<DatastoreId> = self.stores.keys().copied().collect();
         homes.into_iter().for_each(|home| self.report_lease(home, now));
-        let rows: Vec<_> = self.table.views().collect();
-        rows.into_iter().for_each(|row| self.report(GuardReport::Row(row)));
-        let doubts: Vec<String> = self.stores.values().filter_map(|store| store.doubt.clone()).collect();
-        let all = self.standing.clone().into_iter().chain(doubts);
-        all.for_each(|text| self.report(GuardReport::Alarm(text)));
+        let doubts = self.stores.values().filter_map(|store| store.doubt.clone());
+        let all: Vec<_> = self.standing.iter().cloned().chain(doubts).map(GuardReport::Alarm).collect();
+        all.into_iter().for_each(|alarm| self.report(alarm));
     }
 
     /// To the agent, if there is one, with the next `flush`.
@@ -491,10 +493,7 @@ impl State {
 }
 
 fn software() -> (u8, u8, u8) {
-    let part = |text: &str| text.parse().unwrap_or(0);
-    (
-        part(env!("CARGO_PKG_VERSION_MAJOR")),
-        part(env!("CARGO_PKG_VERSION_MINOR")),
-        part(env!("CARGO_PKG_VERSION_PATCH")),
-    )
+    let mut parts = env!("CARGO_PKG_VERSION").split('.').map(|part| part.parse().unwrap_or(0));
+    let mut next = || parts.next().unwrap_or(0);
+    (next(), next(), next())
 }

@@ -395,10 +395,13 @@ impl World {
     }
 
     fn unpark(&mut self, home: DatastoreId) {
+        // Each client finds out in its own time that the server answers again.
+        let most = self.settings.timing.lease.as_micros() as u64 / 2;
+        let late: Vec<u64> = (0..self.hosts.len()).map(|_| if self.jitter { self.dice(most) } else { 0 }).collect();
         let Some(store) = self.stores.get_mut(&home) else { return };
         for (n, parked) in (1_u64..).zip(std::mem::take(&mut store.parked)) {
             let Parked { host, boot, sent, work } = parked;
-            self.after(Gate::World, Duration::from_micros(200 * n), move |world| {
+            self.after(Gate::World, Duration::from_micros(200 * n + late[host]), move |world| {
                 let alive = world.hosts[host].life == Some(boot);
                 let hung = alive && world.hosts[host].path(home) == Path::Hung;
                 let Some(store) = world.stores.get_mut(&home) else { return };

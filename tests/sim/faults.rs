@@ -140,7 +140,15 @@ impl World {
         if !self.jitter {
             return self.halt(h, vm);
         }
-        let takes = Duration::from_micros(if self.dice(8) == 0 { self.dice(36_000) } else { self.dice(1_500) });
+        // In the moment of a thaw the guard comes first (design 2, assumption 4).
+        let waking = self.hosts[h].thawed.is_some_and(|at| self.now < at + 20_000_000);
+        let takes = Duration::from_micros(if waking {
+            self.dice(8_000)
+        } else if self.dice(8) == 0 {
+            self.dice(36_000)
+        } else {
+            self.dice(1_500)
+        });
         let gate = self.hosts[h].kernel();
         if let Some(qemu) = self.qemu(h, vm).filter(|qemu| qemu.key == key) {
             qemu.halting = true;

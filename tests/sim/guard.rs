@@ -230,14 +230,15 @@ impl World {
     pub fn enforce(&mut self, h: H) {
         let Some(acts) = self.with_guard(h, |state, _| state.table.reconcile()) else { return };
         let Some(life) = self.hosts[h].guard.as_ref().map(|guard| guard.life) else { return };
+        let mut again = false;
         for act in acts {
             match act {
                 Act::Stop(vm, key) => {
                     self.begin_halt(h, vm, key);
-                    self.after(Gate::Guard(h, life), Duration::from_millis(1), move |world| world.enforce(h));
+                    again = true;
                 }
                 Act::Check(vm, key) if self.qemu(h, vm).is_some_and(|qemu| qemu.key == key && !qemu.halted) => {
-                    self.after(Gate::Guard(h, life), Duration::from_millis(1), move |world| world.enforce(h));
+                    again = true;
                 }
                 Act::Check(vm, key) => {
                     self.with_guard(h, |state, _| state.table.stands(vm, key));
@@ -253,6 +254,9 @@ impl World {
                     self.kill_qemu(h, vm, key);
                 }
             }
+        }
+        if again {
+            self.after(Gate::Guard(h, life), Duration::from_millis(1), move |world| world.enforce(h));
         }
     }
 

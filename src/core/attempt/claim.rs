@@ -303,9 +303,10 @@ impl Core {
                     }
                     return cx.set(Timer::Attempt(id), cx.now + RETRY);
                 }
-                // Else the guard's word "never started" frees it.
+                // Else the guard's word "never started" frees it, once somebody has seen that it came about.
                 self.abandon(cx, claim.tenure, &attempt.kind);
                 self.list_claims(cx);
+                cx.set(Timer::Relist, cx.now + LANDED);
                 self.fail(cx, id, Denial::Unable(format!("its claim could not be created: {why}")));
             }
             _ => {}
@@ -351,9 +352,9 @@ impl Core {
                 cx.hook_answer(ask, Ok(()));
                 self.await_adoption(cx, id);
             }
-            Kind::Adopt | Kind::Change | Kind::HandOver { .. } => self.finish(cx, id),
+            Kind::Change | Kind::HandOver { .. } => self.finish(cx, id),
             Kind::Settle => self.settled(cx, id, &attempt),
-            Kind::Reclaim { .. } => self.lift_late_pause(cx, id),
+            Kind::Adopt | Kind::Reclaim { .. } => self.lift_late_pause(cx, id),
             Kind::Arrive => self.define(cx, id),
             Kind::Run { .. } => self.pay_debts(cx, id),
             Kind::Release { .. } => {}

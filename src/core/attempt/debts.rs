@@ -24,7 +24,7 @@ impl Core {
             match self.late_write(debt) {
                 _ if planted(Mutant::NoFence) => {}
                 _ if self.ended_cleanly(id, debt, cx.now) => return self.paid(cx, id, &[*debt]),
-                LateWrite::Command { .. } if self.runs_vms_on(debt.datastore, debt.host, cx.now) => {
+                LateWrite::Command { .. } if self.runs_vms_on(debt.datastore, debt.host, id, cx.now) => {
                     // The debtor itself owes itself nothing: the master asks it.
                     let what = format!("a storage fence against {host} would hit the VMs that run there");
                     return self.give_up(cx, id, Denial::Waiting(what));

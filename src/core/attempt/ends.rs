@@ -129,9 +129,11 @@ impl Core {
     /// Something failed after the claim was created: bar the row, then g+2 "none, wanted as before".
     pub(in crate::core) fn give_up(&mut self, cx: &mut Cx, id: VmId, denial: Denial) {
         cx.unset(Timer::Attempt(id));
-        self.end_underway(cx, id);
         let name = self.vm_name(id);
         let Some(attempt) = self.vm(id).attempt.take() else { return };
+        if attempt.kind != Kind::Arrive {
+            self.end_underway(cx, id); // A copy that has arrived stands paused: whoever claims it lets it go on.
+        }
         let claim = attempt.claim.clone().expect("given up only after a claim");
         if attempt.kind == Kind::Change {
             return self.change_failed(cx, id, &denial.to_string()); // Should it have lapsed, it is re-claimed.
@@ -219,6 +221,7 @@ impl Core {
                 // The hook's patience ends; a claim that lands later is freed by the guard's word.
                 if let Some(claim) = &attempt.claim {
                     self.abandon(cx, claim.tenure, &attempt.kind);
+                    cx.set(Timer::Relist, cx.now + LANDED);
                 }
                 self.fail(cx, id, Denial::Unable("the datastore does not answer in time".into()));
             }

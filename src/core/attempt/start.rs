@@ -107,6 +107,7 @@ impl Core {
             DomainFailure::Timeout => {
                 self.destroy(cx, id);
                 self.give_up(cx, id, Denial::Unable("libvirt did not answer in time".into()));
+                self.set_underway(cx, id, Some(Underway::Start)); // Should it come up after all, it stands paused.
             }
         }
     }
@@ -147,9 +148,11 @@ impl Core {
             .domains
             .get(&id)
             .is_some_and(|domain| domain.state == DomainState::Paused { by_io_error: false })
-            // By this agent in doubt, by libvirt at a migration's switch, or by an error of its disk. What a person has paused
-            // stays so.
-            && (self.underway.get(&id) == Some(&Underway::Pause) || self.paused_by_switch(id) || self.fails_on_disk(id));
+            // By this agent in doubt, on arrival, by libvirt at a migration's switch, or by an error of its disk. What a person
+            // has paused stays so.
+            && (matches!(self.underway.get(&id), Some(Underway::Pause | Underway::Start))
+                || self.paused_by_switch(id)
+                || self.fails_on_disk(id));
         if paused { self.resume(cx, id) } else { self.finish(cx, id) }
     }
 
@@ -157,20 +160,30 @@ impl Core {
         match answer {
             DomainAnswer::Done | DomainAnswer::Listed(_) => self.finish(cx, id),
             // libvirtd restarts, or is slow: the copy is well and waits.
-            DomainAnswer::Failed(DomainFailure::NoDaemon(_) | DomainFailure::Timeout) => {
-                if let Some(attempt) = &mut self.vm(id).attempt {
-                    attempt.ticket = Ticket(0);
-                }
-                cx.set(Timer::Attempt(id), cx.now + RETRY);
-            }
+            DomainAnswer::Failed(DomainFailure::NoDaemon(_) | DomainFailure::Timeout) => self.resume_later(cx, id),
+            // Its images are locked by its other half that is just ending.
+            DomainAnswer::Failed(DomainFailure::ImageLocked(_)) if self.is_held(id) => self.resume_later(cx, id),
             DomainAnswer::Failed(why) => {
                 let kind = self.vm(id).attempt.as_ref().map(|attempt| attempt.kind.clone());
-                if matches!(kind, Some(Kind::Reclaim { .. } | Kind::Settle)) {
+                if matches!(kind, Some(Kind::Adopt | Kind::Reclaim { .. } | Kind::Settle)) {
                     return self.finish(cx, id); // It runs under its claim; reconcile looks at the pause again.
                 }
                 self.destroy(cx, id);
                 self.give_up(cx, id, Denial::Definition(format!("it could not be resumed: {why:?}")));
             }
         }
+    }
+
+    fn resume_later(&mut self, cx: &mut Cx, id: VmId) {
+        if let Some(attempt) = &mut self.vm(id).attempt {
+            attempt.ticket = Ticket(0);
+        }
+        cx.set(Timer::Attempt(id), cx.now + RETRY);
+    }
+
+    /// Whether the copy was here before the attempt, so that it must not be thrown away for a failed resume.
+    fn is_held(&self, id: VmId) -> bool {
+        let kind = self.vms.get(&id).and_then(|vm| vm.attempt.as_ref()).map(|attempt| &attempt.kind);
+        matches!(kind, Some(Kind::Adopt | Kind::Reclaim { .. } | Kind::Settle))
     }
 }

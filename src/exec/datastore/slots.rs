@@ -140,6 +140,10 @@ pub struct Book {
     /// Writes with unknown outcome into resting slots.
     attempts: Vec<(usize, Digest)>,
     newest: Option<Stamp>,
+    /// Where the newest lies.
+    newest_at: Option<usize>,
+    /// Since when each rests, or is known to.
+    since: [Time; SLOTS],
     last: usize,
     scratch_first: bool,
 }
@@ -161,6 +165,8 @@ impl Book {
             rests: [Time::ZERO; SLOTS],
             attempts: Vec::new(),
             newest: newest.map(|(_, beat)| Stamp::of(beat)),
+            newest_at: newest.map(|(slot, _)| *slot),
+            since: [now; SLOTS],
             last,
             scratch_first: false,
         };
@@ -169,7 +175,9 @@ impl Book {
             book.rests[slot] = now + rest;
         }
         for _ in 0..REST_AT_START {
-            if let Some(slot) = book.next(now).filter(|slot| *slot != last) {
+            // One stays free, however often a guard is started.
+            let free = (0..SLOTS).filter(|slot| book.rests[*slot] <= now && book.newest_at != Some(*slot)).count();
+            if let Some(slot) = book.next(now).filter(|_| 1 < free) {
                 book.rests[slot] = now + rest;
             }
         }
@@ -185,6 +193,8 @@ impl Book {
             rests: kept.rests,
             attempts: Vec::new(),
             newest: slots.newest().map(|(_, beat)| Stamp::of(beat)),
+            newest_at: slots.newest().map(|(slot, _)| *slot),
+            since: [now; SLOTS],
             last: usize::from(kept.last) % SLOTS,
             scratch_first: kept.scratch_first,
         };
@@ -239,13 +249,20 @@ impl Book {
         }
         self.held = slots.digests;
         self.newest = found;
+        self.newest_at = slots.newest().map(|(slot, _)| *slot);
         Ok(())
     }
 
-    /// The slot to write next, `None` while all rest.
+    /// The slot to write next; `None`: no beats for now. Never the one with the newest beat: a write over it that is cut
+    /// off would leave less than was acknowledged. When all others rest, one whose write has been on its way for longer
+    /// than a reboot would let it: that it lands just then is less to be feared than a host without beats.
     #[must_use]
     pub fn next(&self, now: Time) -> Option<usize> {
-        (1..=SLOTS).map(|step| (self.last + step) % SLOTS).find(|slot| self.rests[*slot] <= now)
+        let in_turn = (1..=SLOTS).map(|step| (self.last + step) % SLOTS);
+        let others: Vec<usize> = in_turn.filter(|slot| self.newest_at != Some(*slot)).collect();
+        let free = others.iter().find(|slot| self.rests[**slot] <= now);
+        let old = |slot: &&usize| REST_REBOOTED <= now.since(self.since[**slot]);
+        free.or_else(|| others.iter().filter(old).min_by_key(|slot| self.since[**slot])).copied()
     }
 
     /// When the first slot ends its rest.
@@ -274,6 +291,7 @@ impl Book {
     /// A write came back with an error at `returned`.
     pub fn failed(&mut self, slot: usize, content: Digest, returned: Time) {
         self.attempts.retain(|(slot, _)| returned < self.rests[*slot]);
+        self.since[slot] = returned;
         self.rests[slot] = if planted(Mutant::SlotReused) { returned } else { returned + REST };
         self.attempts.push((slot, content));
         self.last = slot;
@@ -284,6 +302,7 @@ impl Book {
     pub fn written(&mut self, slot: usize, content: Digest, stamp: Stamp) {
         self.held[slot] = content;
         self.newest = Some(stamp);
+        self.newest_at = Some(slot);
         self.last = slot;
     }
 }
