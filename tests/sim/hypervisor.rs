@@ -215,8 +215,9 @@ impl World {
                 world.done(h, life, ticket, Outcome::Domain(answer));
             });
         };
-        // A pause that was begun is answered when it ends.
-        if !matches!(order, DomainOrder::Suspend { .. }) {
+        if let DomainOrder::Suspend { .. } = order {
+            self.open.insert((h, life, ticket.0)); // Once begun, it is answered when it ends, and not before.
+        } else {
             self.due(gate, within, ticket, Outcome::Domain(DomainAnswer::Failed(DomainFailure::Timeout)));
         }
         let Some(daemon) = self.hosts[h].libvirtd else {
