@@ -65,7 +65,9 @@ impl Core {
     pub(super) fn doubt_due(&mut self, cx: &mut Cx, home: DatastoreId) {
         let Some(until) = self.guard.leases.get(&home).and_then(|lease| lease.until) else { return };
         let left = (until - timing::reserve(self.settings.timing.lease)).since(cx.now);
-        if !self.in_doubt(home, cx.now) || left == Duration::ZERO {
+        // After a silence of this agent's own, what it knows is old. The guard's word comes with each beat, and sets the timer.
+        let held_up = cx.now.since(self.awake_since) < self.settings.timing.beat;
+        if held_up || !self.in_doubt(home, cx.now) || left == Duration::ZERO {
             return;
         }
         let running = self.guard.rows.values().filter(|row| row.home == home && row.state == VmState::Running);
