@@ -175,9 +175,10 @@ impl Core {
         )
     }
 
-    /// While something stands, calls that wait for it show only in a list.
-    pub(super) fn look_at_stopped(&mut self, cx: &mut Cx) {
-        if self.libvirt.up && self.guard.rows.values().any(|row| row.stopped && row.pid.is_some()) {
+    /// While something stands, calls that wait for it show only in a list; and a list that lacked something is taken again.
+    pub(super) fn look_at_libvirt(&mut self, cx: &mut Cx) {
+        let stands = self.guard.rows.values().any(|row| row.stopped && row.pid.is_some());
+        if self.libvirt.up && (stands || self.libvirt.partly) {
             self.list_domains(cx);
         }
     }
