@@ -79,6 +79,14 @@ fn failures<'a>(lines: &[&'a str]) -> Vec<&'a str> {
     failed.flat_map(|(at, _)| lines[at..].iter().take(LINES).copied()).collect()
 }
 
+/// The command for people: of one that enters a group or a host first, only what is run there.
+fn line(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
+    let from = words.iter().position(|word| word == "--").map_or(0, |at| at + 1);
+    words[from..].join(" ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -91,12 +99,4 @@ mod tests {
         assert!(why.contains("---- a::b stdout ----\nassertion failed: x") && why.ends_with("line 30"), "{why}");
         assert!(!why.contains("line 9\n"), "{why}");
     }
-}
-
-/// The command for people: of one that enters a group or a host first, only what is run there.
-fn line(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
-    let from = words.iter().position(|word| word == "--").map_or(0, |at| at + 1);
-    words[from..].join(" ")
 }
