@@ -291,6 +291,9 @@ impl Core {
             VmState::Running => {
                 self.take_up(cx, id, row);
                 self.mark(cx, id, row);
+                if claim.tenure.generation < self.floor(claim.home) {
+                    return self.record_change(cx, id, claim); // Lifted: see `trust`.
+                }
                 self.changed_while_it_runs(cx, id, claim);
             }
             VmState::Incoming => {}

@@ -142,6 +142,9 @@ impl Core {
         if (echoes_me && !was_heard) || changed_flags {
             self.judge_peer(cx, host);
         }
+        if changed_flags {
+            self.follow_trust_everywhere(cx);
+        }
         if changed_list {
             self.read_stores_soon(cx);
         }

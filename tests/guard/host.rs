@@ -127,7 +127,7 @@ impl Host {
             timing,
             interfaces: Vec::new(),
             peers: Vec::new(),
-            datastores: vec![GuardDatastore { id: DATASTORE, position: 0, path }],
+            datastores: vec![GuardDatastore { id: DATASTORE, position: 0, path, accepted: 0 }],
         }
     }
 

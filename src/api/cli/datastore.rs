@@ -81,6 +81,7 @@ async fn add(out: &mut Out, json: bool, asked: Asked, what: &str) -> Result<(), 
         path: seen.path,
         fence: fence.clone(),
         late_writes,
+        accepted: 0,
     };
     let agent = agent(what).await?;
     let change = SettingsChange::AddDatastore(settings);

@@ -54,6 +54,7 @@ impl Stamp {
 }
 
 /// All slots of one host as they lie there.
+#[derive(Clone)]
 pub struct Slots {
     /// Valid beats of that host, by slot.
     pub valid: Vec<(usize, BeatBlock)>,

@@ -20,6 +20,7 @@ pub(crate) fn full() -> NetBeat {
         list: ListName { sequence: Sequence(0x2122_2324_2526_2728), digest: Digest(std::array::from_fn(|n| n as u8)) },
         reaches: DatastoreSet(0x3132_3334_3536_3738),
         attest_me: DatastoreSet(0x4142_4344_4546_4748),
+        distrusts: DatastoreSet(0x0102),
         attested: vec![
             Attested {
                 datastore: 63,
@@ -84,6 +85,7 @@ pub(crate) const GOLDEN_BODY: &str = concat!(
     "3837363534333231",                                                 // reaches
     "4847464544434241",                                                 // attest me
     "7877767574737271",                                                 // storage lost
+    "0201000000000000",                                                 // distrusts
     "2827262524232221",                                                 // list sequence
     "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f", // list digest
     "02020000",                                                         // two attested, two echoes
@@ -143,9 +145,9 @@ fn bodies_that_are_refused() {
         ("index", 0, 128, Err(BadBeat::Index(128))),
         ("role", 1, 4, Err(BadBeat::Role(4))),
         ("master", 2, 128, Err(BadBeat::Index(128))),
-        ("seven attested", 112, 7, many("the number of attested counters")),
-        ("129 echoes", 113, 129, many("the number of echoes")),
-        ("more echoes than there are", 113, 3, Err(BadBeat::Short { len: 158 })),
+        ("seven attested", ATTESTED_AT, 7, many("the number of attested counters")),
+        ("129 echoes", ECHOES_AT, 129, many("the number of echoes")),
+        ("more echoes than there are", ECHOES_AT, 3, Err(BadBeat::Short { len: 166 })),
         ("datastore", 116, 64, Err(BadBeat::Datastore(64))),
         ("attested host", 117, 128, Err(BadBeat::Index(128))),
         ("echoed host", 144, 128, Err(BadBeat::Index(128))),
@@ -244,7 +246,7 @@ proptest! {
 
     /// What was decoded from junk is a beat like any other.
     #[test]
-    fn near_misses_never_panic(flips in vec((0usize..1096, any::<u8>()), 1..20)) {
+    fn near_misses_never_panic(flips in vec((0usize..1104, any::<u8>()), 1..20)) {
         let mut body = encode(&largest());
         for (at, value) in flips {
             body[at] = value;

@@ -28,6 +28,7 @@ fn beat(attestations: usize, number: u64) -> BeatBlock {
         taken: Time(number),
         lease: Duration::from_millis(number.min(u64::from(u32::MAX))),
         flags: Flags { isolated: true, distrusts: true, ..Flags::default() },
+        accepted: 2,
         list: ListName { sequence: Sequence(number), digest: Digest([0xff; 32]) },
         resting: 0b101,
         roster: number,

@@ -32,7 +32,7 @@ fn state() -> State {
         timing: Timing::FAST,
         interfaces: Vec::new(),
         peers: Vec::new(),
-        datastores: vec![GuardDatastore { id: HOME, position: 0, path: "/srv/nfs".to_owned() }],
+        datastores: vec![GuardDatastore { id: HOME, position: 0, path: "/srv/nfs".to_owned(), accepted: 0 }],
     };
     state.configure(config, at(1000));
     let score = Score { datastores: 1, available: true, priority: 2, uptime_bucket: 3, host };
