@@ -82,7 +82,7 @@ fn the_life_of_a_domain() {
     let defined = bench.find(vm).unwrap();
     assert!(defined.persistent && !defined.autostart && !defined.managed_save && defined.pid.is_none());
     assert!(matches!(defined.state, DomainState::Off(_)), "{:?}", defined.state);
-    let read = xml::parse(&defined.xml).unwrap();
+    let read = xml::parse(defined.xml.as_deref().unwrap()).unwrap();
     assert_eq!((read.vm, read.name.as_str(), read.memory_kib, read.vcpus), (vm, "web1", 65_536, 2));
     assert_eq!(read.disks[0].path, "/vm/web1.img");
 

@@ -82,7 +82,7 @@ fn translated(event: LibvirtEvent, settings: &ClusterSettings) -> Event {
         LibvirtEvent::Changed { vm, name, change } => Event::Changed { vm, name, change },
         LibvirtEvent::Listed(domains) => {
             let with_record = |domain: crate::types::vm::DomainInfo| {
-                let record = recorded(&domain.xml, settings);
+                let record = domain.xml.as_ref().map(|xml| recorded(xml, settings));
                 (domain, record)
             };
             Event::Listed(domains.into_iter().map(with_record).collect())

@@ -65,7 +65,9 @@ impl Core {
     pub(super) fn doubt_due(&mut self, cx: &mut Cx, home: DatastoreId) {
         let Some(until) = self.guard.leases.get(&home).and_then(|lease| lease.until) else { return };
         let left = (until - timing::reserve(self.settings.timing.lease)).since(cx.now);
-        if !self.in_doubt(home, cx.now) || left == Duration::ZERO {
+        // After a silence of this agent's own, what it knows is old. The guard's word comes with each beat, and sets the timer.
+        let held_up = cx.now.since(self.awake_since) < self.settings.timing.beat;
+        if held_up || !self.in_doubt(home, cx.now) || left == Duration::ZERO {
             return;
         }
         let running = self.guard.rows.values().filter(|row| row.home == home && row.state == VmState::Running);
@@ -173,9 +175,10 @@ impl Core {
         )
     }
 
-    /// While something stands, calls that wait for it show only in a list.
-    pub(super) fn look_at_stopped(&mut self, cx: &mut Cx) {
-        if self.libvirt.up && self.guard.rows.values().any(|row| row.stopped && row.pid.is_some()) {
+    /// While something stands, calls that wait for it show only in a list; and a list that lacked something is taken again.
+    pub(super) fn look_at_libvirt(&mut self, cx: &mut Cx) {
+        let stands = self.guard.rows.values().any(|row| row.stopped && row.pid.is_some());
+        if self.libvirt.up && (stands || self.libvirt.partly) {
             self.list_domains(cx);
         }
     }

@@ -44,8 +44,8 @@ pub enum Event {
     LibvirtUp,
     /// libvirt does not answer.
     LibvirtDown(String),
-    /// Every domain, each with what its definition says.
-    Listed(Vec<(DomainInfo, Recorded)>),
+    /// Every domain, each with what its definition says, as far as that is known now.
+    Listed(Vec<(DomainInfo, Option<Recorded>)>),
     /// Something happened to a domain.
     Changed { vm: VmId, name: String, change: DomainChange },
     /// The answer to a question of ours.

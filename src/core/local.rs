@@ -122,17 +122,20 @@ impl Core {
         self.tell = true;
     }
 
-    pub(super) fn listed(&mut self, cx: &mut Cx, domains: Vec<(DomainInfo, Recorded)>) {
+    pub(super) fn listed(&mut self, cx: &mut Cx, domains: Vec<(DomainInfo, Option<Recorded>)>) {
         self.libvirt.listed = true;
         self.libvirt.up = true;
+        self.libvirt.partly = domains.iter().any(|(_, record)| record.is_none());
         self.libvirt.domains.clear();
         let mut unprotected = Vec::new();
         for (domain, record) in domains {
-            if record.is_err() {
+            self.vm(domain.vm).name.clone_from(&domain.name);
+            if let Some(record) = record {
+                self.define_record(cx.now, domain.vm, record.map(|record| *record));
+            }
+            if self.vm(domain.vm).record.as_ref().is_some_and(Result::is_err) {
                 unprotected.push(domain.vm);
             }
-            self.vm(domain.vm).name.clone_from(&domain.name);
-            self.define_record(cx.now, domain.vm, record.map(|record| *record));
             self.libvirt.domains.insert(domain.vm, domain);
         }
         for (id, vm) in &mut self.vms {

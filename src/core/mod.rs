@@ -98,6 +98,8 @@ struct GuardSide {
 struct LibvirtSide {
     up: bool,
     listed: bool,
+    /// The last list lacked a definition.
+    partly: bool,
     domains: BTreeMap<VmId, DomainInfo>,
 }
 

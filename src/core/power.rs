@@ -8,7 +8,7 @@
 //!    │ │ failed, hung, status on: next level;             │ then every device of the level: status, off
 //!    │ └── no level left: again later, 1 s … 60 s ────────┤
 //!    │                                                    ▼
-//!    ├── a beat of another boot ──────────────────────── Off: proof for every claim of that boot that was read before
+//!    ├── a beat of another boot ── (also from Cutting) ── Off: proof for every claim of that boot that was read before
 //!    └── a beat of the same boot, begun later: it was         the first device of the level was asked
 //!        no proof: dropped, devices distrusted, alarm
 //! ```
@@ -51,12 +51,14 @@ const TELL_AGAIN: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub struct Power {
     state: State,
+    /// The boot that state, pause and next try are about.
+    boot: Option<BootId>,
     /// The next round of tries is not begun before.
     retry: Time,
     /// How long the pause before it was.
     pause: Duration,
-    /// Why each device failed, as people were last told.
-    failed: BTreeMap<String, String>,
+    /// Why each device failed against which boot, as people were last told.
+    failed: BTreeMap<String, (BootId, String)>,
     /// A master said, then, that this boot is over.
     told: Option<(BootId, Time)>,
 }
@@ -156,13 +158,15 @@ impl Core {
         let steps = ask(PowerOrder::Off).chain(ask(PowerOrder::Status)).collect();
         let failed = self.power.get(&host).map(|power| &power.failed);
         // A try that is made again is no news.
-        if failed.is_none_or(|failed| !devices.iter().any(|device| failed.contains_key(device))) {
+        let again = |device: &String| failed.and_then(|failed| failed.get(device)).is_some_and(|(of, _)| *of == boot);
+        if !devices.iter().any(again) {
             let (name, evidence) = (self.name_of(host), self.evidence(host, cx.now));
             let text = format!("host {name} is to be switched off by {}: {evidence}", devices.join(" and "));
             cx.note(Note::warning("power-off-begins", text));
         }
         let cut = Cut { boot, level, started: cx.now, reported: None, devices, steps, ticket: Ticket(0) };
-        self.power.entry(host).or_default().state = State::Cutting(cut);
+        let power = self.power.entry(host).or_default();
+        (power.state, power.boot) = (State::Cutting(cut), Some(boot));
         self.next_step(cx, host);
     }
 
@@ -224,16 +228,18 @@ impl Core {
 
     /// The next level is tried at once; after the last one all are tried again later.
     fn device_failed(&mut self, cx: &mut Cx, host: HostId, name: &str, why: String) {
-        let Some(level) = self.cut_of(host).map(|cut| cut.level) else { return };
+        let Some((level, boot)) = self.cut_of(host).map(|cut| (cut.level, cut.boot)) else { return };
         let host_name = self.name_of(host);
         let Some(power) = self.power.get_mut(&host) else { return };
-        if power.failed.get(name) != Some(&why) {
-            power.failed.insert(name.to_owned(), why.clone());
+        let failure = (boot, why);
+        if power.failed.get(name) != Some(&failure) {
+            let why = &failure.1;
             let text = format!(
                 "fence device {name} did not switch host {host_name} off: {why}; it is tried again; \
                  'mainstay host fence-device test {name}' shows what it says"
             );
             cx.note(Note::warning("fence-device-failed", text));
+            power.failed.insert(name.to_owned(), failure);
         }
         let pause = (power.pause * 2).clamp(PAUSES.0, PAUSES.1);
         match self.next_level(host, Some(level), cx.now) {
@@ -336,15 +342,17 @@ impl Core {
         if power.told.is_some_and(|(off, at)| off != boot || at < since) {
             power.told = None;
         }
+        if power.boot.is_some_and(|of| of != boot) {
+            // Somebody switched it on. What was tried against the boot before, and still may be, holds up nothing that is to be
+            // done about this one.
+            (power.state, power.boot) = (State::Idle, None);
+            (power.retry, power.pause) = (Time::ZERO, Duration::ZERO);
+            return;
+        }
         let (said, devices) = match &power.state {
             State::Idle => return,
-            State::Off(off) if off.boot != boot => {
-                power.state = State::Idle; // Somebody switched it on.
-                return;
-            }
             State::Off(off) => (Some(off.reported), off.devices.clone()),
-            State::Cutting(cut) if cut.boot == boot => (cut.reported, cut.devices.clone()),
-            State::Cutting(_) => return,
+            State::Cutting(cut) => (cut.reported, cut.devices.clone()),
         };
         if said.is_some_and(|said| said < since) {
             self.contradicted(cx, host, &devices);

@@ -68,7 +68,9 @@ pub struct DomainInfo {
     /// libvirt starts it at boot.
     pub autostart: bool,
     /// Inactive XML (migratable, secure), if persistent; else the live XML.
-    pub xml: String,
+    ///
+    /// Not known while `busy`: libvirt shows it only when no call is under way, and would keep the whole list waiting.
+    pub xml: Option<String>,
     /// QEMU's process, if it runs.
     pub pid: Option<u32>,
     /// A saved image waits (`virsh managedsave`).

@@ -157,18 +157,20 @@ impl World {
         let there = host.domains.iter().filter(|(_, domain)| domain.defined || domain.qemu.is_some());
         let info = |(vm, domain): (&VmId, &Domain)| {
             let record = self.definition(h, *vm);
+            // A pause that hangs is such a call, too.
+            let busy = 0 < domain.busy || domain.qemu.as_ref().is_some_and(|qemu| qemu.pausing);
             let info = DomainInfo {
                 vm: *vm,
                 name: record.name.clone(),
                 state: domain.state(),
                 persistent: domain.defined,
                 autostart: domain.autostart,
-                xml: record.xml.clone(),
+                xml: (!busy).then(|| record.xml.clone()),
                 pid: domain.qemu.as_ref().map(|qemu| qemu.key.pid),
                 managed_save: domain.saved.is_some(),
-                busy: 0 < domain.busy,
+                busy,
             };
-            (info, Ok(Box::new(record)))
+            (info, (!busy).then(|| Ok(Box::new(record))))
         };
         Event::Listed(there.map(info).collect())
     }
@@ -215,8 +217,9 @@ impl World {
                 world.done(h, life, ticket, Outcome::Domain(answer));
             });
         };
-        // A pause that was begun is answered when it ends.
-        if !matches!(order, DomainOrder::Suspend { .. }) {
+        if let DomainOrder::Suspend { .. } = order {
+            self.open.insert((h, life, ticket.0)); // Once begun, it is answered when it ends, and not before.
+        } else {
             self.due(gate, within, ticket, Outcome::Domain(DomainAnswer::Failed(DomainFailure::Timeout)));
         }
         let Some(daemon) = self.hosts[h].libvirtd else {

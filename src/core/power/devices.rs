@@ -55,7 +55,7 @@ impl Core {
             trouble: device
                 .distrusted
                 .clone()
-                .or_else(|| self.power.get(&device.host)?.failed.get(&device.name).cloned()),
+                .or_else(|| Some(self.power.get(&device.host)?.failed.get(&device.name)?.1.clone())),
             trusted: device.distrusted.is_none(),
         };
         self.settings.power.devices.iter().map(view).collect()

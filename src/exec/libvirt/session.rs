@@ -167,6 +167,7 @@ fn info(domain: &Domain, pids: &Path) -> Result<DomainInfo, Error> {
         flags |= sys::VIR_DOMAIN_XML_INACTIVE;
     }
     let name = domain.get_name()?;
+    let busy = active && is_busy(domain);
     Ok(DomainInfo {
         vm: VmId(domain.get_uuid()?),
         state: state_of(state, reason, active),
@@ -174,8 +175,9 @@ fn info(domain: &Domain, pids: &Path) -> Result<DomainInfo, Error> {
         // Asked of a domain that has no definition on disk, these two are errors.
         autostart: persistent && domain.get_autostart()?,
         managed_save: persistent && domain.has_managed_save(0)?,
-        busy: active && is_busy(domain),
-        xml: domain.get_xml_desc(flags)?,
+        busy,
+        // It waits for a call that is under way, for as long as that hangs. Should one begin just now, the list is given up.
+        xml: if busy { None } else { Some(domain.get_xml_desc(flags)?) },
         pid: if active { pid(pids, &name) } else { None },
         name,
     })

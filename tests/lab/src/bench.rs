@@ -5,10 +5,12 @@
 //!             suspected ─► proof ─► start issued        by the agents' notes (clock of day)
 //!                          ─► qemu started ─► guest up  by the judges         } one machine, one clock
 //!  freeze     what old copies gain when a frozen host goes on (bench/freeze.rs)
+//!  watchdog   a machine whose guard dies with its parent is reset in time (bench/watchdog.rs)
 //!  idle       a minute at rest, 3 VMs on each host: CPU, memory, packets and storage operations of our processes
 //! ```
 
 mod freeze;
+mod watchdog;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -28,6 +30,7 @@ use crate::storage::LockMode;
 use crate::{network, processes, product};
 
 pub use freeze::{Freeze, freeze};
+pub use watchdog::watchdog;
 
 const HOSTS: u8 = 3;
 const VMS: usize = 3;

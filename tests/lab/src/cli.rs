@@ -203,6 +203,8 @@ enum BenchCommand {
     },
     /// What agent and guard cost at rest, with three VMs on each host
     Idle,
+    /// Whether a machine is reset in time when its guard dies or hangs together with its parent; needs no hosts
+    Watchdog,
 }
 
 #[derive(Subcommand)]
@@ -314,6 +316,7 @@ fn act(cli: Cli) -> Result<ExitCode> {
             bench::freeze(bench::Freeze { runs, time: Duration::from_secs(seconds) }, cli.json)?;
         }
         Command::Bench { command: BenchCommand::Idle } => bench::idle(cli.json)?,
+        Command::Bench { command: BenchCommand::Watchdog } => bench::watchdog(cli.json)?,
         Command::JunkFromInside { group, port } => cases::send_junk(group, port)?,
         Command::StorageDaemon { dir, run } => storage::run_daemon(&dir, &run)?,
         Command::ExpireFromInside { host, .. } => expire_from_inside(&host)?,

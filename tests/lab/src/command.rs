@@ -59,13 +59,24 @@ pub fn start_detached(command: &mut Command, log: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The last lines of what a command printed, errors last.
+/// The last lines of what a command printed, errors last; before them what failed in a run of `cargo test`.
 fn tail(output: &Output) -> String {
     const LINES: usize = 20;
     let text = [&output.stdout[..], &output.stderr[..]].concat();
     let text = String::from_utf8_lossy(&text);
     let lines: Vec<_> = text.lines().collect();
-    lines[lines.len().saturating_sub(LINES)..].join("\n")
+    let (front, back) = lines.split_at(lines.len().saturating_sub(LINES));
+    let mut kept = failures(front);
+    kept.extend(back);
+    kept.join("\n")
+}
+
+/// The tests that failed, each with the first lines of what it printed.
+fn failures<'a>(lines: &[&'a str]) -> Vec<&'a str> {
+    const LINES: usize = 6;
+    let begins = |line: &&str| line.starts_with("---- ") && line.ends_with(" stdout ----");
+    let failed = lines.iter().enumerate().filter(|(_, line)| begins(line));
+    failed.flat_map(|(at, _)| lines[at..].iter().take(LINES).copied()).collect()
 }
 
 /// The command for people: of one that enters a group or a host first, only what is run there.
@@ -74,4 +85,18 @@ fn line(command: &Command) -> String {
     let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
     let from = words.iter().position(|word| word == "--").map_or(0, |at| at + 1);
     words[from..].join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tests_that_failed_are_named_however_much_follows() {
+        let script = "echo 'test a::b ... FAILED'; echo '---- a::b stdout ----'; echo 'assertion failed: x'; \
+                      for n in $(seq 30); do echo line $n; done; exit 1";
+        let why = run("sh", ["-c", script]).unwrap_err().to_string();
+        assert!(why.contains("---- a::b stdout ----\nassertion failed: x") && why.ends_with("line 30"), "{why}");
+        assert!(!why.contains("line 9\n"), "{why}");
+    }
 }

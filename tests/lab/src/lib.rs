@@ -6,7 +6,7 @@
 //!               ├─► storage            the datastore, and its faults
 //!               ├─► power              the hosts' power switch, and its faults
 //!               ├─► host ──► cgroup    containers: start, kill, freeze, run commands
-//!               ├─► guest              what runs on them
+//!               ├─► guest, initramfs   what runs on them
 //!               └─► product            Mainstay, built and installed
 //! guest_disk, judge                    what guests leave behind, and who reads it
 //! agents, processes                    what the agents say of themselves; their processes, from outside
@@ -25,6 +25,7 @@ pub mod demo;
 pub mod guest;
 pub mod guest_disk;
 pub mod host;
+pub mod initramfs;
 pub mod judge;
 pub mod lab;
 pub mod mounts;

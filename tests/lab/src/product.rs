@@ -107,6 +107,13 @@ fn parse(list: &str, folder: &Path, binaries: &BTreeMap<String, PathBuf>) -> Res
 }
 
 impl Product {
+    /// Where a program that is installed by this name was built.
+    pub fn binary(&self, name: &str) -> Result<PathBuf> {
+        let named = |file: &&Installed| file.source.file_name().is_some_and(|found| found == name);
+        let file = self.files.iter().find(named).with_context(|| format!("install.txt names no {name}"))?;
+        Ok(file.source.clone())
+    }
+
     /// Puts its files into a host, whether on or off; says whether any was not there like that before.
     pub fn install(&self, host: &Host) -> Result<bool> {
         let mut changed = false;

@@ -179,6 +179,11 @@ pub const ALL: &[Case] = &[
         "the storage hangs for one host that is heard: nothing is taken, paused or stopped",
         storage::hangs_for_one,
     ),
+    case(
+        "resume-after-lapse",
+        "virsh resume of a VM whose lease lapsed: stays stopped, with the reason",
+        storage::resume_held,
+    ),
     case("storage-full", "the storage is full: nothing is taken or killed, all run again", storage::full),
     case("kill-subordinate", "3 VMs run on survivors within 8 s", kill::subordinate),
     case("kill-master", "3 VMs of the master's host run on survivors within 10 s", kill::master),

@@ -54,6 +54,29 @@ pub fn hangs_for_one(ground: &mut Ground) -> Result<()> {
     Ok(())
 }
 
+pub fn resume_held(ground: &mut Ground) -> Result<()> {
+    let guest = super::GUESTS[0].to_owned();
+    let (id, host) = (ground.id(&guest), ground.host_of(&guest)?);
+    let hosts = ground.hosts();
+    strike(ground, &hosts, Fault::Enospc, FULL, |ground| {
+        let what = format!("{guest} to be stopped by the guard, with the reason");
+        ground.wait_view_of(&host, &what, Duration::from_secs(10), |view| {
+            let vm = view.vm(&guest).filter(|vm| vm.state == "stopped-by-guard");
+            vm.is_some_and(|vm| vm.why.as_ref().is_some_and(|why| why.contains("virsh resume")))
+        })?;
+        let asked = ground.judges()?.mark(&format!("virsh resume {guest}"));
+        // It waits for a process that stands: its answer does not come.
+        drop(agents::ask(&host, Duration::from_secs(1), &["virsh", "-q", "resume", &guest]));
+        let held = |note: &agents::Note| note.kind == "vm-resume-held" && note.vm.as_deref() == Some(&*guest);
+        let note = ground.wait_note(asked, "the resume in vain", Duration::from_secs(5), held)?;
+        ground.figure(format!("told {} later", seconds(note.at().since(asked))));
+        if ground.judges()?.executed(id, asked).is_some() {
+            bail!("{guest} executed after its lease had lapsed");
+        }
+        Ok(())
+    })
+}
+
 pub fn full(ground: &mut Ground) -> Result<()> {
     let hosts = ground.hosts();
     strike(ground, &hosts, Fault::Enospc, FULL, |ground| {
