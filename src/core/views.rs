@@ -120,6 +120,7 @@ impl Core {
                 .or_else(|| self.distrusted(id).map(str::to_owned))
                 .or_else(|| self.stores.get(&id).and_then(|store| store.trouble().map(str::to_owned)))
                 .or_else(|| self.health_text(id, now)),
+            rolled_back: self.distrusted(id).is_some(),
             health: health_name(self.health(id, now).0).to_owned(),
             reached_by,
         }

@@ -27,7 +27,7 @@ use super::state::{State, Taken};
 use super::store::{Stage, Store};
 use crate::core::timing;
 use crate::exec::clock;
-use crate::exec::datastore::{BeatFile, Doubt, SlotsKept, WriteFailed, highest_claim};
+use crate::exec::datastore::{BeatFile, Doubt, SlotsKept, Stamp, WriteFailed, highest_claim};
 use crate::types::guard::GuardConfig;
 use crate::types::store::StoreFailure;
 use crate::types::{
@@ -185,17 +185,15 @@ impl Renew {
             return Err(Failed::Outdated(incarnation));
         }
         let newest = own.newest;
-        let stamp = newest.as_ref().map(|beat| (beat.incarnation, beat.counter));
+        let found = newest.as_ref().map(Stamp::of);
         let (acknowledged, doubted) = self.shared.with(|state, _| {
             let store = state.stores.get(&self.id);
             (store.and_then(Store::acknowledged), store.is_some_and(|store| store.doubt.is_some()))
         });
-        if stamp < acknowledged {
-            let path = self.path.display();
-            return Err(Failed::Doubt(
-                format!("{path}: shows {stamp:?}, but {acknowledged:?} was acknowledged"),
-                false,
-            ));
+        let stamp = |(incarnation, counter)| Stamp { incarnation, counter };
+        if let Some(acknowledged) = acknowledged.map(stamp).filter(|acknowledged| found < Some(*acknowledged)) {
+            let text = format!("{}: {}", self.path.display(), Doubt::RolledBack { acknowledged, found });
+            return Err(Failed::Doubt(text, false));
         }
         self.heed_own_flag(newest.as_ref())?;
         self.sequence = newest.as_ref().map_or(Sequence(0), |beat| beat.list.sequence).max(self.sequence);

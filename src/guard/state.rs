@@ -411,7 +411,7 @@ impl State {
         self.introduce();
         let homes: Vec<DatastoreId> = self.stores.keys().copied().collect();
         homes.into_iter().for_each(|home| self.report_lease(home, now));
-        let doubts = self.stores.values().filter_map(Store::distrusted).map(str::to_owned);
+        let doubts = self.stores.values().filter_map(|store| store.doubt.clone());
         let all: Vec<_> = self.standing.iter().cloned().chain(doubts).map(GuardReport::Alarm).collect();
         all.into_iter().for_each(|alarm| self.report(alarm));
     }

@@ -63,6 +63,8 @@ pub struct Store {
     pub rolled_back: Option<String>,
     /// Nothing renews the lease before own rows were compared with the claims there.
     pub unverified: bool,
+    /// What stands there after a lapse may be older than its disks.
+    pub outdates: bool,
     /// How often an operator has accepted it as it is.
     pub accepted: u32,
     /// What is wrong with the last try, for people.
@@ -91,6 +93,7 @@ impl Store {
             doubt: None,
             rolled_back: None,
             unverified: false,
+            outdates: false,
             accepted: datastore.accepted,
             trouble: None,
             full: false,
@@ -146,7 +149,7 @@ impl Store {
 
     /// Own rows were compared with the claims there: what it shows now is what it must not fall behind.
     pub fn verified(&mut self) {
-        self.unverified = false;
+        (self.unverified, self.outdates) = (false, false);
         self.acknowledged = None;
     }
 
@@ -160,6 +163,7 @@ impl Store {
     /// It shows less than before. Whether that is new.
     pub fn distrust(&mut self, why: String) -> bool {
         self.unverified = true;
+        self.outdates |= self.rolled_back.is_none();
         self.attestations.clear();
         self.rolled_back.replace(why).is_none()
     }
@@ -168,7 +172,7 @@ impl Store {
     pub fn accept(&mut self, accepted: u32) {
         if self.accepted < accepted {
             self.accepted = accepted;
-            self.rolled_back = None;
+            self.outdates |= self.rolled_back.take().is_none();
             self.unverified = true;
             self.attestations.clear();
         }

@@ -84,6 +84,9 @@ impl World {
     pub fn kills(&mut self, h: H, vm: VmId) {
         let me = self.hosts[h].id;
         let home = self.vms[&vm].record.home;
+        if self.stores[&home].lied {
+            return; // What its claims say may be less than what was.
+        }
         let Some(Ok(claim)) = self.stores[&home].highest(vm) else { return };
         let goes_on = claim.wanted == Wanted::Running
             && match claim.holder {

@@ -7,6 +7,9 @@
 //!      │  └── claims read ── unverified ◄── accepted by an operator ── rolled back, verified ◄──────┘
 //! ```
 //!
+//! What stood after a lapse when that was found out is killed: another host may have run it since, and the claim that says so
+//! may be gone. Its disks are what counts.
+//!
 //! What runs under a claim that is there as this host holds it runs on, since beats go on. Everything else loses its right
 //! to run before the lease is renewed again: somebody who sees only the datastore could take it.
 //!
@@ -34,7 +37,7 @@ impl State {
     pub fn distrust(&mut self, home: DatastoreId, why: &str, now: Time) {
         let Some(store) = self.stores.get_mut(&home) else { return };
         if store.distrust(why.to_owned()) {
-            self.alarm(why.to_owned());
+            self.say(format!("datastore {home} shows less than before: {why}")); // The agent tells people.
         }
         self.touch(); // The next guard must not trust it, either.
         self.report_lease(home, now);
@@ -49,6 +52,9 @@ impl State {
             let claim = claims.iter().find(|(of, _)| *of == vm).and_then(|(_, claim)| claim.as_ref());
             claim.is_some_and(|claim| table.vouches(claim, me))
         };
+        if self.stores.get(&home).is_some_and(|store| store.outdates) {
+            self.table.outdate(home);
+        }
         let ended: Vec<VmId> = self.table.living(home).into_iter().filter(|vm| !held(&self.table, *vm)).collect();
         for vm in ended {
             self.table.lapse_vm(vm);

@@ -105,6 +105,16 @@ impl Table {
         self.end_all(vm);
     }
 
+    /// The memory of copies that stand after a lapse may be older than their disks.
+    pub fn outdate(&mut self, home: DatastoreId) {
+        for at in self.lapsed_on(home) {
+            self.doom(
+                at.vm,
+                "its datastore went back in time, and another host may have run it since its lease lapsed",
+            );
+        }
+    }
+
     /// VMs of that home with some right to run here.
     #[must_use]
     pub fn living(&self, home: DatastoreId) -> Vec<VmId> {
