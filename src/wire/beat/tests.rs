@@ -148,10 +148,10 @@ fn bodies_that_are_refused() {
         ("seven attested", ATTESTED_AT, 7, many("the number of attested counters")),
         ("129 echoes", ECHOES_AT, 129, many("the number of echoes")),
         ("more echoes than there are", ECHOES_AT, 3, Err(BadBeat::Short { len: 166 })),
-        ("datastore", 116, 64, Err(BadBeat::Datastore(64))),
-        ("attested host", 117, 128, Err(BadBeat::Index(128))),
-        ("echoed host", 144, 128, Err(BadBeat::Index(128))),
-        ("the same echo twice", 151, 0, many("the number of echoes of one host")),
+        ("datastore", 124, 64, Err(BadBeat::Datastore(64))),
+        ("attested host", 125, 128, Err(BadBeat::Index(128))),
+        ("echoed host", 152, 128, Err(BadBeat::Index(128))),
+        ("the same echo twice", 159, 0, many("the number of echoes of one host")),
     ];
     for (what, at, value, expected) in table {
         let mut body = encode(&full());
@@ -172,7 +172,7 @@ fn a_newer_minor_release_is_understood() {
     let mut body = encode(&full());
     body[7] |= 0xfe; // Flags that we do not know.
     body[15] = 0xff;
-    body[114..116].fill(0xff);
+    body[122..124].fill(0xff);
     body.extend([0xff; 36]);
     assert_eq!(decode(&header(&full()), &body), Ok(full()));
 }
@@ -194,7 +194,7 @@ pub(crate) fn any_beat() -> impl Strategy<Value = NetBeat> {
         map.into_iter().map(echo).collect::<Vec<_>>()
     });
     let ids = any::<([u8; 16], [u8; 16], [u8; 16], [u8; 32])>();
-    let numbers = (any::<[u64; 5]>(), 0..u64::MAX, any::<[u64; 2]>(), any::<[u8; 6]>(), 1..u32::MAX);
+    let numbers = (any::<[u64; 5]>(), 0..u64::MAX, any::<[u64; 3]>(), any::<[u8; 6]>(), 1..u32::MAX);
     let rest = (any::<[bool; 7]>(), role, index(), vec(attested, 0..=MAX_ATTESTED), echoes);
     (ids, numbers, rest).prop_map(
         |((cluster, host, boot, digest), (n, counter, m, b, lease), (f, role, index, attested, echoes))| {
@@ -210,6 +210,7 @@ pub(crate) fn any_beat() -> impl Strategy<Value = NetBeat> {
                 list: ListName { sequence: Sequence(n[1]), digest: Digest(digest) },
                 reaches: DatastoreSet(n[2]),
                 attest_me: DatastoreSet(n[3]),
+                distrusts: DatastoreSet(m[2]),
                 attested,
                 software: (b[0], b[1], b[2]),
                 agent: AgentBeat {

@@ -231,7 +231,7 @@ fn golden_bytes() {
         (
             "beat",
             encode_beat(&beat(3, 300)).unwrap(),
-            "f762c550af7244d8464e63c9daa4772bf73ad5138bf7206c1b4c400c134ddc4d",
+            "a55599a8e83da8f2554f39b54f5241805d01e23113c2405b51fb008e4ab7b1dd",
         ),
         (
             "list",
