@@ -16,6 +16,7 @@ use std::time::Duration;
 use super::Core;
 use super::cx::Cx;
 use super::note::Note;
+use super::timing;
 use crate::types::{DatastoreId, Time};
 
 /// What a datastore is for this host.
@@ -63,7 +64,10 @@ impl Core {
         let lease = self.guard.leases.get(&id)?;
         let since = |at: Time| now.since(at.max(self.awake_since).max(self.guard.since));
         let read = self.stores.get(&id)?.read_at().unwrap_or(Time::ZERO);
-        Some(Signs { wrote: since(lease.written), read: since(read), full: lease.full })
+        // Before its first beat of a boot the guard may watch for a window, and does not write.
+        let watched = self.guard.since + timing::window(self.settings.timing.lease, false);
+        let written = if lease.written == Time::ZERO { watched } else { lease.written };
+        Some(Signs { wrote: since(written), read: since(read), full: lease.full })
     }
 
     /// How a datastore is for this host, and for how long it has been silent.
