@@ -131,7 +131,7 @@ impl Table {
     /// The newest generation of a VM that runs, or ran, here under a claim of its own and is not over.
     #[must_use]
     pub fn held(&self, vm: VmId) -> Option<Tenure> {
-        self.rows_of(vm).filter(|(_, row)| row.ran && !row.is_over()).map(|(at, _)| at).last()
+        self.rows_of(vm).filter(|(_, row)| row.ran && !row.is_over()).map(|(at, _)| at).next_back()
     }
 
     /// Every right to run is gone: the guard takes another incarnation.
