@@ -434,6 +434,7 @@ impl World {
             id: datastore.id,
             position,
             path: datastore.path.clone(),
+            accepted: datastore.accepted,
         });
         let config = GuardConfig {
             cluster: settings.cluster,

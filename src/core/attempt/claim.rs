@@ -126,7 +126,7 @@ impl Core {
             return self.fail(cx, id, Denial::Unable(format!("no valid lease on datastore {store}")));
         };
         let epoch = lease.epoch;
-        let tenure = next_tenure(id, attempt.before.as_ref());
+        let tenure = self.next_tenure(id, attempt.home, attempt.before.as_ref());
         if matches!(self.guard.rows.get(&tenure).map(|row| row.state), Some(VmState::Over(_))) {
             return self.use_up(cx, id, &attempt);
         }
@@ -188,6 +188,10 @@ impl Core {
     pub(in crate::core) fn create(&mut self, cx: &mut Cx, id: VmId) {
         let Some(attempt) = self.vm(id).attempt.clone() else { return };
         let claim = self.next_claim(id, &attempt);
+        if let Some(what) = self.waits_for_trust(attempt.home) {
+            self.abandon(cx, claim.tenure, &attempt.kind);
+            return self.fail(cx, id, Denial::Unable(format!("it waits for {what}")));
+        }
         let after = attempt.before.as_ref().map(|before| (before.tenure.generation, before.nonce));
         if let Some(attempt) = &mut self.vm(id).attempt {
             attempt.claim = Some(claim.clone());
@@ -236,7 +240,7 @@ impl Core {
         }
         Claim {
             kind: ObjectKind::Vm,
-            tenure: next_tenure(id, before),
+            tenure: self.next_tenure(id, attempt.home, before),
             name,
             holder,
             home: attempt.home,
@@ -382,9 +386,4 @@ impl Core {
             cx.guard(GuardOrder::Forget { tenure }, Pending::Nothing);
         }
     }
-}
-
-pub(super) fn next_tenure(vm: VmId, before: Option<&Claim>) -> Tenure {
-    let generation = before.map_or(Generation(1), |claim| claim.tenure.generation.next());
-    Tenure { vm, generation }
 }
