@@ -61,7 +61,9 @@ struct Cli {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    std::panic::set_hook(Box::new(|_| {})); // A panic is a find, and told as one.
+    if cli.seed.is_none() {
+        std::panic::set_hook(Box::new(|_| {})); // A panic is a find, and told as one.
+    }
     let wish = Wish {
         hosts: cli.hosts.map(usize::from),
         vms: cli.vms.map(usize::from),

@@ -40,6 +40,7 @@ impl Core {
             cx.set_earlier(Timer::Beat, at);
         }
         self.tell_beat(cx);
+        self.drop_moves_again(cx);
         self.look_at_libvirt(cx);
         self.look_at_datastores(cx);
         self.follow_trust_everywhere(cx);

@@ -59,6 +59,8 @@ pub enum Pending {
     Attempt(VmId),
     /// A step of this VM's move away.
     Move(VmId),
+    /// A target is told to throw its copy away.
+    Dropped(super::moving::Unheard),
     /// An order to run this VM elsewhere.
     Placed(VmId, HostId),
     /// A person's request that was passed on.

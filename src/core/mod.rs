@@ -133,6 +133,8 @@ pub struct Core {
     /// What people want of VMs whose newest claim is being read, and how many datastores have not answered. As many as
     /// people wait.
     wishes: BTreeMap<event::AskId, (crate::types::control::VmCommand, usize)>,
+    /// Targets of moves that came to nothing, which do not know it yet.
+    unheard: Vec<moving::Unheard>,
     nonces: u128,
     desk: Desk,
     /// Claims that the master was told to be over.
@@ -174,6 +176,7 @@ impl Core {
             lock_leases: BTreeMap::new(),
             vms: BTreeMap::new(),
             wishes: BTreeMap::new(),
+            unheard: Vec::new(),
             underway: me.underway.iter().copied().collect(),
             nonces: me.nonce_seed,
             desk: Desk::new(me.ticket_seed),

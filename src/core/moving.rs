@@ -64,6 +64,15 @@ pub struct Incoming {
     claim: Claim,
 }
 
+/// A target that was not reached when its copy was to be thrown away. At most one per move that failed within
+/// `MOVE_LIMIT`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Unheard {
+    to: HostId,
+    tenure: Tenure,
+    until: Time,
+}
+
 /// A move takes at most this long before it is cancelled.
 const MOVE_LIMIT: Duration = Duration::from_secs(600);
 /// An answer of the other host.
@@ -293,7 +302,7 @@ impl Core {
         let Some(moving) = self.vm(id).moving.take() else { return };
         self.set_underway(cx, id, None);
         if moving.stage != MoveStage::Asking {
-            cx.send(moving.to, Request::Dropped { tenure: moving.tenure }, ANSWER, Pending::Nothing);
+            self.drop_move(cx, moving.tenure, moving.to);
         }
         cx.note(Note::warning("vm-move-failed", format!("{name} was not moved: {denial}")).of(&name));
         for ask in moving.asks {
@@ -321,9 +330,33 @@ impl Core {
         self.leave(cx, id, &moving);
     }
 
-    /// An earlier agent of this host died during a move that came to nothing: the target throws its copy away.
+    /// A move came to nothing: the target throws its copy away. One that does not hear it is told with every beat, as
+    /// long as it may wait for the memory: until then it takes no other copy of this VM.
     pub(super) fn drop_move(&mut self, cx: &mut Cx, tenure: Tenure, to: HostId) {
-        cx.send(to, Request::Dropped { tenure }, ANSWER, Pending::Nothing);
+        self.send_dropped(cx, Unheard { to, tenure, until: cx.now + MOVE_LIMIT });
+    }
+
+    fn send_dropped(&self, cx: &mut Cx, unheard: Unheard) {
+        let Unheard { to, tenure, .. } = unheard;
+        cx.send(to, Request::Dropped { tenure }, ANSWER, Pending::Dropped(unheard));
+    }
+
+    /// The target answers, or did not hear it.
+    pub(super) fn dropped_answered(&mut self, now: Time, unheard: Unheard, reply: &Result<Reply, String>) {
+        let again = self.vms.get(&unheard.tenure.vm).is_some_and(|vm| vm.moving.is_some());
+        if reply.is_err() && now < unheard.until && !again {
+            self.unheard.push(unheard);
+        }
+    }
+
+    /// Once per beat.
+    pub(super) fn drop_moves_again(&mut self, cx: &mut Cx) {
+        for unheard in std::mem::take(&mut self.unheard) {
+            // Another move of it may be under way to the same host.
+            if self.vms.get(&unheard.tenure.vm).is_none_or(|vm| vm.moving.is_none()) {
+                self.send_dropped(cx, unheard);
+            }
+        }
     }
 
     fn move_stage(&mut self, id: VmId, stage: MoveStage, ticket: Ticket) {

@@ -121,6 +121,7 @@ impl Core {
             (Pending::Attempt(vm), outcome) => self.attempt_done(cx, vm, ticket, outcome),
             (Pending::Move(vm), outcome) => self.move_done(cx, vm, ticket, outcome),
             (Pending::Placed(vm, host), Outcome::Reply(reply)) => self.placed_done(cx, vm, host, ticket, reply),
+            (Pending::Dropped(unheard), Outcome::Reply(reply)) => self.dropped_answered(cx.now, unheard, &reply),
             (Pending::Forward(ask), Outcome::Reply(reply)) => self.forwarded(cx, ask, reply),
             (Pending::Incoming(vm, ask), Outcome::Guard(result)) => self.incoming_done(cx, vm, ask, result),
             (Pending::Receive(vm), outcome) => self.receive_done(cx, vm, ticket, outcome),

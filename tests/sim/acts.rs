@@ -56,6 +56,16 @@ impl World {
                 let a = self.named(a);
                 (0..self.hosts.len()).filter(|b| *b != a).for_each(|b| self.cut_pair(a, b));
             }
+            // Network and storage come through one cable: it keeps running, and nobody hears of it.
+            ["unplug", host] => {
+                self.act_out(&format!("cut {host}"));
+                self.set_path(self.named(host), Path::Hung);
+            }
+            ["plug", host] => {
+                let h = self.named(host);
+                self.links.heal_host(h);
+                self.set_path(h, Path::Well);
+            }
             ["heal"] => self.links.heal(),
             ["hang", "storage", "all"] => self.set_hung(true),
             ["hang", "storage", host] => self.set_path(self.named(host), Path::Hung),

@@ -75,6 +75,8 @@ pub fn story(seed: u64, wish: &Wish) -> Scenario {
     let mut story = Scenario::quiet(setup, TROUBLE + PEACE);
     story.settles = true;
     let faults = wish.faults.unwrap_or(FAULTS.0 + cast.dice.roll(FAULTS.1 - FAULTS.0 + 1));
+    // Some outlast the longest lease, and everything that follows from its end.
+    let longest = (story.setup.timing.lease * 5 / 2).max(Duration::from_secs(60)).as_millis() as u64;
     let mut left = faults;
     while 0 < left {
         let mut at = cast.dice.millis(TROUBLE.as_millis() as u64);
@@ -87,7 +89,7 @@ pub fn story(seed: u64, wish: &Wish) -> Scenario {
             let fault = cast.wished(wish, host);
             left -= 1;
             let Some((what, end)) = fault else { continue };
-            let length = [500, 4_000, 20_000, 60_000][cast.dice.roll(4) as usize];
+            let length = [500, 4_000, 20_000, longest][cast.dice.roll(4) as usize];
             story.acts.push((at, what));
             if let Some(end) = end {
                 story.acts.push((at + cast.dice.millis(length), end));
@@ -120,7 +122,7 @@ fn setup(dice: &mut Dice, seed: u64, wish: &Wish) -> Setup {
         5 => Timing::FAST,
         6 | 7 => Timing::PATIENT,
         // The longest lease there is: clocks have the most time to go apart.
-        _ => Timing { beat: seconds(1), renew: seconds(2), suspect: seconds(6), lease: seconds(60) },
+        _ => Timing { beat: seconds(1), renew: seconds(1), suspect: seconds(3), lease: seconds(60) },
     };
     let (power, fence_at) = match dice.roll(3) {
         0 => (false, FenceAt::Lapse),
@@ -171,7 +173,8 @@ impl Cast {
     }
 
     fn of_host(&mut self, host: &str) -> Fault {
-        match self.dice.roll(9) {
+        match self.dice.roll(12) {
+            9..=11 => (format!("unplug {host}"), Some(format!("plug {host}"))),
             8 => (format!("poweroff {host} saving"), Some(format!("boot {host}"))),
             0..=2 => (format!("kill {host}"), Some(format!("boot {host}"))),
             3..=5 => (format!("freeze {host}"), Some(format!("thaw {host}"))),

@@ -11,7 +11,7 @@ use mainstay::types::VmId;
 use mainstay::types::vm::{DomainChange, DomainFailure, OffReason};
 
 use super::host::Path;
-use super::hypervisor::Then;
+use super::hypervisor::{Domain, Then};
 use super::world::{Gate, H, World};
 
 /// A guest's time to shut itself down.
@@ -46,6 +46,14 @@ impl World {
             world.exit(h, vm, key, OffReason::Destroyed);
             then(world, Ok(()));
         });
+    }
+
+    /// A new daemon ends every QEMU that the last one had not started fully.
+    pub fn end_half_started(&mut self, h: H) {
+        let half = |domain: &Domain| domain.qemu.as_ref().filter(|qemu| qemu.rising).map(|qemu| qemu.key);
+        let half: Vec<(VmId, ProcessKey)> =
+            self.domains(h).iter().filter_map(|(vm, domain)| Some((*vm, half(domain)?))).collect();
+        half.into_iter().for_each(|(vm, key)| self.exit(h, vm, key, OffReason::Daemon));
     }
 
     /// SIGKILL by the guard.

@@ -52,7 +52,8 @@ pub struct Guard {
     agent: Option<u64>,
     pub(super) renew: BTreeMap<DatastoreId, Renew>,
     enforced: u64,
-    wakes: BTreeMap<u64, ()>,
+    /// When its enforcing thread wakes by itself.
+    wakes: u64,
     networked: bool,
     /// It samples vCPU time.
     pub samples: bool,
@@ -108,7 +109,7 @@ impl World {
             agent: None,
             renew: BTreeMap::new(),
             enforced: u64::MAX,
-            wakes: BTreeMap::new(),
+            wakes: u64::MAX,
             networked: false,
             samples: false,
         });
@@ -182,10 +183,12 @@ impl World {
         let (life, agent) = (guard.life, guard.agent);
         let changed = guard.enforced != guard.state.table.version();
         guard.enforced = guard.state.table.version();
-        for report in told {
-            self.reported(h, &report);
+        told.iter().for_each(|report| self.reported(h, report));
+        if !told.is_empty() {
             let gate = Gate::Agent(h, agent.unwrap_or(0));
-            self.after(gate, Duration::from_micros(100), move |world| world.agent_event(h, Event::Guard(report)));
+            self.after(gate, Duration::from_micros(100), move |world| {
+                told.into_iter().for_each(|report| world.agent_event(h, Event::Guard(report)));
+            });
         }
         if changed {
             let gate = Gate::Guard(h, life);
@@ -207,18 +210,19 @@ impl World {
         let host = &mut self.hosts[h];
         let Some(guard) = &mut host.guard else { return };
         let next = guard.state.next_stop().into_iter().chain(guard.state.table.next_deadline()).min();
-        let Some(at) = next.map(|at| host.clock.when(at)) else { return };
-        if guard.wakes.insert(at, ()).is_none() {
-            let life = guard.life;
-            let late = self.latency(300);
-            self.at(Gate::Guard(h, life), at + late.as_nanos() as u64, move |world| {
-                if let Some(guard) = &mut world.hosts[h].guard {
-                    guard.wakes.remove(&at);
-                }
-                world.with_guard(h, |state, now| state.table.deadlines(now));
-                world.enforce(h);
-            });
-        }
+        let Some(at) = next.map(|at| host.clock.when(at)).filter(|at| *at < guard.wakes) else { return };
+        guard.wakes = at;
+        let life = guard.life;
+        let late = self.latency(300);
+        self.at(Gate::Guard(h, life), at + late.as_nanos() as u64, move |world| {
+            let Some(guard) = &mut world.hosts[h].guard else { return };
+            if guard.wakes != at {
+                return; // It was to wake earlier since, and has been armed anew by that.
+            }
+            guard.wakes = u64::MAX;
+            world.with_guard(h, |state, now| state.table.deadlines(now));
+            world.enforce(h);
+        });
     }
 
     fn keep(&mut self, h: H) {
@@ -320,8 +324,16 @@ impl World {
     }
 
     fn beat_on_network(&mut self, h: H) {
-        let Some(beat) = self.with_guard(h, State::net_beat) else { return };
-        let Some(guard) = &self.hosts[h].guard else { return };
+        let beat = self.with_guard(h, |state, now| {
+            let beat = state.net_beat(now);
+            if let Some((beat, _)) = &beat {
+                state.report(GuardReport::Beaten { counter: beat.counter });
+            }
+            let homes: Vec<DatastoreId> = state.stores.keys().copied().collect();
+            homes.into_iter().for_each(|home| state.report_lease(home, now));
+            beat
+        });
+        let (Some(beat), Some(guard)) = (beat, &self.hosts[h].guard) else { return };
         let life = guard.life;
         let period = guard.state.config.as_ref().map_or(Duration::from_millis(200), |(_, config)| config.timing.beat);
         let period = if beat.is_some() { period } else { period.min(Duration::from_millis(200)) };
@@ -330,12 +342,7 @@ impl World {
             let (incarnation, counter, lease) = (beat.incarnation, beat.counter, beat.lease);
             self.given(h, Taken { incarnation, counter, at, lease });
             self.multicast(h, &beat);
-            self.with_guard(h, |state, _| state.report(GuardReport::Beaten { counter: beat.counter }));
         }
-        self.with_guard(h, |state, now| {
-            let homes: Vec<DatastoreId> = state.stores.keys().copied().collect();
-            homes.into_iter().for_each(|home| state.report_lease(home, now));
-        });
         self.after(Gate::Guard(h, life), period, move |world| world.beat_on_network(h));
     }
 

@@ -30,18 +30,21 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// What it shows.
+    /// What it shows: it never goes back.
     pub fn at(self, world: u64) -> Time {
-        Time(self.offset + (world as i64 + world as i64 / 1_000_000 * self.rate) as u64)
+        Time(self.offset + (world as i64 + world as i64 * self.rate / 1_000_000) as u64)
     }
-    /// A moment at which it certainly shows this or later, and not much later.
+    /// The first moment, or the one after it, at which it shows this or later.
     pub fn when(self, local: Time) -> u64 {
-        let shown = local.0.saturating_sub(self.offset) as i64;
-        let mut world = shown - shown / 1_000_000 * self.rate;
-        while self.at(world.max(0) as u64) < local {
-            world += 1_000_000;
+        let shown = local.0.saturating_sub(self.offset);
+        if self.rate == 0 {
+            return shown;
         }
-        world.max(0) as u64
+        let mut world = (u128::from(shown) * 1_000_000 / (1_000_000 + self.rate) as u128) as u64;
+        while self.at(world) < local {
+            world += 1;
+        }
+        world
     }
 }
 

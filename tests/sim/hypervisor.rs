@@ -35,6 +35,8 @@ pub struct Qemu {
     pub halting: bool,
     /// Killed; it cannot exit while its storage hangs.
     pub dying: bool,
+    /// libvirt has not started it fully.
+    pub rising: bool,
     /// Waits for memory from another host.
     pub incoming: bool,
     /// The server has dropped the state of its client: nothing that it writes lands any more.
@@ -119,6 +121,7 @@ impl World {
         self.hosts[h].libvirtd = Some(life);
         let gate = Gate::Libvirt(h, life);
         self.after(gate, Duration::from_millis(50), move |world| world.connect_libvirt(h));
+        self.after(gate, Duration::from_millis(60), move |world| world.end_half_started(h));
         self.after(gate, Duration::from_millis(100), move |world| world.autostart(h));
     }
 
@@ -342,6 +345,9 @@ impl World {
         self.loaded(h, vm, image.as_ref());
         let delay = self.latency(30_000);
         self.after(gate, delay, move |world| {
+            if let Some(qemu) = world.qemu(h, vm) {
+                qemu.rising = false;
+            }
             world.domain_event(h, vm, DomainChange::Started { by_migration: false });
             if run {
                 world.set_cpus(h, vm, true);
@@ -367,6 +373,7 @@ impl World {
             halted: false,
             halting: false,
             dying: false,
+            rising: !incoming,
             incoming,
             stale: false,
             memory,

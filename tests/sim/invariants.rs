@@ -53,6 +53,8 @@ pub struct Judge {
     pub(super) given: BTreeMap<H, VecDeque<Given>>,
     /// Until when a lease can reach, by what lies on its datastore.
     pub(super) grounds: BTreeMap<(H, DatastoreId), Time>,
+    /// Until when a lease that stood can have reached since, whether its guard knew it or not.
+    pub(super) reach: BTreeMap<(H, DatastoreId), Time>,
     /// Boots that a power switch has ended.
     pub(super) off: BTreeSet<BootId>,
     /// What guards have said to be over.

@@ -14,6 +14,7 @@
 #![allow(dead_code)] // Each of the three programs uses a part of it.
 
 pub mod acts;
+pub mod agenda;
 pub mod blame;
 pub mod chance;
 pub mod datastore;

@@ -25,6 +25,10 @@ impl Links {
     pub fn heal(&mut self) {
         self.cut.clear();
     }
+    /// What one host sends and hears.
+    pub fn heal_host(&mut self, host: H) {
+        self.cut.retain(|(from, to)| *from != host && *to != host);
+    }
     /// Whether a datagram gets through.
     pub fn passes(&self, from: H, to: H) -> bool {
         !self.cut.contains(&(from, to))

@@ -11,7 +11,9 @@
 use mainstay::guard::state::Taken;
 use mainstay::types::guard::GuardReport;
 use mainstay::types::store::StoreAnswer;
-use mainstay::types::{BeatBlock, Claim, ClaimReason, DatastoreId, Generation, Holder, Tenure, VmId, VmState, Wanted};
+use mainstay::types::{
+    BeatBlock, Claim, ClaimReason, DatastoreId, Generation, Holder, Tenure, Time, VmId, VmState, Wanted,
+};
 
 use super::invariants::Given;
 use super::rollback::leaps;
@@ -43,16 +45,27 @@ impl World {
 
     /// A beat has landed: what it grounds.
     pub fn landed(&mut self, h: H, home: DatastoreId, block: &BeatBlock) {
-        let own = block.taken + block.lease;
-        let ground = self.judge.grounds.entry((h, home)).or_default();
-        *ground = own.max(*ground);
+        self.grounds(h, home, block.taken + block.lease);
         for attestation in &block.attestations {
             let of = usize::from(attestation.index.0);
             let same =
                 |given: &&Given| (given.incarnation, given.counter) == (attestation.incarnation, attestation.counter);
             let Some(given) = self.judge.given.get(&of).and_then(|all| all.iter().rev().find(same)) else { continue };
-            let ground = self.judge.grounds.entry((of, home)).or_default();
-            *ground = given.until.max(*ground);
+            let until = given.until;
+            self.grounds(of, home, until);
+        }
+    }
+
+    /// A lease of this host may reach until then, whether its guard knows it yet or not. What lands after its end says
+    /// nothing for what ran before.
+    fn grounds(&mut self, h: H, home: DatastoreId, until: Time) {
+        let now = self.local(h);
+        let ground = self.judge.grounds.entry((h, home)).or_default();
+        *ground = until.max(*ground);
+        let known = self.judge.last.get(&(h, home)).copied().unwrap_or_default();
+        let reach = self.judge.reach.entry((h, home)).or_default();
+        if now < known.max(*reach) {
+            *reach = until.max(*reach);
         }
     }
 
@@ -171,7 +184,8 @@ impl World {
         // A later boot began, or a power switch has said, truly, that this one is off.
         let newest = if self.hosts[h].life.is_some() { Some(self.hosts[h].boot()) } else { self.hosts[h].last_boot() };
         let rebooted = newest != Some(owner.boot) || self.judge.off.contains(&owner.boot);
-        let lapsed = self.judge.last.get(&(h, home)).is_none_or(|until| *until <= self.local(h));
+        let ends = [&self.judge.last, &self.judge.reach].map(|ends| ends.get(&(h, home)).copied());
+        let lapsed = ends.into_iter().flatten().all(|until| until <= self.local(h));
         let said = self.judge.said.contains(&(owner.host, last.tenure));
         if !(rebooted || lapsed || said) {
             let generation = last.tenure.generation;

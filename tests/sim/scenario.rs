@@ -204,7 +204,7 @@ impl fmt::Display for Scenario {
 
 /// A span as `span` reads it.
 fn words(span: Duration) -> String {
-    if span.subsec_nanos() == 0 { format!("{}s", span.as_secs()) } else { format!("{}ms", span.as_secs_f64() * 1e3) }
+    if span.subsec_nanos() == 0 { format!("{}s", span.as_secs()) } else { format!("{}ms", span.as_millis()) }
 }
 
 /// A world whose cluster stands and whose VMs run where they should.

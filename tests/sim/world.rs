@@ -1,10 +1,9 @@
-//! Virtual time: the heap of what will happen, and whose death or freeze keeps it from happening.
+//! Virtual time: what will happen, and whose death or freeze keeps it from happening.
 //!
 //! Every item has a gate: the process that it happens in. If that process has died, the item is dropped; if its host is
 //! frozen, the item waits for the thaw. Items of one instant happen in the order in which they were made.
 
-use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use mainstay::types::settings::{
 use mainstay::types::{ClusterId, DatastoreId, DiskNeed, HostId, HostIndex, StorageFence, Time, VmId, VmRecord};
 use uuid::Uuid;
 
+use super::agenda::Agenda;
 use super::datastore::Datastore;
 use super::faults::{Sick, Weather};
 use super::host::Host;
@@ -61,28 +61,10 @@ impl Gate {
 pub struct Item {
     /// When.
     pub at: u64,
-    order: u64,
     /// Where.
     pub gate: Gate,
     /// What.
     pub work: Work,
-}
-
-impl PartialEq for Item {
-    fn eq(&self, other: &Self) -> bool {
-        self.order == other.order
-    }
-}
-impl Eq for Item {}
-impl PartialOrd for Item {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Item {
-    fn cmp(&self, other: &Self) -> Ordering {
-        (other.at, other.order).cmp(&(self.at, self.order)) // The heap gives the greatest: the earliest.
-    }
 }
 
 /// One VM of the world.
@@ -159,7 +141,6 @@ pub const SETTLING: Duration = Duration::from_secs(30);
 pub struct World {
     /// Nanoseconds of the world's time.
     pub now: u64,
-    order: u64,
     /// The present second, and how many items happened in it.
     second: (u64, u32),
     /// How many events have happened.
@@ -170,7 +151,7 @@ pub struct World {
     random: u64,
     /// Whether latencies vary.
     pub jitter: bool,
-    heap: BinaryHeap<Item>,
+    agenda: Agenda,
     /// Hosts.
     pub hosts: Vec<Host>,
     /// Who hears whom.
@@ -255,14 +236,13 @@ impl World {
         let stores = settings.datastores.iter().map(|d| (d.id, Datastore::new(&settings, d.id, setup.locks)));
         let mut world = Self {
             now: 0,
-            order: 0,
             second: (0, 0),
             events: 0,
             changes: 0,
             lives: 0,
             random: setup.seed,
             jitter: setup.seed != 0,
-            heap: BinaryHeap::new(),
+            agenda: Agenda::default(),
             hosts: Vec::new(),
             links: Links::default(),
             stores: stores.collect(),
@@ -350,8 +330,7 @@ impl World {
 
     /// Lets something happen at a time.
     pub fn at(&mut self, gate: Gate, at: u64, work: impl FnOnce(&mut Self) + 'static) {
-        self.order += 1;
-        self.heap.push(Item { at: at.max(self.now), order: self.order, gate, work: Box::new(work) });
+        self.agenda.put(Item { at: at.max(self.now), gate, work: Box::new(work) });
     }
 
     /// Nobody may spin: in one simulated second not more happens than the largest cluster has reason for.
@@ -365,11 +344,8 @@ impl World {
 
     /// Lets everything up to a time happen, or up to the first violation of an invariant.
     pub fn run_until(&mut self, until: u64) {
-        while let Some(item) = self.heap.peek() {
-            if until < item.at || self.judge.verdict.is_some() {
-                break;
-            }
-            let item = self.heap.pop().expect("just seen");
+        while self.judge.verdict.is_none() {
+            let Some(item) = self.agenda.next(until) else { break };
             self.now = self.now.max(item.at);
             self.count_event();
             self.happen(item);

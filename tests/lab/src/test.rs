@@ -1,8 +1,8 @@
 //! `cargo lab test`: everything that CI runs; `cargo lab case`: named cases on the lab that is there.
 //!
 //! ```text
-//!  fmt ─► clippy ─► cargo test ─► lab anew ─► case, case, … ─► lab away ─► "N passed, M failed"
-//!  └── unless --skip-build-checks ──┘         └ prepare ─► run ─► judges ┘ ──failed──► target/lab-logs/CASE.txt
+//!  fmt ─► clippy ─► cargo test ─► simulator ─► lab anew ─► case, case, … ─► lab away ─► "N passed, M failed"
+//!  └───── unless --skip-build-checks ─────┘          └ prepare ─► run ─► judges ┘ ──failed──► target/lab-logs/CASE.txt
 //! ```
 //!
 //! What does not come to its end has failed, and so have a case whose lab could not be made healthy and a test that is
@@ -18,9 +18,11 @@ use anyhow::{Context, Result, bail};
 use crate::cases::{self, Case, Ground, report};
 use crate::command;
 use crate::lab::{Lab, Wish};
-use crate::{packages, product};
+use crate::{packages, product, sim};
 
 const HOSTS: u8 = 3;
+/// Stories that the simulator plays: some four minutes on two cores.
+const SEEDS: u32 = 20_000;
 const NAME_COLUMNS: usize = 24;
 
 /// What to run.
@@ -112,6 +114,7 @@ pub fn run(selection: &Selection) -> Result<ExitCode> {
         let clippy = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
         score.step("clippy", || cargo(&clippy).map(|_| Done::one(String::new())));
         score.step("cargo test", || count(&cargo(&["test", "--workspace", "--no-fail-fast"])?));
+        score.step("simulator", || Ok(Done::one(sim::play(SEEDS)?)));
     }
     let mut made = None;
     score.step("lab", || {
