@@ -12,7 +12,7 @@ use super::{
 };
 
 /// Version of this protocol. A guard answers other versions with `Refusal::Version`.
-pub const GUARD_PROTOCOL: u16 = 1;
+pub const GUARD_PROTOCOL: u16 = 2;
 
 /// One network interface that carries beats.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -200,6 +200,8 @@ pub struct RowView {
     pub pid: Option<u32>,
     /// The guard holds it stopped.
     pub stopped: bool,
+    /// Its claim was confirmed, and its QEMU could run under it.
+    pub ran: bool,
 }
 
 /// What the guard says, unasked or in answer.
