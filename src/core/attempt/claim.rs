@@ -271,16 +271,9 @@ impl Core {
                 let ticket = cx.guard(order, Pending::Attempt(id));
                 self.stage(id, Stage::Confirming, ticket);
             }
-            // An earlier try of ours, or of this host's former agent, had an unknown outcome. The row stands, in the same
-            // incarnation, and was never over: the guard has confirmed its expectation.
-            StoreAnswer::Exists(other)
-                if !matches!(attempt.kind, Kind::Release { .. })
-                    && other.tenure == claim.tenure
-                    && other.holder == claim.holder =>
-            {
-                if let Some(attempt) = &mut self.vm(id).attempt {
-                    attempt.claim = Some((*other).clone());
-                }
+            // An earlier try of this attempt, by its mark. What a former agent of this host has claimed is not ours: when
+            // the lease lapsed since, only the guard's row would tell, so the next generation is claimed.
+            StoreAnswer::Exists(other) if is_same(&claim, &other) => {
                 self.created(cx, id, StoreAnswer::Created);
             }
             StoreAnswer::Exists(other) => {
@@ -382,6 +375,41 @@ impl Core {
             cx.guard(GuardOrder::Forget { tenure }, Pending::Nothing);
         }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_is_known_by_its_mark_alone() {
+        let tenure = |generation| Tenure { vm: VmId::default(), generation: Generation(generation) };
+        let ours = Claim {
+            kind: ObjectKind::Vm,
+            tenure: tenure(7),
+            name: "web".into(),
+            holder: Holder::None,
+            home: DatastoreId::default(),
+            wanted: Wanted::Running,
+            reason: ClaimReason::Reclaimed,
+            record: Digest::default(),
+            nonce: Nonce(1),
+            maker: crate::types::HostId::default(),
+            made_unix_ms: 0,
+            debts: Vec::new(),
+        };
+        // Of an earlier try, or of this host's former agent: all is the same but for the mark.
+        assert!(!is_same(&ours, &Claim { nonce: Nonce(2), ..ours.clone() }));
+        assert!(!is_same(&ours, &Claim { tenure: tenure(8), ..ours.clone() }));
+        // The clock of day is the storage's business.
+        assert!(is_same(&ours, &Claim { made_unix_ms: 5, ..ours.clone() }));
+    }
+}
+
+/// Whether a claim that was found is the one that was to be created. Not by its holder: that is the same in every try of this
+/// host.
+fn is_same(claim: &Claim, found: &Claim) -> bool {
+    found.tenure == claim.tenure && found.nonce == claim.nonce
 }
 
 pub(super) fn next_tenure(vm: VmId, before: Option<&Claim>) -> Tenure {
