@@ -188,6 +188,11 @@ impl Core {
     pub(in crate::core) fn create(&mut self, cx: &mut Cx, id: VmId) {
         let Some(attempt) = self.vm(id).attempt.clone() else { return };
         let claim = self.next_claim(id, &attempt);
+        if MAX_DEBTS < claim.debts.len() {
+            self.abandon(cx, claim.tenure, &attempt.kind);
+            let what = format!("late writes of {} earlier owners are not excluded yet", claim.debts.len());
+            return self.fail(cx, id, Denial::Unable(format!("{what}; they are after new boots of those hosts")));
+        }
         let after = attempt.before.as_ref().map(|before| (before.tenure.generation, before.nonce));
         if let Some(attempt) = &mut self.vm(id).attempt {
             attempt.claim = Some(claim.clone());
@@ -220,20 +225,7 @@ impl Core {
             Kind::Release { wanted, reason: ClaimReason::Deleted } => (Holder::Deleted, *wanted, ClaimReason::Deleted),
             Kind::Release { wanted, reason } => (Holder::None, *wanted, *reason),
         };
-        let mut debts = match (&attempt.kind, before, &attempt.record) {
-            (Kind::Run { proof, .. }, Some(before), Some(record)) => self.debts_after(before, *proof, record),
-            (Kind::Hook { .. }, Some(before), Some(record)) => {
-                let known = self.vm(id).known;
-                let proof = self.proof_of(before, known, known).unwrap_or(Proof::Unowned);
-                self.debts_after(before, proof, record)
-            }
-            (_, Some(before), _) => before.debts.iter().copied().filter(|debt| !self.is_paid(debt)).collect(),
-            (_, None, _) => Vec::new(),
-        };
-        if let Kind::Release { .. } = attempt.kind {
-            debts.extend(self.own_debts(id, attempt.home));
-            debts.extend(before.iter().flat_map(|before| self.handover_debts(id, before)));
-        }
+        let debts = before.map(|before| self.debts_of_next(id, attempt, before)).unwrap_or_default();
         Claim {
             kind: ObjectKind::Vm,
             tenure: next_tenure(id, before),
@@ -246,7 +238,7 @@ impl Core {
             nonce,
             maker: self.me.host,
             made_unix_ms: 0,
-            debts: debts.into_iter().filter(|debt| !attempt.fenced.contains(debt)).take(16).collect(),
+            debts,
         }
     }
 
@@ -377,6 +369,17 @@ impl Core {
     }
 }
 
+/// Whether a claim that was found is the one that was to be created. Not by its holder: that is the same in every try of this
+/// host.
+fn is_same(claim: &Claim, found: &Claim) -> bool {
+    found.tenure == claim.tenure && found.nonce == claim.nonce
+}
+
+pub(super) fn next_tenure(vm: VmId, before: Option<&Claim>) -> Tenure {
+    let generation = before.map_or(Generation(1), |claim| claim.tenure.generation.next());
+    Tenure { vm, generation }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -404,15 +407,4 @@ mod tests {
         // The clock of day is the storage's business.
         assert!(is_same(&ours, &Claim { made_unix_ms: 5, ..ours.clone() }));
     }
-}
-
-/// Whether a claim that was found is the one that was to be created. Not by its holder: that is the same in every try of this
-/// host.
-fn is_same(claim: &Claim, found: &Claim) -> bool {
-    found.tenure == claim.tenure && found.nonce == claim.nonce
-}
-
-pub(super) fn next_tenure(vm: VmId, before: Option<&Claim>) -> Tenure {
-    let generation = before.map_or(Generation(1), |claim| claim.tenure.generation.next());
-    Tenure { vm, generation }
 }
