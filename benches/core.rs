@@ -49,6 +49,7 @@ fn settings() -> ClusterSettings {
             path: "/srv/shared".into(),
             fence: StorageFence::Lock,
             late_writes: LateWrites::Exclude,
+            accepted: 0,
         }],
         vms: VmDefaults::default(),
         power: PowerSettings::default(),
@@ -68,6 +69,7 @@ fn beat(index: u8, counter: u64) -> NetBeat {
         list: ListName::default(),
         reaches: DatastoreSet(1),
         attest_me: DatastoreSet(0),
+        distrusts: DatastoreSet(0),
         attested: Vec::new(),
         software: (0, 1, 0),
         agent: AgentBeat {

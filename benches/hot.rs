@@ -31,6 +31,7 @@ fn beat(hosts: u8) -> NetBeat {
         list: ListName::default(),
         reaches: DatastoreSet(1),
         attest_me: DatastoreSet(0),
+        distrusts: DatastoreSet(0),
         attested: Vec::new(),
         software: (0, 1, 0),
         agent: AgentBeat {

@@ -270,6 +270,8 @@ fn wishes() {
     assert_eq!(code, 0, "{out}");
     assert!(out.contains("tmpfs is a local file system") && out.contains("Fence: none."), "{out}");
     assert_eq!(agent.asked.lock().unwrap().len(), 6);
+    agent.view.lock().unwrap().datastores[0].rolled_back = true;
+    shows(&bus, "datastore accept nfs1", "nfs1: settings 8 are in force on 3 hosts\n");
 }
 
 #[test]
@@ -324,6 +326,7 @@ fn errors_say_what_why_and_what_next() {
     fails(&bus, "vm stop mute", 1, "VM \"mute\" was not stopped", "may still take effect", "mainstay events");
     fails(&bus, "cluster set speed=9", 2, "speed=9 was not set", "no such setting", "profile=fast");
     fails(&bus, "datastore set nsf1 --fence none", 1, "was not changed", "did you mean \"nfs1\"?", "datastore list");
+    fails(&bus, "datastore accept nfs1", 1, "was not accepted", "all that it ever acknowledged", "datastore list");
     fails(&bus, "datastore add a/b /dev/shm", 2, "was not added", "name", "letters");
     fails(&bus, "datastore add d /dev/shm --fence x", 2, "was not added", "--fence x", "absolute path");
     fails(&bus, "datastore add d dev/shm", 1, "was not added", "not absolute", "from / on");

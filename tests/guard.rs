@@ -252,6 +252,38 @@ fn a_claim_of_another_kills_after_a_lapse_and_nothing_else_does() {
 }
 
 #[test]
+fn a_store_that_went_back_lets_run_only_what_is_claimed_there() {
+    let mut host = Host::new();
+    let (held, lost) = (host.running("held"), host.running("lost"));
+    let slots = host.root().join("hosts").join(ME.to_string());
+    let before = fs::read(&slots).unwrap();
+    until("later beats", || fs::read(&slots).unwrap() != before);
+    fs::remove_file(host.root().join("claims").join(lost.vm.to_string()).join("1")).unwrap();
+    let went_back = |host: &Host| host.lease.as_ref().is_some_and(|lease| lease.rolled_back.is_some());
+    let deadline = Instant::now() + SOON;
+    while !went_back(&host) {
+        assert!(Instant::now() < deadline, "it is not noticed");
+        fs::write(&slots, &before).unwrap();
+        host.wait(Duration::from_millis(300));
+    }
+    lost.until_stands();
+    host.until("its end", |host| host.state(&lost, 1) == over(Over::Lapsed));
+    assert!(host.expect(&lost, 2, Purpose::Reclaim, SOON).is_err(), "nothing is claimed there");
+    // Well over a lease later: beats go on, so what is claimed there runs on.
+    host.wait(Duration::from_secs(3));
+    assert_eq!(host.state(&held, 1), Some(VmState::Running));
+    assert!(!held.stands());
+    let mut config = host.config(Timing::FAST);
+    config.datastores[0].accepted = 1;
+    host.order(GuardOrder::Configure(Box::new(config))).unwrap();
+    host.until("trust", |host| !went_back(host));
+    host.expect(&lost, 1_000_000, Purpose::Reclaim, SOON).unwrap();
+    host.claimed(&lost, 1_000_000, host.epoch()).unwrap();
+    lost.until_runs();
+    assert_eq!(host.state(&held, 1), Some(VmState::Running));
+}
+
+#[test]
 fn a_row_that_is_not_confirmed_in_time_is_barred() {
     let mut host = Host::new();
     let mut vm = host.vm("web");
@@ -355,6 +387,7 @@ fn a_new_boot_first_watches_that_nobody_uses_its_name() {
             taken: clock::now(),
             lease: Timing::FAST.lease,
             flags: Flags::default(),
+            accepted: 0,
             list: ListName::default(),
             resting: 0,
             roster: 1,

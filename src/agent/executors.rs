@@ -265,6 +265,7 @@ impl Executors {
             id: datastore.id,
             position,
             path: datastore.path.clone(),
+            accepted: datastore.accepted,
         });
         let config = GuardConfig {
             cluster: settings.cluster,

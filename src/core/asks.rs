@@ -8,7 +8,7 @@ use super::cx::{Cx, Pending, Timer};
 use super::event::AskId;
 use super::note::Note;
 use crate::types::control::{Denial, HostReport, Reply, Request, VmCommand, VmReport};
-use crate::types::settings::{ClusterSettings, ForeignMigration, SettingsChange};
+use crate::types::settings::{ClusterSettings, DatastoreSettings, ForeignMigration, SettingsChange};
 use crate::types::store::{ClaimsOf, StoreAnswer, StoreOrder};
 use crate::types::vm::{DomainAnswer, DomainOrder};
 use crate::types::{
@@ -37,6 +37,9 @@ impl Core {
             }
             (Request::FetchSettings, _) => cx.answer(ask, Reply::Settings(Box::new(self.settings.clone()))),
             (Request::Change(change), from) => self.change(cx, ask, from, *change),
+            (Request::Run(_), Some(from)) if self.is_behind(from) => {
+                cx.answer(ask, Reply::Denied(Denial::Unable("the settings here are newer than the master's".into())));
+            }
             (Request::Run(order), Some(_)) => self.run_ordered(cx, ask, *order),
             (Request::Vm(command), None) => self.look_first(cx, ask, command),
             (Request::Vm(command), from) => self.command(cx, ask, from, command),
@@ -122,6 +125,7 @@ impl Core {
                 | SettingsChange::SetOnDoubt(_)
                 | SettingsChange::SetApdAfter(_)
                 | SettingsChange::SetForeignMigration(_)
+                | SettingsChange::AcceptDatastore { .. }
                 | SettingsChange::SetFenceAt(_)
                 | SettingsChange::AddFenceDevice(_)
                 | SettingsChange::RemoveFenceDevice(_)
@@ -176,12 +180,9 @@ impl Core {
                 }
                 Ok(true)
             }
-            SettingsChange::ChangeDatastore { name, .. } => {
-                if settings.datastores.iter().any(|datastore| datastore.name == *name) {
-                    Ok(true)
-                } else {
-                    no(format!("no datastore is named {name}; 'mainstay datastore list' shows them"))
-                }
+            SettingsChange::ChangeDatastore { name, .. } => self.datastore_named(name).map(|_| true),
+            SettingsChange::AcceptDatastore { name } => {
+                self.datastore_named(name).map(|datastore| self.distrusted(datastore.id).is_some())
             }
             SettingsChange::SetTiming(timing) => {
                 super::timing::check(timing).map_err(|why| Denial::Contradiction(why.to_string()))?;
@@ -201,6 +202,13 @@ impl Core {
             }
             SettingsChange::SetForeignMigration(policy) => Ok(settings.foreign_migration != *policy),
         }
+    }
+
+    fn datastore_named(&self, name: &str) -> Result<&DatastoreSettings, Denial> {
+        let found = self.settings.datastores.iter().find(|datastore| datastore.name == name);
+        found.ok_or_else(|| {
+            Denial::Contradiction(format!("no datastore is named {name}; 'mainstay datastore list' shows them"))
+        })
     }
 
     pub(super) fn prepared(&mut self, cx: &mut Cx, ask: AskId, change: SettingsChange, answer: StoreAnswer) {
@@ -258,6 +266,11 @@ impl Core {
                 cx.note(Note::info("foreign-migration", format!("'virsh migrate' of protected VMs is {what} now")));
                 settings.foreign_migration = policy;
             }
+            SettingsChange::AcceptDatastore { name } => {
+                for datastore in settings.datastores.iter_mut().filter(|datastore| datastore.name == name) {
+                    datastore.accepted += 1;
+                }
+            }
             other => super::power::devices::change(&mut settings, other).into_iter().for_each(|note| cx.note(note)),
         }
         self.use_settings(cx, settings);
@@ -279,8 +292,13 @@ impl Core {
     }
 
     fn use_settings(&mut self, cx: &mut Cx, settings: ClusterSettings) {
-        self.settings = settings;
+        let before = std::mem::replace(&mut self.settings, settings);
         self.follow_settings(cx.now);
+        let risen = |datastore: &&DatastoreSettings| {
+            before.datastore(datastore.id).is_some_and(|old| old.accepted < datastore.accepted)
+        };
+        let accepted: Vec<_> = self.settings.datastores.iter().filter(risen).map(|datastore| datastore.id).collect();
+        accepted.into_iter().for_each(|id| self.accepted_anew(cx, id));
         cx.save(&self.settings);
         self.list_domains(cx); // What lies on a datastore may have changed.
         self.list_claims(cx);

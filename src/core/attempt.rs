@@ -219,6 +219,9 @@ impl Core {
 
     fn first_stage(&mut self, cx: &mut Cx, id: VmId) {
         let Some(attempt) = self.vms.get(&id).and_then(|vm| vm.attempt.clone()) else { return };
+        if let Some(what) = self.waits_for_trust(attempt.home) {
+            return self.fail(cx, id, Denial::Unable(format!("it waits for {what}")));
+        }
         match attempt.kind {
             Kind::Hook { .. } => {
                 cx.set(Timer::Attempt(id), cx.now + HOOK_LIMIT);

@@ -42,6 +42,7 @@ impl Core {
         self.tell_beat(cx);
         self.look_at_libvirt(cx);
         self.look_at_datastores(cx);
+        self.follow_trust_everywhere(cx);
         self.check = true; // Catches what no event told.
         self.look = true;
     }

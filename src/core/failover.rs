@@ -94,7 +94,8 @@ impl Core {
             return cx.set(Timer::Place(id), at);
         }
         let tied = self.tied_to(&claim, proof, cx.now);
-        if let Some(what) = self.late_writes_open(&claim, proof, tied) {
+        let open = || self.late_writes_open(&claim, proof, tied);
+        if let Some(what) = self.waits_for_trust(claim.home).or_else(open) {
             return self.waits(cx, id, what);
         }
         self.order(cx, id, claim, proof, tied);
@@ -166,7 +167,7 @@ impl Core {
             Some(at) if cx.now < at => format!("the lease of {host} to lapse"),
             _ => format!("a proof that {host} has let go of it"),
         };
-        self.vm(id).waits = Some(what);
+        self.vm(id).waits = Some(self.waits_for_trust(claim.home).unwrap_or(what));
     }
 
     fn waits(&mut self, cx: &mut Cx, id: VmId, what: String) {

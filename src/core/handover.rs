@@ -120,6 +120,13 @@ impl Core {
         if self.underway.get(&order.claim.tenure.vm) == Some(&Underway::Pause) {
             return Err(Denial::Unable("it is paused in doubt of its storage; try again in a moment".into()));
         }
+        if let Some(what) = self.waits_for_trust(claim.home) {
+            return Err(Denial::Unable(format!("it waits for {what}")));
+        }
+        // The target's guard has a row for the generation after this one.
+        if claim.tenure.generation.next() < self.floor(claim.home) {
+            return Err(Denial::Unable("its datastore was accepted anew and it is claimed first; try again".into()));
+        }
         Ok(claim.home)
     }
 

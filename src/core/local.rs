@@ -301,6 +301,9 @@ impl Core {
             VmState::Running => {
                 self.take_up(cx, id, row);
                 self.mark(cx, id, row);
+                if claim.tenure.generation < self.floor(claim.home) && self.distrusted(claim.home).is_none() {
+                    return self.record_change(cx, id, claim); // Lifted: see `trust`.
+                }
                 self.changed_while_it_runs(cx, id, claim);
             }
             VmState::Incoming => {}

@@ -138,9 +138,17 @@ impl Core {
         let changed_flags = peer.beat.as_ref().is_none_or(|old| old.agent.flags != beat.agent.flags);
         let changed_list = peer.beat.as_ref().is_none_or(|old| old.list != beat.list);
         let changed_role = peer.beat.as_ref().is_none_or(|old| old.agent.role != beat.agent.role);
+        let caught_up =
+            !older && peer.beat.as_ref().is_some_and(|old| old.agent.settings_version < beat.agent.settings_version);
         peer.beat = Some(beat);
         if (echoes_me && !was_heard) || changed_flags {
             self.judge_peer(cx, host);
+        }
+        if changed_flags {
+            self.follow_trust_everywhere(cx);
+        }
+        if caught_up {
+            self.list_claims(cx); // What it reported before was not believed.
         }
         if changed_list {
             self.read_stores_soon(cx);

@@ -3,6 +3,7 @@
 //! ```text
 //!              ┌── members ── election ──┐            who is there, who is master
 //!   event ──►  │   storage ── proofs     │            what datastores show, what is over
+//!              │   trust                 │            what they showed once and do not any more
 //!              │   local ── attempt ─────┼──► output  VMs of this host: protect, start, re-claim, release
 //!              │   definitions ── ends   │            what changed, what is stale, why one ended
 //!              │   failover ── placement │            the master: whom to restart, where; power
@@ -41,6 +42,7 @@ mod proofs;
 mod step;
 mod storage;
 pub mod timing;
+pub mod trust;
 mod twins;
 mod views;
 mod vms;

@@ -111,6 +111,9 @@ impl Core {
             let why = format!("writes to datastore {store} fail or hang here, and what is under way could land later");
             return Err(Denial::Unable(why));
         }
+        if let Some(what) = self.waits_for_trust(claim.home) {
+            return Err(Denial::Unable(format!("it waits for {what}")));
+        }
         let need = Need::of(&record);
         let to = match to {
             Some(to) if to == self.me.host => return Err(Denial::Contradiction("it runs on that host already".into())),

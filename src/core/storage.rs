@@ -34,7 +34,9 @@ pub struct Store {
     /// Claims of the whole datastore were read once.
     pub listed: Option<Time>,
     seen: BTreeMap<HostId, Seen>,
-    silence: BTreeMap<HostId, Silence>,
+    pub(super) silence: BTreeMap<HostId, Silence>,
+    /// It showed less than before, and nobody has accepted that (`trust`).
+    pub(super) distrusted: Option<String>,
     roster: Option<Roster>,
     writing_roster: bool,
     trouble: Option<String>,
@@ -210,6 +212,7 @@ impl Core {
         for (host, boot) in lives {
             self.shows_life(cx, host, boot, since);
         }
+        self.follow_trust(cx, id);
         self.plan_next_read(cx, id);
         self.mend_roster(cx, id);
         let since = self.master_since;
@@ -404,6 +407,7 @@ impl Core {
         let before = self.guard.leases.insert(id, lease.clone());
         let was = before.as_ref().is_some_and(|lease| lease.until.is_some());
         let is = lease.until.is_some();
+        self.follow_trust(cx, id);
         let renewed = before.as_ref().is_some_and(|before| before.until < lease.until) && !self.underway.is_empty();
         self.check |= renewed; // What was paused in doubt goes on.
         if was != is || before.as_ref().is_none_or(|before| before.epoch != lease.epoch) {

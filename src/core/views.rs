@@ -117,8 +117,10 @@ impl Core {
             latency_ms: lease.map(|lease| lease.latency.as_secs_f64() * 1000.0),
             trouble: lease
                 .and_then(|lease| lease.trouble.clone())
+                .or_else(|| self.distrusted(id).map(str::to_owned))
                 .or_else(|| self.stores.get(&id).and_then(|store| store.trouble().map(str::to_owned)))
                 .or_else(|| self.health_text(id, now)),
+            rolled_back: self.distrusted(id).is_some(),
             health: health_name(self.health(id, now).0).to_owned(),
             reached_by,
         }
@@ -272,6 +274,9 @@ impl Core {
                 self.name_of(debt.host),
                 self.store_name(debt.datastore)
             ));
+        }
+        if let Some(what) = self.waits_for_trust(claim.home) {
+            lines.push(format!("it cannot be claimed anew, moved or taken over; that waits for {what}"));
         }
         if let Some(what) = vm.waits.as_ref().or(vm.attempt.as_ref().and_then(|attempt| attempt.waits.as_ref())) {
             lines.push(format!("waits for {what}"));

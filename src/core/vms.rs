@@ -207,8 +207,9 @@ impl Core {
 
     /// Another host said what it has; its claims are true, its states are its own.
     pub(super) fn reported(&mut self, cx: &mut Cx, from: HostId, report: crate::types::control::HostReport) {
+        let behind = self.is_behind(from);
         for vm in &report.vms {
-            if let Some(claim) = &vm.claim {
+            if let Some(claim) = vm.claim.as_ref().filter(|_| !behind) {
                 let known = cx.now;
                 self.learn(cx, claim.clone(), known);
             }
@@ -216,7 +217,7 @@ impl Core {
                 self.vm(vm.vm).reported_kib = vm.memory_kib;
             }
         }
-        for (claim, proof) in &report.over {
+        for (claim, proof) in report.over.iter().filter(|_| !behind) {
             self.passed(cx, claim.clone(), *proof);
         }
         if let Some(peer) = self.peers.get_mut(&from) {

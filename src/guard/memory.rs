@@ -34,7 +34,7 @@ use crate::types::Time;
 use crate::wire::record;
 
 /// Of the content. Another layout is as good as no memory: raise it with every change of what `carry` encodes.
-pub const LAYOUT: u64 = 3;
+pub const LAYOUT: u64 = 4;
 /// Room for one record: every row and lease at their largest, and as much again.
 const AREA: usize = 2 * 1024 * 1024;
 const PAGE: usize = 4096;

@@ -72,6 +72,11 @@ pub fn obey(shared: &Arc<Shared>, order: GuardOrder) -> Result<(), Refusal> {
             shared.wake_all(); // The datastore's thread hurries.
             Ok(())
         }
+        GuardOrder::Distrust { datastore, why } => {
+            shared.with(|state, now| state.distrust(datastore, &why, now));
+            shared.wake_all();
+            Ok(())
+        }
         GuardOrder::Attested { datastore, incarnation, counter } => {
             shared.with(|state, now| attested(state, datastore, incarnation, counter, now))
         }

@@ -4,6 +4,7 @@
 //! ```text
 //! open ─► our incarnation above all shown? ─► watch, if something of another boot is there ─► beat, each `renew`:
 //!   roster names us? ─► VM list, if changed ─► take (c, t_c) ─► write slot ─► roster names us? ─► c is persisted
+//! it shows less than before: own rows against its claims (`verify`), then beats go on
 //! ```
 //!
 //! After a beat that counted: for VMs that stand after a lapse, the highest claim. One that ends their tenure kills.
@@ -13,6 +14,8 @@
 //! too, the old ones are tried: a server in its grace period takes writes before it lets anything be opened.
 //!
 //! Deliberately not here: what a lapse does (`state`, `enforce`).
+
+mod verify;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,12 +27,12 @@ use super::state::{State, Taken};
 use super::store::{Stage, Store};
 use crate::core::timing;
 use crate::exec::clock;
-use crate::exec::datastore::{BeatFile, Doubt, SlotsKept, WriteFailed, highest_claim};
+use crate::exec::datastore::{BeatFile, Doubt, SlotsKept, Stamp, WriteFailed, highest_claim};
 use crate::types::guard::GuardConfig;
 use crate::types::store::StoreFailure;
 use crate::types::{
-    Attestation, BeatBlock, Counter, DatastoreId, Digest, Incarnation, ListName, Sequence, Tenure, Time, VmEntry,
-    VmList,
+    Attestation, BeatBlock, Counter, DatastoreId, Digest, Flags, Incarnation, ListName, Sequence, Tenure, Time,
+    VmEntry, VmList,
 };
 
 /// How many claims are read after one beat.
@@ -39,6 +42,8 @@ const CLAIMS_PER_BEAT: usize = 32;
 struct Facts {
     config: Arc<GuardConfig>,
     stage: Stage,
+    /// Claims have to be read before the next beat.
+    unverified: bool,
 }
 
 /// Why a turn failed.
@@ -92,6 +97,9 @@ pub struct Renew {
     listed: Option<(Incarnation, Vec<VmEntry>, ListName)>,
     seen_version: u64,
     claims_from: usize,
+    /// A claim that this host holds and that was not there when it was looked for last.
+    missed: Option<Tenure>,
+    held_from: usize,
 }
 
 impl Renew {
@@ -110,6 +118,8 @@ impl Renew {
             listed: None,
             seen_version: 0,
             claims_from: 0,
+            missed: None,
+            held_from: 0,
         }
     }
 
@@ -126,6 +136,9 @@ impl Renew {
     }
 
     fn turn(&mut self, facts: &Facts) -> Result<(), Failed> {
+        if facts.unverified {
+            self.verify(facts)?;
+        }
         if std::mem::take(&mut self.doubtful) {
             self.open_anew(facts);
         }
@@ -172,18 +185,17 @@ impl Renew {
             return Err(Failed::Outdated(incarnation));
         }
         let newest = own.newest;
-        let stamp = newest.as_ref().map(|beat| (beat.incarnation, beat.counter));
+        let found = newest.as_ref().map(Stamp::of);
         let (acknowledged, doubted) = self.shared.with(|state, _| {
             let store = state.stores.get(&self.id);
             (store.and_then(Store::acknowledged), store.is_some_and(|store| store.doubt.is_some()))
         });
-        if stamp < acknowledged {
-            let path = self.path.display();
-            return Err(Failed::Doubt(
-                format!("{path}: shows {stamp:?}, but {acknowledged:?} was acknowledged"),
-                false,
-            ));
+        let stamp = |(incarnation, counter)| Stamp { incarnation, counter };
+        if let Some(acknowledged) = acknowledged.map(stamp).filter(|acknowledged| found < Some(*acknowledged)) {
+            let text = format!("{}: {}", self.path.display(), Doubt::RolledBack { acknowledged, found });
+            return Err(Failed::Doubt(text, false));
         }
+        self.heed_own_flag(newest.as_ref())?;
         self.sequence = newest.as_ref().map_or(Sequence(0), |beat| beat.list.sequence).max(self.sequence);
         self.listed = None;
         let old = newest.as_ref().map(|beat| beat.attestations.clone()).unwrap_or_default();
@@ -250,7 +262,7 @@ impl Renew {
         member(file, config)?;
         let lapsed = self.shared.with(|state, now| self.persisted(state, taken, &block, now));
         self.read_claims(config, &lapsed);
-        Ok(())
+        self.look_for_held(config)
     }
 
     /// For the next guard: which slots rest, and what is under way.
@@ -294,10 +306,14 @@ impl Renew {
             let listed_in = self.listed.as_ref().map(|(incarnation, ..)| *incarnation);
             let store = state.stores.get_mut(&self.id).filter(|store| store.life == self.life)?;
             let attestations = store.attestations(config.index, now);
+            let (accepted, distrusts) = (store.accepted, store.rolled_back.is_some());
+            if store.unverified {
+                return None;
+            }
             if listed_in != Some(state.incarnation) {
                 return None;
             }
-            let flags = state.flags(now);
+            let flags = Flags { distrusts, ..state.flags(now) };
             let taken = state.take(now);
             let block = BeatBlock {
                 cluster: config.cluster,
@@ -309,6 +325,7 @@ impl Renew {
                 taken: taken.at,
                 lease: taken.lease,
                 flags,
+                accepted,
                 list,
                 resting: 0,
                 roster,
@@ -376,12 +393,13 @@ impl Renew {
                 let Some(store) = state.stores.get_mut(&self.id).filter(|store| store.life == self.life) else {
                     return;
                 };
-                let new = store.doubt.is_none();
                 store.trouble = Some(text.clone());
-                store.doubt = Some(text.clone());
-                if twice {
-                    store.stage = Stage::Watching;
+                if !twice {
+                    return state.distrust(self.id, &text, now);
                 }
+                let new = store.doubt.is_none();
+                store.doubt = Some(text.clone());
+                store.stage = Stage::Watching;
                 if new {
                     state.alarm(text);
                 }
@@ -418,7 +436,8 @@ impl Renew {
     fn facts(&self) -> Option<Facts> {
         self.shared.with(|state, _| {
             let store = state.stores.get(&self.id).filter(|store| store.life == self.life)?;
-            Some(Facts { config: state.config.as_ref()?.1.clone(), stage: store.stage })
+            let (stage, unverified) = (store.stage, store.unverified);
+            Some(Facts { config: state.config.as_ref()?.1.clone(), stage, unverified })
         })
     }
 
@@ -426,15 +445,16 @@ impl Renew {
     /// while an exit waits for a beat: so does a move.
     fn pause(&mut self, began: Time, facts: &Facts) {
         let timing = facts.config.timing;
-        let stage = self.facts().map(|facts| facts.stage);
-        if stage.is_some_and(|stage| stage != facts.stage) {
+        let changed = |now: Facts| now.stage != facts.stage || now.unverified && !facts.unverified;
+        if self.facts().is_some_and(changed) {
             return;
         }
         let next = began + timing.renew;
         self.shared.wait((began + timing::SHORTEST_PERIOD).min(next), |_| false);
         let drains = |state: &State| state.table.drains_on(self.id);
         self.shared.wait((began + timing::hurried_renew(&timing)).min(next), drains);
-        let hurries = |state: &State| drains(state) || state.stores.get(&self.id).is_some_and(Store::owes);
+        let hurried = |store: &Store| store.owes() || store.unverified && !facts.unverified;
+        let hurries = |state: &State| drains(state) || state.stores.get(&self.id).is_some_and(hurried);
         loop {
             let version = self.seen_version;
             self.shared.wait(next, |state| {

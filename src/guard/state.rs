@@ -12,6 +12,7 @@
 //! Deliberately not here: threads, files, sockets; what the next guard is told (`carry`).
 
 mod carry;
+mod trust;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,9 +27,9 @@ use super::store::Store;
 use super::table::{MAX_ROWS, ProcessKey, Table};
 use crate::core::lease::Persisted;
 use crate::core::timing;
-use crate::types::guard::{GUARD_PROTOCOL, GuardConfig, GuardReport, Refusal};
+use crate::types::guard::{GUARD_PROTOCOL, GuardConfig, GuardReport};
 use crate::types::{
-    AgentBeat, Attestation, Attested, BootId, Counter, DatastoreId, DatastoreSet, Epoch, HostId, Incarnation, ListName,
+    AgentBeat, Attestation, Attested, BootId, Counter, DatastoreId, DatastoreSet, HostId, Incarnation, ListName,
     NetBeat, Time, VmId,
 };
 
@@ -202,18 +203,6 @@ impl State {
         (self.incarnation, self.counter)
     }
 
-    /// The present epoch of a home, if its lease is valid at `now` and its storage is trusted.
-    ///
-    /// # Errors
-    /// Why no claim can be made there.
-    pub fn epoch(&self, home: DatastoreId, now: Time) -> Result<Epoch, Refusal> {
-        let store = self.stores.get(&home).ok_or(Refusal::UnknownDatastore(home))?;
-        if let Some(doubt) = &store.doubt {
-            return Err(Refusal::WrongState(format!("the datastore cannot be trusted: {doubt}")));
-        }
-        if store.lease.is_valid(now) { Ok(store.lease.epoch()) } else { Err(Refusal::NoLease) }
-    }
-
     /// An own beat counts on that datastore, and so do the attestations that stood in it.
     pub fn counted(&mut self, home: DatastoreId, taken: Taken, with: &[Attestation], now: Time) {
         let Some(store) = self.stores.get_mut(&home) else { return };
@@ -226,7 +215,7 @@ impl State {
     /// `counter` stands on that datastore, by our own write or an attestation, in a roster that names the writer.
     pub fn persisted(&mut self, home: DatastoreId, counter: Counter, now: Time) {
         self.touch();
-        let Some(store) = self.stores.get_mut(&home) else { return };
+        let Some(store) = self.stores.get_mut(&home).filter(|store| !store.unverified) else { return };
         match store.lease.persisted(counter, now) {
             Persisted::Renewed | Persisted::Nothing => {}
             Persisted::Regained => {
@@ -253,6 +242,7 @@ impl State {
                 .entry(datastore.id)
                 .or_insert_with(|| Store::new(datastore.clone(), life, incarnation, lease));
             store.position = datastore.position;
+            store.accept(datastore.accepted);
             store.lease.set_lease(lease);
         }
         self.config = Some((version, Arc::new(config)));
@@ -320,6 +310,7 @@ impl State {
             list: self.list,
             reaches: set(&|store| store.lease.is_valid(now)),
             attest_me: set(&|store| !store.own_path(config.timing.lease, now) || store.is_overdue(&config.timing, now)),
+            distrusts: set(&|store| store.rolled_back.is_some()),
             attested: self.attested(),
             software: software(),
             agent,
@@ -335,7 +326,7 @@ impl State {
             self.config.as_ref().map_or(Duration::ZERO, |(_, config)| timing::agent_dead_after(&config.timing));
         flags.agent_dead = self.agent.as_ref().is_none_or(|(_, heard)| patience <= now.since(*heard));
         flags.unpunctual = self.unpunctual(now);
-        flags.distrusts |= self.stores.values().any(|store| store.doubt.is_some());
+        flags.distrusts |= self.stores.values().any(|store| store.distrusted().is_some());
         flags
     }
 

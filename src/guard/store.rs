@@ -58,12 +58,23 @@ pub struct Store {
     pub stage: Stage,
     /// What makes it untrustworthy, for people. While it stands there are no beats and no claims here.
     pub doubt: Option<String>,
+    /// It showed less than before, and no operator has accepted that; why, for people. Beats go on and say so, so that
+    /// what is claimed there as this host holds it runs on. No claims, no attestations.
+    pub rolled_back: Option<String>,
+    /// Nothing renews the lease before own rows were compared with the claims there.
+    pub unverified: bool,
+    /// What stands there after a lapse may be older than its disks.
+    pub outdates: bool,
+    /// How often an operator has accepted it as it is.
+    pub accepted: u32,
     /// What is wrong with the last try, for people.
     pub trouble: Option<String>,
     /// It was that there is no space.
     pub full: bool,
     /// The last own write that counted, and when that was known.
     counted: Option<(Taken, Time)>,
+    /// The newest beat that it acknowledged, since own slots were last taken as they are.
+    acknowledged: Option<(Incarnation, Counter)>,
     /// Which of its slots rest, and which is being written: those go on resting in the next guard.
     pub slots: Option<SlotsKept>,
     attestations: BTreeMap<HostIndex, Heard>,
@@ -80,9 +91,14 @@ impl Store {
             lease: Lease::new(incarnation, lease),
             stage: Stage::Opening,
             doubt: None,
+            rolled_back: None,
+            unverified: false,
+            outdates: false,
+            accepted: datastore.accepted,
             trouble: None,
             full: false,
             counted: None,
+            acknowledged: None,
             slots: None,
             attestations: BTreeMap::new(),
         }
@@ -128,12 +144,44 @@ impl Store {
     /// The newest beat that it acknowledged to this guard: it must never show less.
     #[must_use]
     pub fn acknowledged(&self) -> Option<(Incarnation, Counter)> {
-        self.counted.map(|(taken, _)| (taken.incarnation, taken.counter))
+        self.acknowledged.filter(|_| !self.unverified)
+    }
+
+    /// Own rows were compared with the claims there: what it shows now is what it must not fall behind.
+    pub fn verified(&mut self) {
+        (self.unverified, self.outdates) = (false, false);
+        self.acknowledged = None;
+    }
+
+    /// Why no claims may be made there now, for people.
+    #[must_use]
+    pub fn distrusted(&self) -> Option<&str> {
+        let unverified = self.unverified.then_some("its claims are being compared with what this host holds");
+        self.doubt.as_deref().or(self.rolled_back.as_deref()).or(unverified)
+    }
+
+    /// It shows less than before. Whether that is new.
+    pub fn distrust(&mut self, why: String) -> bool {
+        self.unverified = true;
+        self.outdates |= self.rolled_back.is_none();
+        self.attestations.clear();
+        self.rolled_back.replace(why).is_none()
+    }
+
+    /// An operator takes it as it is. What this host remembers of it may be more than it shows.
+    pub fn accept(&mut self, accepted: u32) {
+        if self.accepted < accepted {
+            self.accepted = accepted;
+            self.outdates |= self.rolled_back.take().is_none();
+            self.unverified = true;
+            self.attestations.clear();
+        }
     }
 
     /// An own beat counts; so do the attestations that stood in it.
     pub fn counted(&mut self, taken: Taken, known: Time, with: &[Attestation]) {
         self.counted = Some((taken, known));
+        self.acknowledged = Some((taken.incarnation, taken.counter));
         self.trouble = None;
         self.full = false;
         for attestation in with {
@@ -143,8 +191,12 @@ impl Store {
         }
     }
 
-    /// An attestation for another host. Only a newer one replaces what stands.
+    /// An attestation for another host. Only a newer one replaces what stands. None where the other host itself has to
+    /// see what became of its claims.
     pub fn attest(&mut self, attestation: Attestation, now: Time) {
+        if self.rolled_back.is_some() || self.unverified {
+            return;
+        }
         let newer = |heard: &Heard| {
             (heard.attestation.incarnation, heard.attestation.counter) < (attestation.incarnation, attestation.counter)
         };
@@ -201,7 +253,8 @@ impl Store {
             written,
             latency: known.since(written),
             full: self.full,
-            trouble: self.doubt.clone().or_else(|| self.trouble.clone()),
+            trouble: self.doubt.clone().or_else(|| self.rolled_back.clone()).or_else(|| self.trouble.clone()),
+            rolled_back: self.distrusted().filter(|_| self.doubt.is_none()).map(str::to_owned),
         }
     }
 }

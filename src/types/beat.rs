@@ -129,6 +129,8 @@ pub struct NetBeat {
     pub reaches: DatastoreSet,
     /// Datastores on which it asks others to attest its counter.
     pub attest_me: DatastoreSet,
+    /// Datastores that showed it less than before.
+    pub distrusts: DatastoreSet,
     /// What it attested for others; at most 6.
     pub attested: Vec<Attested>,
     /// Software version (major, minor, patch) of the sender.

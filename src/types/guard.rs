@@ -49,6 +49,8 @@ pub struct GuardDatastore {
     pub position: u8,
     /// Mount point.
     pub path: String,
+    /// How often an operator has accepted it as it is.
+    pub accepted: u32,
 }
 
 /// Everything that the guard must know to beat without the agent.
@@ -125,6 +127,9 @@ pub enum GuardOrder {
     Found { tenure: Tenure, pid: u32 },
     /// Newest beats heard of hosts that asked for attestation; they stand in the next beats on `datastore`.
     Attest { datastore: DatastoreId, attestations: Vec<Attestation> },
+    /// Another host says that this datastore shows less than before: own rows are compared with the claims there before
+    /// the lease is renewed again.
+    Distrust { datastore: DatastoreId, why: String },
     /// Another host persisted this counter of ours on `datastore`.
     Attested { datastore: DatastoreId, incarnation: Incarnation, counter: Counter },
     /// The target of `virsh migrate`: QEMU will appear until `deadline`, and may run after the switch, under a handover
@@ -183,6 +188,8 @@ pub struct LeaseView {
     pub full: bool,
     /// What is wrong, for people.
     pub trouble: Option<String>,
+    /// It showed less than before, and no operator has accepted that: no claims, no windows.
+    pub rolled_back: Option<String>,
 }
 
 /// One row, for agent and people.

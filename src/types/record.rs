@@ -72,8 +72,10 @@ pub struct BeatBlock {
     pub taken: Time,
     /// The writer's L.
     pub lease: Duration,
-    /// Facts about the writer.
+    /// Facts about the writer. `distrusts`: this datastore showed it less than before.
     pub flags: Flags,
+    /// How often an operator has accepted this datastore, as far as the writer knows.
+    pub accepted: u32,
     /// Its VM list here.
     pub list: ListName,
     /// Bit n: slot n rests, since a write with unknown outcome may still land in it.

@@ -79,6 +79,10 @@ pub struct DatastoreSettings {
     /// What to do when they are not.
     #[serde(default)]
     pub late_writes: LateWrites,
+    /// How often an operator has accepted it as it is, after it had shown less than before. Claims that are made later
+    /// have a generation above all that were made earlier, wherever those are remembered.
+    #[serde(default)]
+    pub accepted: u32,
 }
 
 /// One member of the cluster.
@@ -228,6 +232,8 @@ pub enum SettingsChange {
     TrustFenceDevice { name: String, distrusted: Option<String> },
     /// `virsh migrate` by people is allowed or refused.
     SetForeignMigration(ForeignMigration),
+    /// A datastore is accepted as it is, although it showed less than before.
+    AcceptDatastore { name: String },
 }
 
 /// Durations as whole milliseconds, in JSON and in messages.
@@ -272,6 +278,7 @@ mod tests {
                 path: "/srv/nfs".into(),
                 fence: StorageFence::Lock,
                 late_writes: LateWrites::Exclude,
+                accepted: 0,
             }],
             vms: VmDefaults::default(),
             foreign_migration: ForeignMigration::Allow,

@@ -105,6 +105,9 @@ pub struct DatastoreView {
     /// How it is for this host: well, stalls, down (all paths), full.
     #[serde(default)]
     pub health: String,
+    /// It shows less than before, and waits for `mainstay datastore accept`.
+    #[serde(default)]
+    pub rolled_back: bool,
     /// Trouble, for people.
     pub trouble: Option<String>,
     /// Hosts with a valid lease there, by their beats.

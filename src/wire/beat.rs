@@ -7,13 +7,14 @@
 //!          next byte, 2 candidate, 3 master          40   8  version of the settings document
 //!   2   1  index of its master, else 0               48   8  reaches      ┐
 //!   3   1  score: datastores                         56   8  attest me    ├ sets of datastores
-//!   4   1  score: priority                           64   8  storage lost ┘
-//!   5   1  score: uptime bucket                      72   8  VM list: sequence
-//!   6   2  flags, bit 0 upwards: isolated, leaving,  80  32  VM list: digest
-//!          maintenance, agent dead, unpunctual,     112   1  a = number of attested counters, at most 6
-//!          distrusts; bit 6 score: available        113   1  e = number of echoes, at most 128
-//!   8   4  L in milliseconds, rounded up            114   2  reserved
-//!  12   3  software version                         116  14a attested: datastore 1, index 1,
+//!   4   1  score: priority                           64   8  storage lost │
+//!   5   1  score: uptime bucket                      72   8  distrusts    ┘
+//!                                                    80   8  VM list: sequence
+//!   6   2  flags, bit 0 upwards: isolated, leaving,  88  32  VM list: digest
+//!          maintenance, agent dead, unpunctual,     120   1  a = number of attested counters, at most 6
+//!          distrusts; bit 6 score: available        121   1  e = number of echoes, at most 128
+//!   8   4  L in milliseconds, rounded up            122   2  reserved
+//!  12   3  software version                         124  14a attested: datastore 1, index 1,
 //!                                                           incarnation 4, counter 8
 //!  15   1  reserved                                   …  7e echoes: index 1, incarnation 2, counter 4
 //! ```
@@ -24,7 +25,7 @@
 //! **Other versions.** A later minor release may put meaning into reserved bytes and bits (sent as 0, ignored when
 //! read) and append fields after the echoes; old readers ignore what follows there, new readers take what is missing
 //! as unset. Anything else needs a new version byte in the header, which readers must know one release before it is
-//! sent. Largest today: 116 + 84 + 896 = 1096 bytes, 1168 sealed; 32 are left.
+//! sent. Largest today: 124 + 84 + 896 = 1104 bytes, 1176 sealed; 24 are left.
 //!
 //! Not here: whether a beat may be believed (`seal.rs`), what follows from it (core).
 
@@ -43,7 +44,9 @@ pub const MAX_ATTESTED: usize = 6;
 /// Longest body that `encode` makes.
 pub const MAX_BODY: usize = FIXED + MAX_ATTESTED * ATTESTED + MAX_HOSTS * ECHO;
 
-const FIXED: usize = 116;
+const FIXED: usize = 124;
+const ATTESTED_AT: usize = 120;
+const ECHOES_AT: usize = 121;
 const ATTESTED: usize = 14;
 const ECHO: usize = 7;
 const AVAILABLE: u16 = 1 << 6;
@@ -90,6 +93,7 @@ pub fn encode(beat: &NetBeat) -> Vec<u8> {
         beat.reaches.0,
         beat.attest_me.0,
         agent.storage_lost.0,
+        beat.distrusts.0,
         beat.list.sequence.0,
     ];
     for number in numbers {
@@ -100,7 +104,7 @@ pub fn encode(beat: &NetBeat) -> Vec<u8> {
     debug_assert_eq!(out.len(), FIXED);
 
     for attested in beat.attested.iter().filter(|attested| can_be(attested)).take(MAX_ATTESTED) {
-        out[112] += 1;
+        out[ATTESTED_AT] += 1;
         out.extend([attested.datastore, attested.index.0]);
         out.extend(attested.incarnation_low.to_le_bytes());
         out.extend(attested.counter.0.to_le_bytes());
@@ -108,7 +112,7 @@ pub fn encode(beat: &NetBeat) -> Vec<u8> {
     let mut seen = 0u128;
     for echo in &agent.echoes {
         if first(&mut seen, echo.index) {
-            out[113] += 1;
+            out[ECHOES_AT] += 1;
             out.push(echo.index.0);
             out.extend(echo.incarnation_low.to_le_bytes());
             out.extend(echo.counter_low.to_le_bytes());
@@ -133,6 +137,7 @@ pub fn decode(header: &SealHeader, body: &[u8]) -> Result<NetBeat, BadBeat> {
     let reaches = DatastoreSet(fields.number()?);
     let attest_me = DatastoreSet(fields.number()?);
     let storage_lost = DatastoreSet(fields.number()?);
+    let distrusts = DatastoreSet(fields.number()?);
     let list = ListName { sequence: Sequence(fields.number()?), digest: Digest(fields.take()?) };
     let [attested_len, echoes_len, _, _] = fields.take()?;
     if lease_ms == 0 {
@@ -149,6 +154,7 @@ pub fn decode(header: &SealHeader, body: &[u8]) -> Result<NetBeat, BadBeat> {
         list,
         reaches,
         attest_me,
+        distrusts,
         attested: fields.attested(attested_len)?,
         software: (major, minor, patch),
         agent: AgentBeat {

@@ -284,6 +284,7 @@ pub fn example() -> ClusterView {
             late_writes: "exclude".into(),
             lease: "valid".into(),
             latency_ms: Some(1.8),
+            rolled_back: false,
             trouble: None,
             reached_by: vec!["a".into(), "b".into()],
         }],

@@ -19,8 +19,10 @@ use mainstay::types::guard::{
 };
 use mainstay::types::settings::Timing;
 use mainstay::types::{
-    ClusterId, DatastoreId, Epoch, Generation, HostId, HostIndex, Roster, RosterEntry, Tenure, Ticket, VmId, VmState,
+    BootId, Claim, ClaimReason, ClusterId, DatastoreId, Digest, Epoch, Generation, Holder, HostId, HostIndex,
+    Incarnation, Nonce, ObjectKind, Owner, Roster, RosterEntry, Tenure, Ticket, VmId, VmState, Wanted,
 };
+use mainstay::wire::record;
 use uuid::Uuid;
 
 use crate::qemu::Qemu;
@@ -127,7 +129,7 @@ impl Host {
             timing,
             interfaces: Vec::new(),
             peers: Vec::new(),
-            datastores: vec![GuardDatastore { id: DATASTORE, position: 0, path }],
+            datastores: vec![GuardDatastore { id: DATASTORE, position: 0, path, accepted: 0 }],
         }
     }
 
@@ -165,8 +167,34 @@ impl Host {
     }
 
     pub fn claimed(&mut self, vm: &Qemu, generation: u64, epoch: Epoch) -> Result<(), Refusal> {
+        self.put_claim(vm.vm, generation);
         let deadline = clock::now() + SOON;
         self.order(GuardOrder::Claimed { tenure: tenure(vm.vm, generation), epoch, deadline })
+    }
+
+    /// A claim that names this host lies there.
+    fn put_claim(&self, vm: VmId, generation: u64) {
+        let folder = self.root().join("claims").join(vm.to_string());
+        if fs::create_dir_all(&folder).is_err() {
+            return; // The storage is cut off.
+        }
+        let owner = Owner { host: ME, boot: BootId::default(), incarnation: Incarnation(1) };
+        let claim = Claim {
+            kind: ObjectKind::Vm,
+            tenure: tenure(vm, generation),
+            name: "web".to_owned(),
+            holder: Holder::Host(owner),
+            home: DATASTORE,
+            wanted: Wanted::Running,
+            reason: ClaimReason::StartedByPerson,
+            record: Digest::default(),
+            nonce: Nonce(1),
+            maker: ME,
+            made_unix_ms: 0,
+            debts: Vec::new(),
+        };
+        fs::write(folder.join("new"), record::encode_claim(&claim).unwrap()).unwrap();
+        fs::rename(folder.join("new"), folder.join(generation.to_string())).unwrap();
     }
 
     /// A QEMU that runs under claim 1.
@@ -202,6 +230,16 @@ impl Host {
                 Err(error) => panic!("{error}"),
             }
             assert!(Instant::now() < deadline, "no {what}: {:?} {:?} {:?}", self.lease, self.rows, self.alarms);
+        }
+    }
+
+    /// Listens for so long.
+    pub fn wait(&mut self, span: Duration) {
+        let end = Instant::now() + span;
+        while Instant::now() < end {
+            if let Ok(event) = self.events.recv_timeout(Duration::from_millis(5)) {
+                self.take(event);
+            }
         }
     }
 

@@ -79,6 +79,9 @@ impl World {
             ["restart", "libvirtd", names @ ..] => {
                 self.hosts_named(names).into_iter().for_each(|h| self.restart_libvirtd(h));
             }
+            ["snapshot", "storage"] => self.snapshot_storage(),
+            ["roll", "back", "storage"] => self.roll_back_storage(),
+            ["accept", "datastore", name, "at", host] => self.accept_datastore(self.named(host), name),
             rest => self.fall_ill(what, rest),
         }
     }
@@ -126,6 +129,7 @@ impl World {
                 self.starts_fail.extend(hosts);
             }
             ["starts", "work"] => self.starts_fail.clear(),
+            ["lose", "claim", vm] => self.lose_claim(self.named_vm(vm)),
             ["tear", "claim", vm] => {
                 let vm = self.named_vm(vm);
                 let home = self.vms[&vm].record.home;

@@ -10,6 +10,7 @@
 //! fence does that at once.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::Duration;
 
 use mainstay::core::event::Outcome;
@@ -62,6 +63,15 @@ pub struct Datastore {
     pub accepts: bool,
     /// It once showed less than it had acknowledged: a guard may doubt it.
     pub lied: bool,
+    copy: Option<Copy>,
+}
+
+/// What lay there once.
+#[derive(Clone)]
+struct Copy {
+    slots: BTreeMap<HostId, Files>,
+    claims: BTreeMap<VmId, Claims>,
+    records: BTreeMap<(VmId, Digest), VmRecord>,
 }
 
 impl Datastore {
@@ -84,7 +94,30 @@ impl Datastore {
             writers: BTreeMap::new(),
             accepts: settings.datastore(id).is_some_and(|d| d.late_writes == LateWrites::Accept),
             lied: false,
+            copy: None,
         }
+    }
+
+    /// Remembers what lies there.
+    pub fn keep_copy(&mut self) {
+        let (slots, claims, records) = (self.slots.clone(), self.claims.clone(), self.records.clone());
+        self.copy = Some(Copy { slots, claims, records });
+    }
+
+    /// What was remembered lies there again. VMs whose newest claim is another now.
+    pub fn roll_back(&mut self) -> Vec<VmId> {
+        let Some(copy) = self.copy.clone() else { return Vec::new() };
+        let vms: Vec<VmId> = self.claims.keys().copied().collect();
+        let before: Vec<Generation> = vms.iter().map(|vm| self.generation(*vm)).collect();
+        (self.slots, self.claims, self.records, self.lied) = (copy.slots, copy.claims, copy.records, true);
+        let lost = vms.into_iter().zip(before).filter(|(vm, before)| self.generation(*vm) != *before);
+        lost.map(|(vm, _)| vm).collect()
+    }
+
+    /// The newest claim of a VM is gone.
+    pub fn lose_claim(&mut self, vm: VmId) {
+        self.claims.get_mut(&vm).and_then(BTreeMap::pop_last);
+        self.lied = true;
     }
 
     // ---- claims -------------------------------------------------------------------------------------------------
@@ -143,7 +176,15 @@ impl Datastore {
         let stands = |(generation, nonce): (Generation, Nonce)| {
             all.get(&generation).is_some_and(|(before, _)| before.as_ref().is_ok_and(|before| before.nonce == nonce))
         };
-        if after.is_none_or(stands) {
+        let ours = claim.tenure.generation;
+        if let Some((Ok(higher), _)) =
+            all.range((Bound::Excluded(ours), Bound::Unbounded)).next_back().map(|(_, at)| at)
+        {
+            return StoreAnswer::Exists(Box::new(higher.clone()));
+        }
+        let between = after
+            .is_some_and(|(before, _)| all.range((Bound::Excluded(before), Bound::Excluded(ours))).next().is_some());
+        if after.is_none_or(stands) && !between {
             return StoreAnswer::Created;
         }
         all.remove(&claim.tenure.generation);

@@ -18,6 +18,7 @@ use super::datastore::Datastore;
 use super::world::{H, World};
 
 /// See the module.
+#[derive(Clone)]
 pub struct Files {
     /// As they lie there.
     pub slots: Slots,

@@ -16,7 +16,7 @@ use mainstay::guard::state::{Carried, State, Taken};
 use mainstay::guard::table::{Act, Expected, ProcessKey, Table};
 use mainstay::types::guard::{GuardOrder, GuardReport, Refusal};
 use mainstay::types::vm::OffReason;
-use mainstay::types::{Attestation, DatastoreId, Digest, Incarnation, ListName, Sequence, Time, VmEntry, VmId};
+use mainstay::types::{Attestation, DatastoreId, Digest, Incarnation, ListName, Sequence, Tenure, Time, VmEntry, VmId};
 
 use super::host::Host;
 use super::world::{Gate, H, World};
@@ -37,6 +37,9 @@ pub(super) struct Renew {
     pub(super) watch: Option<((Digest, Vec<Attestation>), Time, Duration)>,
     pub(super) sequence: Sequence,
     pub(super) listed: Option<(Incarnation, Vec<VmEntry>, ListName)>,
+    /// A claim that this host holds and that was not there when it was looked for last.
+    pub(super) missed: Option<Tenure>,
+    pub(super) held_from: usize,
 }
 
 /// A running guard.
@@ -285,7 +288,8 @@ impl World {
         };
         self.after(Gate::Guard(h, life), Duration::from_micros(100), move |world| {
             let configures = matches!(order, GuardOrder::Configure(_));
-            let attests = matches!(order, GuardOrder::Attest { .. });
+            let attests =
+                matches!(order, GuardOrder::Attest { .. } | GuardOrder::Distrust { .. } | GuardOrder::Configure(_));
             world.with_guard(h, |state, now| {
                 let result = obey(state, order, now);
                 state.report(GuardReport::Done { ticket, result });
@@ -393,6 +397,10 @@ fn obey(state: &mut State, order: GuardOrder, now: Time) -> Result<(), Refusal> 
         GuardOrder::Attest { datastore, attestations } => {
             let store = state.stores.get_mut(&datastore).ok_or(Refusal::UnknownDatastore(datastore))?;
             attestations.into_iter().for_each(|attestation| store.attest(attestation, now));
+            Ok(())
+        }
+        GuardOrder::Distrust { datastore, why } => {
+            state.distrust(datastore, &why, now);
             Ok(())
         }
         GuardOrder::Attested { datastore, incarnation, counter } => {

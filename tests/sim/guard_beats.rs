@@ -27,7 +27,11 @@ impl World {
             owes || renew.listed.as_ref().is_none_or(|(_, listed, _)| *listed != list)
         };
         let idle = guard.renew.iter().filter(|(_, renew)| !renew.busy && renew.opened);
+        let unverified = |home: &DatastoreId| guard.state.stores.get(home).is_some_and(|store| store.unverified);
         let pace = |(home, renew): (&DatastoreId, &Renew)| {
+            if unverified(home) {
+                return Some((*home, renew.began));
+            }
             let pause = match (guard.state.table.drains_on(*home), differs(home, renew)) {
                 (true, _) => timing::SHORTEST_PERIOD,
                 (false, true) => timing::hurried_renew(&timing),
@@ -55,10 +59,8 @@ impl World {
 
     pub(super) fn turn(&mut self, h: H, home: DatastoreId) {
         let now = self.now;
-        let Some(stage) = self.with_guard(h, |state, _| state.stores.get(&home).map(|store| store.stage)).flatten()
-        else {
-            return;
-        };
+        let facts = self.with_guard(h, |state, _| state.stores.get(&home).map(|store| (store.stage, store.unverified)));
+        let Some((stage, unverified)) = facts.flatten() else { return };
         let Some(renew) = self.renew(h, home) else { return };
         if renew.busy {
             return;
@@ -66,6 +68,7 @@ impl World {
         renew.busy = true;
         renew.began = now;
         match (renew.opened, stage) {
+            _ if unverified => self.verify_there(h, home),
             (false, _) | (true, Stage::Opening) => self.open_beats(h, home),
             (true, Stage::Watching) => self.look_on(h, home),
             (true, Stage::Beating) => self.beat_there(h, home),
@@ -133,6 +136,9 @@ impl World {
         if let Some((above, _)) = shown.into_iter().max().filter(|shown| ours < *shown) {
             self.rise(h, above);
             return self.again_at_once(h, home);
+        }
+        if let Some(why) = self.shows_less(h, home, newest.as_ref()) {
+            return self.went_back(h, home, why);
         }
         let old = newest.as_ref().map(|beat| beat.attestations.clone()).unwrap_or_default();
         let facts = self.with_guard(h, |state, now| {
@@ -271,21 +277,32 @@ impl World {
 
     /// It contradicts the guard: no beats here any more.
     fn doubts(&mut self, h: H, home: DatastoreId, doubt: Doubt) {
-        let (text, twice) = (doubt.to_string(), matches!(doubt, Doubt::TwiceUsed { .. }));
+        let text = doubt.to_string();
+        if let Doubt::RolledBack { .. } = doubt {
+            return self.went_back(h, home, text);
+        }
         if !self.stores[&home].lied {
             let name = self.hosts[h].name.clone();
             self.violated(&format!("the guard of {name} doubts a datastore that kept its word: {text}"));
         }
         self.with_guard(h, |state, _| {
             let Some(store) = state.stores.get_mut(&home) else { return };
-            if twice {
-                store.stage = Stage::Watching;
-            }
+            store.stage = Stage::Watching;
             if store.doubt.replace(text.clone()).is_none() {
                 state.alarm(text.clone());
             }
         });
         self.turned(h, home, Some(text));
+    }
+
+    /// It shows less than before: no claims, and beats only after own rows were compared with the claims there.
+    fn went_back(&mut self, h: H, home: DatastoreId, why: String) {
+        if !self.stores[&home].lied {
+            let name = self.hosts[h].name.clone();
+            self.violated(&format!("the guard of {name} doubts a datastore that kept its word: {why}"));
+        }
+        self.with_guard(h, |state, now| state.distrust(home, &why, now));
+        self.again_at_once(h, home);
     }
 
     fn take_beat(&mut self, h: H, home: DatastoreId, roster: u64) {
@@ -295,10 +312,11 @@ impl World {
         let resting = renew.book.as_ref().map(|book| book.resting(now)).unwrap_or_default();
         let taken = self.with_guard(h, |state, now| {
             let (_, config) = state.config.clone()?;
-            let store = state.stores.get_mut(&home)?;
+            let store = state.stores.get_mut(&home).filter(|store| !store.unverified)?;
+            let (accepted, distrusts) = (store.accepted, store.rolled_back.is_some());
             let attestations = store.attestations(config.index, now);
             let (of, list) = listed.filter(|(of, _)| *of == state.incarnation)?;
-            let flags = state.flags(now);
+            let flags = Flags { distrusts, ..state.flags(now) };
             let taken = state.take(now);
             let block = BeatBlock {
                 cluster: config.cluster,
@@ -310,6 +328,7 @@ impl World {
                 taken: taken.at,
                 lease: taken.lease,
                 flags,
+                accepted,
                 list,
                 resting,
                 roster,
@@ -408,6 +427,9 @@ impl World {
             state.table.lapsed_on(home)
         });
         let lapsed = lapsed.unwrap_or_default();
+        if let Some(why) = self.look_for_held(h, home) {
+            return self.went_back(h, home, why);
+        }
         if lapsed.is_empty() {
             return self.turned(h, home, None);
         }

@@ -431,6 +431,7 @@ impl World {
             id: datastore.id,
             position,
             path: datastore.path.clone(),
+            accepted: datastore.accepted,
         });
         let config = GuardConfig {
             cluster: settings.cluster,

@@ -34,6 +34,7 @@ pub mod network;
 pub mod ownership;
 pub mod people;
 pub mod power;
+pub mod rollback;
 pub mod runs;
 pub mod scenario;
 pub mod world;

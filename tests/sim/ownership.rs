@@ -1,6 +1,6 @@
 //! The judge's view of claims and of the grounds of leases.
 //!
-//! - generations of claims only rise, each by one
+//! - generations of claims only rise, each by one, except after a datastore was accepted anew
 //! - nobody makes a claim that names its host without a row at its guard (R5)
 //! - (v, g) is over before anybody else creates g+1; the owner releases nothing that still runs
 //! - nobody says "over" of what runs
@@ -14,6 +14,7 @@ use mainstay::types::store::StoreAnswer;
 use mainstay::types::{BeatBlock, Claim, ClaimReason, DatastoreId, Generation, Holder, Tenure, VmId, VmState, Wanted};
 
 use super::invariants::Given;
+use super::rollback::leaps;
 use super::world::{H, World};
 
 /// How many counters of a host are remembered: older ones ground no lease.
@@ -83,6 +84,9 @@ impl World {
     pub fn kills(&mut self, h: H, vm: VmId) {
         let me = self.hosts[h].id;
         let home = self.vms[&vm].record.home;
+        if self.stores[&home].lied {
+            return; // What its claims say may be less than what was.
+        }
         let Some(Ok(claim)) = self.stores[&home].highest(vm) else { return };
         let goes_on = claim.wanted == Wanted::Running
             && match claim.holder {
@@ -134,7 +138,7 @@ impl World {
     ) {
         let name = claim.name.clone();
         // The first claim on a datastore counts on from what lies on others.
-        if now < before || (before != Generation(0) && before.next() < now) {
+        if now < before || (before != Generation(0) && before.next() < now && !leaps(now)) {
             self.violated(&format!("claims of {name} went from generation {before} to {now}"));
         }
         if self.trace {

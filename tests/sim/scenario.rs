@@ -135,7 +135,7 @@ impl Scenario {
             let random = self.setup.seed != 0;
             world.at(Gate::World, zero + nanos(at), move |world| {
                 let first = what.split(' ').next();
-                let told = ["person", "kill", "boot", "freeze", "thaw", "cut", "heal", "hang"];
+                let told = ["person", "kill", "boot", "freeze", "thaw", "cut", "heal", "hang", "snapshot", "roll"];
                 if random || first.is_some_and(|first| told.contains(&first)) {
                     world.tell("--", &what);
                 }

@@ -244,6 +244,7 @@ impl World {
             path: format!("/srv/{name}"),
             fence: setup.fence.clone(),
             late_writes: setup.late_writes,
+            accepted: 0,
         });
         let id_of = |name: &String| HostId(id(0xa, setup.hosts.iter().position(|host| host == name).expect("a host")));
         let devices = setup.switches.iter().map(|(name, host, level)| device(name, id_of(host), *level));

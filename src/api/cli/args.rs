@@ -265,6 +265,17 @@ pub enum DatastoreCommand {
         #[arg(long, value_enum)]
         late_writes: Option<LateWritesArgument>,
     },
+    /// Use a datastore again that shows less than before: a server that came back from an older copy, lost claims. Needs
+    /// root.
+    ///
+    /// Until then VMs whose claims are there run on, and nothing on it is started, moved or taken over. Look first: is the
+    /// right volume mounted, on every host? Is there a newer copy that should be brought back instead? Are the disks of
+    /// your VMs what they should be? What was lost stays lost: a VM whose claim is gone goes on where it stands, or starts
+    /// from its disks where its older claim says. Hosts that are away need not be waited for.
+    Accept {
+        /// Its name.
+        name: String,
+    },
     /// All datastores.
     List,
 }

@@ -1,4 +1,4 @@
-//! `mainstay datastore add|set|list`.
+//! `mainstay datastore add|set|accept|list`.
 //!
 //! `add` looks at the path on this host first: mistakes are cheapest here. The agent looks again, on every host.
 
@@ -41,6 +41,19 @@ pub async fn run(out: &mut Out, json: bool, command: DatastoreCommand) -> Result
             let asked = Asked { name, path, fence, late_writes: late_writes.into(), allow_local };
             add(out, json, asked, &what).await
         }
+        DatastoreCommand::Accept { name } => {
+            let what = format!("datastore \"{name}\" was not accepted");
+            let (agent, view) = view(&what).await?;
+            let datastore = resolve::datastore(&view, &name).what(&what)?;
+            if !datastore.rolled_back {
+                let why = "as far as the master knows it shows all that it ever acknowledged";
+                return Err(Trouble::new(FAILED, what, why, "mainstay datastore list shows what is wrong with it"));
+            }
+            let name = datastore.name.clone();
+            let change = SettingsChange::AcceptDatastore { name: name.clone() };
+            let said = out.progress("changing the settings", agent.change(&change)).await.what(&what)?;
+            vm::done(out, json, &name, &said)
+        }
         DatastoreCommand::Set { name, fence, late_writes } => {
             let what = format!("datastore \"{name}\" was not changed");
             let fence = fence.map(|text| parse_fence(&text, &what)).transpose()?;
@@ -81,6 +94,7 @@ async fn add(out: &mut Out, json: bool, asked: Asked, what: &str) -> Result<(), 
         path: seen.path,
         fence: fence.clone(),
         late_writes,
+        accepted: 0,
     };
     let agent = agent(what).await?;
     let change = SettingsChange::AddDatastore(settings);

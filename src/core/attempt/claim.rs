@@ -126,7 +126,7 @@ impl Core {
             return self.fail(cx, id, Denial::Unable(format!("no valid lease on datastore {store}")));
         };
         let epoch = lease.epoch;
-        let tenure = next_tenure(id, attempt.before.as_ref());
+        let tenure = self.next_tenure(id, attempt.home, attempt.before.as_ref());
         if matches!(self.guard.rows.get(&tenure).map(|row| row.state), Some(VmState::Over(_))) {
             return self.use_up(cx, id, &attempt);
         }
@@ -193,6 +193,10 @@ impl Core {
             let what = format!("late writes of {} earlier owners are not excluded yet", claim.debts.len());
             return self.fail(cx, id, Denial::Unable(format!("{what}; they are after new boots of those hosts")));
         }
+        if let Some(what) = self.waits_for_trust(attempt.home) {
+            self.abandon(cx, claim.tenure, &attempt.kind);
+            return self.fail(cx, id, Denial::Unable(format!("it waits for {what}")));
+        }
         let after = attempt.before.as_ref().map(|before| (before.tenure.generation, before.nonce));
         if let Some(attempt) = &mut self.vm(id).attempt {
             attempt.claim = Some(claim.clone());
@@ -228,7 +232,7 @@ impl Core {
         let debts = before.map(|before| self.debts_of_next(id, attempt, before)).unwrap_or_default();
         Claim {
             kind: ObjectKind::Vm,
-            tenure: next_tenure(id, before),
+            tenure: self.next_tenure(id, attempt.home, before),
             name,
             holder,
             home: attempt.home,
@@ -373,11 +377,6 @@ impl Core {
 /// host.
 fn is_same(claim: &Claim, found: &Claim) -> bool {
     found.tenure == claim.tenure && found.nonce == claim.nonce
-}
-
-pub(super) fn next_tenure(vm: VmId, before: Option<&Claim>) -> Tenure {
-    let generation = before.map_or(Generation(1), |claim| claim.tenure.generation.next());
-    Tenure { vm, generation }
 }
 
 #[cfg(test)]

@@ -41,6 +41,9 @@ impl Core {
                 "{name}: generation {generation} hands it to {}, which runs it after libvirt's switch",
                 self.name_of(to.host)
             ),
+            Kind::Change if attempt.before.as_ref().is_some_and(|before| before.record == attempt.digest) => {
+                format!("{name} is claimed anew (generation {generation})")
+            }
             Kind::Change => format!("{name}: its changed definition is recorded (generation {generation})"),
             Kind::Release { .. } => String::new(),
         };

@@ -115,6 +115,7 @@ pub(in crate::core) fn change(settings: &mut ClusterSettings, change: SettingsCh
         | SettingsChange::SetTiming(_)
         | SettingsChange::SetOnDoubt(_)
         | SettingsChange::SetApdAfter(_)
-        | SettingsChange::SetForeignMigration(_) => return None,
+        | SettingsChange::SetForeignMigration(_)
+        | SettingsChange::AcceptDatastore { .. } => return None,
     })
 }

@@ -124,7 +124,7 @@ impl Claims {
         used: &mut Vec<String>,
     ) -> Result<StoreAnswer, StoreFailure> {
         let generation = claim.tenure.generation;
-        assert!(after.is_none_or(|(before, _)| before.next() == generation), "a claim follows the one of its proof");
+        assert!(after.is_none_or(|(before, _)| before < generation), "a claim follows the one of its proof");
         let claims = root.sub(CLAIMS)?;
         let vm_folder = vm_name(claim.tenure.vm);
         let folder = match claims.sub_if_there(&vm_folder)? {
@@ -150,6 +150,17 @@ impl Claims {
                 }
                 folder.sync()?;
             }
+        }
+        // After a datastore was accepted generations make a leap: who did not know of it may have made one in between, or
+        // may be the one that comes too late.
+        if let Some(other) = apart(&folder, claim, after)? {
+            return match other {
+                higher if generation < higher => match highest(&claims, claim.tenure.vm)? {
+                    Some(highest) => Ok(StoreAnswer::Exists(Box::new(highest))),
+                    None => Err(vanished(&folder, &higher.to_string())),
+                },
+                _ => remove_ours(&folder, claim).map(|()| StoreAnswer::GaveWay),
+            };
         }
         match after {
             Some((before, nonce)) if !self.stands(&folder, claim.tenure.vm, before, nonce)? => {
@@ -230,6 +241,19 @@ fn linked(result: Result<(), Errno>, folder: &Folder, name: &str) -> Result<Link
 /// Whether `found` is the claim that we tried to create: our lost reply had succeeded.
 fn is_same(found: &Claim, wanted: &Claim) -> bool {
     found.nonce == wanted.nonce && found.holder == wanted.holder && found.wanted == wanted.wanted
+}
+
+/// A claim above ours, or between ours and the one that it follows.
+fn apart(
+    folder: &Folder,
+    claim: &Claim,
+    after: Option<(Generation, Nonce)>,
+) -> Result<Option<Generation>, StoreFailure> {
+    let ours = claim.tenure.generation;
+    let before = after.map(|(before, _)| before);
+    let all = generations(folder)?;
+    let between = |other: &Generation| before.is_some_and(|before| before < *other && *other < ours);
+    Ok(all.into_iter().rev().find(|other| ours < *other || between(other)))
 }
 
 fn remove_ours(folder: &Folder, claim: &Claim) -> Result<(), StoreFailure> {

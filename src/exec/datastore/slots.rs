@@ -53,7 +53,14 @@ impl Stamp {
     }
 }
 
+impl std::fmt::Display for Stamp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "beat {}.{}", self.incarnation, self.counter)
+    }
+}
+
 /// All slots of one host as they lie there.
+#[derive(Clone)]
 pub struct Slots {
     /// Valid beats of that host, by slot.
     pub valid: Vec<(usize, BeatBlock)>,
@@ -99,7 +106,10 @@ impl Slots {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Doubt {
     /// Less than was acknowledged.
-    #[error("shows {found:?} as newest, but {acknowledged:?} was acknowledged: the storage went back in time")]
+    #[error(
+        "shows {} as this host's newest, but {acknowledged} was acknowledged: the storage went back in time",
+        found.map_or_else(|| "no beat".to_owned(), |found| found.to_string())
+    )]
     RolledBack {
         /// What the storage once confirmed or showed.
         acknowledged: Stamp,

@@ -120,6 +120,7 @@ fn beat(me: u8, incarnation: u64, counter: u64) -> BeatBlock {
         taken: clock::now(),
         lease: Duration::from_secs(5),
         flags: Flags::default(),
+        accepted: 0,
         list: ListName::default(),
         resting: 0,
         roster: 1,

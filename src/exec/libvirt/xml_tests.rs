@@ -83,6 +83,7 @@ fn settings() -> ClusterSettings {
         path: path.into(),
         fence: StorageFence::None,
         late_writes: LateWrites::Exclude,
+        accepted: 0,
     };
     ClusterSettings {
         schema: 1,

@@ -1,9 +1,11 @@
 //! What happens to rows and QEMUs by themselves: they appear, end, lapse, miss deadlines; and what to do about it.
 
+use std::collections::BTreeSet;
+
 use super::{Hold, Part, Phase, ProcessKey, Qemu, Row, Table};
 use crate::mutants::{Mutant, planted};
 use crate::types::guard::Purpose;
-use crate::types::{Counter, DatastoreId, Over, Tenure, Time, VmId};
+use crate::types::{Claim, Counter, DatastoreId, HostId, Over, Tenure, Time, VmId};
 
 /// What the enforcing thread must do to one QEMU.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -96,6 +98,40 @@ impl Table {
         let hit: Vec<VmId> =
             self.rows.iter().filter(|(_, row)| row.home == home && !row.is_over()).map(|(at, _)| at.vm).collect();
         hit.into_iter().for_each(|vm| self.end_all(vm));
+    }
+
+    /// The claim of this VM is not there: it loses every right to run.
+    pub fn lapse_vm(&mut self, vm: VmId) {
+        self.end_all(vm);
+    }
+
+    /// The memory of copies that stand after a lapse may be older than their disks.
+    pub fn outdate(&mut self, home: DatastoreId) {
+        for at in self.lapsed_on(home) {
+            self.doom(
+                at.vm,
+                "its datastore went back in time, and another host may have run it since its lease lapsed",
+            );
+        }
+    }
+
+    /// VMs of that home with some right to run here.
+    #[must_use]
+    pub fn living(&self, home: DatastoreId) -> Vec<VmId> {
+        let living = self.rows.iter().filter(|(_, row)| row.home == home && !row.is_over());
+        living.map(|(at, _)| at.vm).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// Whether this claim, the highest of its VM, is one that a living row stands for.
+    #[must_use]
+    pub fn vouches(&self, claim: &Claim, me: HostId) -> bool {
+        self.rows.get(&claim.tenure).is_some_and(|row| !row.is_over() && (row.foreign || claim.names(me)))
+    }
+
+    /// The newest generation of a VM that runs, or ran, here under a claim of its own and is not over.
+    #[must_use]
+    pub fn held(&self, vm: VmId) -> Option<Tenure> {
+        self.rows_of(vm).filter(|(_, row)| row.ran && !row.is_over()).map(|(at, _)| at).next_back()
     }
 
     /// Every right to run is gone: the guard takes another incarnation.

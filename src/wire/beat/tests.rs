@@ -20,6 +20,7 @@ pub(crate) fn full() -> NetBeat {
         list: ListName { sequence: Sequence(0x2122_2324_2526_2728), digest: Digest(std::array::from_fn(|n| n as u8)) },
         reaches: DatastoreSet(0x3132_3334_3536_3738),
         attest_me: DatastoreSet(0x4142_4344_4546_4748),
+        distrusts: DatastoreSet(0x0102),
         attested: vec![
             Attested {
                 datastore: 63,
@@ -84,6 +85,7 @@ pub(crate) const GOLDEN_BODY: &str = concat!(
     "3837363534333231",                                                 // reaches
     "4847464544434241",                                                 // attest me
     "7877767574737271",                                                 // storage lost
+    "0201000000000000",                                                 // distrusts
     "2827262524232221",                                                 // list sequence
     "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f", // list digest
     "02020000",                                                         // two attested, two echoes
@@ -143,13 +145,13 @@ fn bodies_that_are_refused() {
         ("index", 0, 128, Err(BadBeat::Index(128))),
         ("role", 1, 4, Err(BadBeat::Role(4))),
         ("master", 2, 128, Err(BadBeat::Index(128))),
-        ("seven attested", 112, 7, many("the number of attested counters")),
-        ("129 echoes", 113, 129, many("the number of echoes")),
-        ("more echoes than there are", 113, 3, Err(BadBeat::Short { len: 158 })),
-        ("datastore", 116, 64, Err(BadBeat::Datastore(64))),
-        ("attested host", 117, 128, Err(BadBeat::Index(128))),
-        ("echoed host", 144, 128, Err(BadBeat::Index(128))),
-        ("the same echo twice", 151, 0, many("the number of echoes of one host")),
+        ("seven attested", ATTESTED_AT, 7, many("the number of attested counters")),
+        ("129 echoes", ECHOES_AT, 129, many("the number of echoes")),
+        ("more echoes than there are", ECHOES_AT, 3, Err(BadBeat::Short { len: 166 })),
+        ("datastore", 124, 64, Err(BadBeat::Datastore(64))),
+        ("attested host", 125, 128, Err(BadBeat::Index(128))),
+        ("echoed host", 152, 128, Err(BadBeat::Index(128))),
+        ("the same echo twice", 159, 0, many("the number of echoes of one host")),
     ];
     for (what, at, value, expected) in table {
         let mut body = encode(&full());
@@ -170,7 +172,7 @@ fn a_newer_minor_release_is_understood() {
     let mut body = encode(&full());
     body[7] |= 0xfe; // Flags that we do not know.
     body[15] = 0xff;
-    body[114..116].fill(0xff);
+    body[122..124].fill(0xff);
     body.extend([0xff; 36]);
     assert_eq!(decode(&header(&full()), &body), Ok(full()));
 }
@@ -192,7 +194,7 @@ pub(crate) fn any_beat() -> impl Strategy<Value = NetBeat> {
         map.into_iter().map(echo).collect::<Vec<_>>()
     });
     let ids = any::<([u8; 16], [u8; 16], [u8; 16], [u8; 32])>();
-    let numbers = (any::<[u64; 5]>(), 0..u64::MAX, any::<[u64; 2]>(), any::<[u8; 6]>(), 1..u32::MAX);
+    let numbers = (any::<[u64; 5]>(), 0..u64::MAX, any::<[u64; 3]>(), any::<[u8; 6]>(), 1..u32::MAX);
     let rest = (any::<[bool; 7]>(), role, index(), vec(attested, 0..=MAX_ATTESTED), echoes);
     (ids, numbers, rest).prop_map(
         |((cluster, host, boot, digest), (n, counter, m, b, lease), (f, role, index, attested, echoes))| {
@@ -208,6 +210,7 @@ pub(crate) fn any_beat() -> impl Strategy<Value = NetBeat> {
                 list: ListName { sequence: Sequence(n[1]), digest: Digest(digest) },
                 reaches: DatastoreSet(n[2]),
                 attest_me: DatastoreSet(n[3]),
+                distrusts: DatastoreSet(m[2]),
                 attested,
                 software: (b[0], b[1], b[2]),
                 agent: AgentBeat {
@@ -244,7 +247,7 @@ proptest! {
 
     /// What was decoded from junk is a beat like any other.
     #[test]
-    fn near_misses_never_panic(flips in vec((0usize..1096, any::<u8>()), 1..20)) {
+    fn near_misses_never_panic(flips in vec((0usize..1104, any::<u8>()), 1..20)) {
         let mut body = encode(&largest());
         for (at, value) in flips {
             body[at] = value;

@@ -28,6 +28,7 @@ fn beat(attestations: usize, number: u64) -> BeatBlock {
         taken: Time(number),
         lease: Duration::from_millis(number.min(u64::from(u32::MAX))),
         flags: Flags { isolated: true, distrusts: true, ..Flags::default() },
+        accepted: 2,
         list: ListName { sequence: Sequence(number), digest: Digest([0xff; 32]) },
         resting: 0b101,
         roster: number,
@@ -230,7 +231,7 @@ fn golden_bytes() {
         (
             "beat",
             encode_beat(&beat(3, 300)).unwrap(),
-            "f762c550af7244d8464e63c9daa4772bf73ad5138bf7206c1b4c400c134ddc4d",
+            "a55599a8e83da8f2554f39b54f5241805d01e23113c2405b51fb008e4ab7b1dd",
         ),
         (
             "list",
@@ -306,7 +307,7 @@ fn variants_keep_their_numbers() {
 }
 
 const GOLDEN_HEAD: &str =
-    "4d41494e5354415902000100001000006a00000000000000f35f5694a3b0feac5bc92c61af0dc10510000000000000000000000000000000";
+    "4d41494e5354415902000100001000006b000000000000001efdce0f3d94749f6804c2e346271d2110000000000000000000000000000000";
 
 proptest! {
     #[test]

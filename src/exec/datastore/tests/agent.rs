@@ -59,6 +59,20 @@ fn gives_way_if_the_predecessor_is_not_the_one_of_the_proof() {
 }
 
 #[test]
+fn after_a_leap_nothing_stands_in_between_and_nothing_above() {
+    let dir = prepared();
+    let store = agent(dir.path(), 10);
+    let (first, leap) = (claim(1, 11), claim(1_000_000, 10));
+    assert_eq!(ask(&store, create(&first, None)), StoreAnswer::Created);
+    assert_eq!(ask(&store, create(&leap, Some(&first))), StoreAnswer::Created);
+    // One that had not heard of it: its own is not the highest.
+    assert_eq!(ask(&agent(dir.path(), 12), create(&claim(2, 12), Some(&first))), StoreAnswer::Exists(Box::new(leap)));
+    // The other way round: who leaps over a claim gives way.
+    assert_eq!(ask(&store, create(&claim(2_000_000, 10), Some(&claim(2, 12)))), StoreAnswer::GaveWay);
+    assert!(!claim_path(dir.path(), 2_000_000).exists());
+}
+
+#[test]
 fn own_predecessor_is_known_without_opening_it_but_not_if_it_was_replaced() {
     let dir = prepared();
     let store = agent(dir.path(), 10);

@@ -1,0 +1,109 @@
+//! Datastores that go back in time: a copy is taken, and later it is what lies there. Guards that find out compare their
+//! rows with the claims, as `guard::renew::verify` does.
+
+use mainstay::core::event::Event;
+use mainstay::core::trust::LIFT;
+use mainstay::types::control::Request;
+use mainstay::types::settings::SettingsChange;
+use mainstay::types::{BeatBlock, Claim, DatastoreId, Generation, Tenure, VmId};
+
+use super::faults::Deed;
+use super::people::Waiter;
+use super::world::{H, World};
+
+/// A claim with this generation may be the first after an acceptance.
+pub fn leaps(to: Generation) -> bool {
+    to.0 != 0 && to.0.is_multiple_of(LIFT)
+}
+
+impl World {
+    /// Copies of all datastores are made.
+    pub fn snapshot_storage(&mut self) {
+        self.stores.values_mut().for_each(|store| store.keep_copy());
+    }
+
+    /// The last copies take the place of what lies there.
+    pub fn roll_back_storage(&mut self) {
+        for home in self.homes() {
+            let lost = self.stores.get_mut(&home).expect("its own key").roll_back();
+            lost.into_iter().for_each(|vm| self.touch(vm));
+        }
+    }
+
+    /// A claim is deleted, by hand or by a file system check.
+    pub fn lose_claim(&mut self, vm: VmId) {
+        let home = self.vms[&vm].record.home;
+        self.touch(vm);
+        self.stores.get_mut(&home).expect("its home").lose_claim(vm);
+    }
+
+    /// `mainstay datastore accept NAME` on a host.
+    pub fn accept_datastore(&mut self, h: H, name: &str) {
+        if self.hosts[h].agent.is_none() {
+            return;
+        }
+        let what = format!("datastore accept {name}");
+        let change = SettingsChange::AcceptDatastore { name: name.to_owned() };
+        let ask = self.wait(Waiter::Person { at: h, what });
+        let request = Box::new(Request::Change(Box::new(change)));
+        self.agent_event(h, Event::Asked { ask, from: None, request });
+    }
+
+    /// Own slots anew, then the claims of every VM that lives here.
+    pub(super) fn verify_there(&mut self, h: H, home: DatastoreId) {
+        let (me, index, boot) = (self.hosts[h].id, self.hosts[h].index, self.hosts[h].boot());
+        let gate = self.guard_gate(h);
+        let read = move |world: &mut World| {
+            let now = world.local(h);
+            let guard = world.hosts[h].guard.as_ref();
+            let state = guard.map(|guard| &guard.state);
+            let kept = state.and_then(|state| state.stores.get(&home)?.slots.as_ref());
+            let living = state.map(|state| state.table.living(home)).unwrap_or_default();
+            let store = &world.stores[&home];
+            let claims: Vec<(VmId, Option<Claim>)> =
+                living.into_iter().map(|vm| (vm, store.highest(vm).and_then(Result::ok))).collect();
+            (store.own(me), store.attestations_of(index, me), store.book(me, boot, kept, now), claims)
+        };
+        self.io(h, home, gate, Deed::Read, 4000, read, move |world, result| match result {
+            Err(why) => world.turned(h, home, Some(why)),
+            Ok((own, attested, book, claims)) => {
+                world.with_guard(h, |state, now| state.verified(home, &claims, now));
+                world.opened(h, home, own, attested, book);
+            }
+        });
+    }
+
+    /// What was opened shows less than was acknowledged, or an earlier guard's flag.
+    pub(super) fn shows_less(&mut self, h: H, home: DatastoreId, newest: Option<&BeatBlock>) -> Option<String> {
+        let store = self.hosts[h].guard.as_ref()?.state.stores.get(&home)?;
+        let stamp = newest.map(|beat| (beat.incarnation, beat.counter));
+        if stamp < store.acknowledged() {
+            return Some("shows less than was acknowledged".to_owned());
+        }
+        let flag = newest.filter(|beat| beat.flags.distrusts && store.accepted <= beat.accepted);
+        (flag.is_some() && store.rolled_back.is_none()).then(|| "an earlier guard found that it went back".to_owned())
+    }
+
+    /// Whether the claim of the next VM that runs here is there. A missing one is looked for twice.
+    pub(super) fn look_for_held(&mut self, h: H, home: DatastoreId) -> Option<String> {
+        if !self.stores[&home].lied {
+            return None;
+        }
+        let renew = self.renew(h, home)?;
+        renew.held_from = renew.held_from.wrapping_add(1);
+        let (from, missed) = (renew.held_from, renew.missed.take());
+        let table = &self.hosts[h].guard.as_ref()?.state.table;
+        let living = table.living(home);
+        let next = living.get(from.checked_rem(living.len())?).copied()?;
+        let held: Tenure = table.held(missed.map_or(next, |missed: Tenure| missed.vm))?;
+        if held.generation <= self.stores[&home].generation(held.vm) {
+            return None;
+        }
+        if missed != Some(held) {
+            self.renew(h, home)?.missed = Some(held);
+            return None;
+        }
+        let name = self.vm_name(held.vm);
+        Some(format!("claim {} of {name}, which this host holds, is gone", held.generation))
+    }
+}
