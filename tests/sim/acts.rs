@@ -121,6 +121,7 @@ impl World {
             ["double", "datagrams"] => self.weather.doubled = true,
             ["fair", "weather"] => self.weather = Weather::default(),
             ["heal", "everything"] => self.heal_everything(),
+            ["late", "writes", "linger", length] => self.linger = span(length),
             ["stops", "fail"] => self.stops_fail = true,
             ["stops", "work"] => self.stops_fail = false,
             ["migrations", "work"] => self.migrations_fail = false,

@@ -484,17 +484,9 @@ impl World {
             if self.hosts[h].path(home) != Path::Well {
                 continue;
             }
-            let host = &self.hosts[h];
             let store = self.stores.get_mut(&home).expect("its own key");
-            store.silent.remove(&(h, boot));
-            // What a QEMU that has exited meanwhile had under way has landed now; its locks are closed.
-            let lives = |vm: &VmId| host.domains.get(vm).is_some_and(|domain| domain.qemu.is_some());
-            store.locks.retain(|vm, holder| *holder != (h, boot) || lives(vm));
-            for (vm, writers) in &mut store.writers {
-                if !lives(vm) {
-                    writers.remove(&(h, boot));
-                }
-            }
+            let away = store.silent.remove(&(h, boot)).map_or(0, |since| self.now - since);
+            self.bring_back_writes(home, h, boot, Duration::from_nanos(away));
         }
     }
 }
