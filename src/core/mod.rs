@@ -37,6 +37,7 @@ mod members;
 mod moving;
 pub mod note;
 mod placement;
+mod policy;
 mod power;
 mod proofs;
 mod step;

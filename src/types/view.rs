@@ -79,6 +79,9 @@ pub struct VmView {
     pub protected: bool,
     /// Name of its home datastore.
     pub home: Option<String>,
+    /// What is done with it while its lease is in doubt: pause or run-until-stop, "(default)" if it is the cluster's.
+    #[serde(default)]
+    pub on_doubt: String,
     /// What it waits for and what would release it; or why it is not protected.
     pub why: Option<String>,
     /// Lines of `vm explain`: proof that would be used, fence, time to expect.

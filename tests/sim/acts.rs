@@ -4,6 +4,7 @@
 
 use mainstay::types::VmId;
 use mainstay::types::control::VmCommand;
+use mainstay::types::settings::OnDoubt;
 
 use super::faults::{Sick, Weather};
 use super::host::Path;
@@ -209,6 +210,10 @@ impl World {
                 let (id, to) = (self.named_vm(vm), self.hosts[self.named(to)].id);
                 let h = self.place_of(id).unwrap_or(0);
                 self.command(h, what, VmCommand::Move { vm: id, to: Some(to) });
+            }
+            ["set", vm, "on-doubt", policy, "at", host] => {
+                let (vm, on_doubt) = (self.named_vm(vm), OnDoubt::named(policy));
+                self.command(self.named(host), what, VmCommand::SetOnDoubt { vm, on_doubt });
             }
             ["start", vm, "at", host] => {
                 self.command(self.named(host), what, VmCommand::Start { vm: self.named_vm(vm) });
