@@ -265,7 +265,7 @@ fn wishes() {
     shows(&bus, "vm start web", "web: done: Start { vm: VmId(0\n");
     shows(&bus, "vm stop web --force", "web: done: Stop { vm: VmId(00\n");
     shows(&bus, "vm move web --to b", "web: done: Move { vm: VmId(00\n");
-    shows(&bus, "vm set web --on-doubt run-until-stop", "web: done: SetOnDoubt { vm: \n");
+    shows(&bus, "vm set web --on-doubt run-until-stop", "web: done: SetOnDoubt { vm: V\n");
     shows(&bus, "cluster set profile=fast", "profile=fast: settings 8 are in force on 3 hosts\n");
     shows(&bus, "datastore set nfs1 --fence command:/usr/sbin/expire", "nfs1: settings 8 are in force on 3 hosts\n");
     assert_eq!(agent.asked.lock().unwrap().len(), 6);
