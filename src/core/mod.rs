@@ -28,7 +28,7 @@ mod ends;
 pub mod event;
 mod failover;
 mod handover;
-mod health;
+pub mod health;
 mod hooks;
 mod images;
 pub mod lease;

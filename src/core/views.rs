@@ -334,6 +334,7 @@ fn health_name(health: Health) -> &'static str {
         Health::Stalls => "stalls",
         Health::Down => "down",
         Health::Full => "full",
+        Health::Gone => "gone",
     }
 }
 

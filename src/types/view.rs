@@ -105,7 +105,7 @@ pub struct DatastoreView {
     pub lease: String,
     /// Milliseconds the last beat took to write.
     pub latency_ms: Option<f64>,
-    /// How it is for this host: well, stalls, down (all paths), full.
+    /// How it is for this host: well, stalls, down (all paths), full, gone.
     #[serde(default)]
     pub health: String,
     /// It shows less than before, and waits for `mainstay datastore accept`.

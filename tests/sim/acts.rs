@@ -2,6 +2,7 @@
 //!
 //! `at 30s kill a` in a story, or one line of a random run: the words are the same.
 
+use mainstay::core::health::Loss;
 use mainstay::types::VmId;
 use mainstay::types::control::VmCommand;
 use mainstay::types::settings::OnDoubt;
@@ -64,6 +65,11 @@ impl World {
             ["heal", "storage"] => {
                 self.set_hung(false);
                 (0..self.hosts.len()).for_each(|h| self.set_path(h, Path::Well));
+            }
+            ["lose", "storage", host, how] => {
+                let h = self.named(host);
+                self.sick[h].loss = Some(if *how == "stale" { Loss::Stale } else { Loss::Gone });
+                self.set_path(h, Path::Broken);
             }
             ["heal", "storage", host] => self.set_path(self.named(host), Path::Well),
             ["restart", "agent" | "agents", names @ ..] => {

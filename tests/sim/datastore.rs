@@ -14,6 +14,7 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use mainstay::core::event::Outcome;
+use mainstay::core::health::Loss;
 use mainstay::types::settings::{ClusterSettings, LateWrites};
 use mainstay::types::store::{ClaimsOf, CompleteRead, StoreAnswer, StoreFailure, StoreOrder};
 use mainstay::types::{
@@ -342,8 +343,13 @@ impl World {
         let effect = move |world: &mut Self| world.carry(h, home, order);
         self.io(h, home, gate, deed, micros, effect, move |world, result| {
             let ended = world.local(h);
-            let mut answer =
-                result.unwrap_or_else(|why| StoreAnswer::Failed(StoreFailure::Io { path: "/srv".into(), why }));
+            let path = "/srv".to_owned();
+            let failed = |why| match world.sick[h].loss {
+                None => StoreFailure::Io { path, why },
+                Some(Loss::Gone) => StoreFailure::Gone { path, why: "no such device".to_owned() },
+                Some(Loss::Stale) => StoreFailure::Stale { path, why: "stale file handle".to_owned() },
+            };
+            let mut answer = result.unwrap_or_else(|why| StoreAnswer::Failed(failed(why)));
             match &mut answer {
                 StoreAnswer::Read(read) => {
                     (read.began, read.ended, read.spent) = (began, ended, ended.since(began));
