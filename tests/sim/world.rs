@@ -196,6 +196,8 @@ pub struct World {
     pub files: BTreeMap<String, super::images::Image>,
     /// How often the definition of each VM was changed, anywhere.
     pub edits: BTreeMap<VmId, u32>,
+    /// What the n-th change of a definition has made of its policy.
+    pub policies: BTreeMap<(VmId, u32), Option<OnDoubt>>,
 }
 
 fn mixed(mut z: u64) -> u64 {
@@ -273,6 +275,7 @@ impl World {
             trace: false,
             files: BTreeMap::new(),
             edits: BTreeMap::new(),
+            policies: BTreeMap::new(),
         };
         for (n, member) in settings.members.iter().enumerate() {
             // Clocks of different hosts have nothing to do with each other; where they have time to go apart, they are as
