@@ -111,6 +111,7 @@ fn report(index: u8) -> HostReport {
             memory_kib: 1 << 20,
             doing: None,
             unprotected: None,
+            on_doubt: None,
         }
     });
     HostReport {

@@ -115,6 +115,7 @@ Host        c
 Generation  5
 Protected   yes
 Home        nfs1
+On doubt    pause (default)
 Why         image lock of c on nfs1 is still held; ends in about 7 s
 
 - owned by c under generation 5, which is over only when c says so, boots again,
@@ -134,6 +135,7 @@ Host        a
 Generation  1
 Protected   yes
 Home        nfs1
+On doubt    pause (default)
 ",
     );
     shows(
@@ -263,13 +265,14 @@ fn wishes() {
     shows(&bus, "vm start web", "web: done: Start { vm: VmId(0\n");
     shows(&bus, "vm stop web --force", "web: done: Stop { vm: VmId(00\n");
     shows(&bus, "vm move web --to b", "web: done: Move { vm: VmId(00\n");
+    shows(&bus, "vm set web --on-doubt run-until-stop", "web: done: SetOnDoubt { vm: V\n");
     shows(&bus, "cluster set profile=fast", "profile=fast: settings 8 are in force on 3 hosts\n");
     shows(&bus, "datastore set nfs1 --fence command:/usr/sbin/expire", "nfs1: settings 8 are in force on 3 hosts\n");
-    assert_eq!(agent.asked.lock().unwrap().len(), 5);
+    assert_eq!(agent.asked.lock().unwrap().len(), 6);
     let (code, out, _) = say(&bus, "datastore add shm /dev/shm");
     assert_eq!(code, 0, "{out}");
     assert!(out.contains("tmpfs is a local file system") && out.contains("Fence: none."), "{out}");
-    assert_eq!(agent.asked.lock().unwrap().len(), 6);
+    assert_eq!(agent.asked.lock().unwrap().len(), 7);
     agent.view.lock().unwrap().datastores[0].rolled_back = true;
     shows(&bus, "datastore accept nfs1", "nfs1: settings 8 are in force on 3 hosts\n");
 }

@@ -10,7 +10,7 @@ use mainstay::api::dbus::client::{Agent, AgentError, Followed};
 use mainstay::api::dbus::{Ask, AskMessage, Bus, ServeError, serve};
 use mainstay::types::StorageFence;
 use mainstay::types::control::VmCommand;
-use mainstay::types::settings::{SettingsChange, Timing};
+use mainstay::types::settings::{OnDoubt, SettingsChange, Timing};
 use tokio::sync::{broadcast, mpsc};
 
 fn run<T>(work: impl Future<Output = T>) -> T {
@@ -56,6 +56,8 @@ fn wishes_reach_the_agent_as_said() {
         agent.start("web").await.unwrap();
         agent.stop("web").await.unwrap();
         agent.stop_by_force(&web.to_string()).await.unwrap();
+        agent.set_on_doubt("web", Some(OnDoubt::RunUntilStop)).await.unwrap();
+        agent.set_on_doubt("web", None).await.unwrap();
         agent.move_to("web", None).await.unwrap();
         agent.move_to("web", Some("b")).await.unwrap();
         for change in &changes {
@@ -66,6 +68,8 @@ fn wishes_reach_the_agent_as_said() {
         Ask::Vm(VmCommand::Start { vm: web }),
         Ask::Vm(VmCommand::Stop { vm: web, force: false }),
         Ask::Vm(VmCommand::Stop { vm: web, force: true }),
+        Ask::Vm(VmCommand::SetOnDoubt { vm: web, on_doubt: Some(OnDoubt::RunUntilStop) }),
+        Ask::Vm(VmCommand::SetOnDoubt { vm: web, on_doubt: None }),
         Ask::Vm(VmCommand::Move { vm: web, to: None }),
         Ask::Vm(VmCommand::Move { vm: web, to: Some(b) }),
         Ask::Change(Box::new(changes[0].clone())),

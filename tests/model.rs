@@ -179,6 +179,7 @@ const NEEDED: &[(&[Rule], Run, &str)] = &[
     (&[Rule::FenceAfterClaim], Run::LateWrites, "a fence hit a running copy"),
     (&[Rule::DebtsCopied], Run::LateWrites, "a late write of an old copy lands under a new one"),
     (&[Rule::OwnDebtStays], Run::LateWrites, "a late write of an old copy lands under a new one"),
+    (&[Rule::CopyPays], Run::LateWrites, "a late write of an old copy lands under a new one"),
     (&[Rule::HandedOver], Run::OwnMove, "two copies run"),
     (&[Rule::ExitFirst], Run::OwnMove, "two copies run"),
     (&[Rule::ClaimToResume], Run::OwnMove, "two copies run"),

@@ -77,7 +77,14 @@ impl Core {
     }
 
     /// Passes a person's wish on, once: what came from another agent is never passed further.
-    fn forward(&mut self, cx: &mut Cx, ask: AskId, from: Option<HostId>, to: Option<HostId>, request: Request) {
+    pub(super) fn forward(
+        &mut self,
+        cx: &mut Cx,
+        ask: AskId,
+        from: Option<HostId>,
+        to: Option<HostId>,
+        request: Request,
+    ) {
         match to {
             Some(to) if from.is_none() && to != self.me.host => {
                 cx.send(to, request, FORWARD, Pending::Forward(ask));
@@ -351,8 +358,8 @@ impl Core {
         }
         match owner {
             Some(owner) if owner != self.me.host => self.forward(cx, ask, from, Some(owner), Request::Vm(command)),
-            Some(_) => self.command_here(cx, ask, command),
-            None if here || vm.claim.is_some() => self.command_here(cx, ask, command),
+            Some(_) => self.command_here(cx, ask, from, command),
+            None if here || vm.claim.is_some() => self.command_here(cx, ask, from, command),
             None => {
                 let holder = self.peers.keys().copied().find(|host| self.report_of(*host, id).is_some());
                 match holder {
@@ -363,8 +370,9 @@ impl Core {
         }
     }
 
-    fn command_here(&mut self, cx: &mut Cx, ask: AskId, command: VmCommand) {
+    fn command_here(&mut self, cx: &mut Cx, ask: AskId, from: Option<HostId>, command: VmCommand) {
         match command {
+            VmCommand::SetOnDoubt { vm, on_doubt } => self.set_on_doubt(cx, ask, from, vm, on_doubt),
             VmCommand::Move { vm, to } => self.begin_move(cx, ask, vm, to),
             VmCommand::Stop { vm, force } => self.stop(cx, ask, vm, force),
             VmCommand::Start { vm } => self.start_here(cx, ask, vm),
@@ -456,6 +464,7 @@ impl Core {
                 memory_kib: vm.memory_kib(),
                 doing: self.doing(vm),
                 unprotected: vm.record.as_ref().and_then(|record| record.as_ref().err().cloned()),
+                on_doubt: vm.own_on_doubt().flatten(),
             });
         }
         HostReport {

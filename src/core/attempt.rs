@@ -31,14 +31,14 @@ use super::Core;
 use super::cx::{Cx, Pending, Timer};
 use super::event::{AskId, Outcome};
 use super::note::Note;
-use super::proofs::{LateWrite, owed};
+use super::proofs::LateWrite;
 use crate::types::control::{Denial, Reply};
 use crate::types::guard::{GuardOrder, Purpose, Refusal};
 use crate::types::store::{ClaimsOf, StoreAnswer, StoreOrder};
 use crate::types::vm::{DomainAnswer, DomainFailure, DomainOrder, DomainState, Underway};
 use crate::types::{
-    Claim, ClaimReason, DatastoreId, Debt, Digest, Epoch, Generation, Holder, Nonce, ObjectKind, Owner, Proof, Tenure,
-    Ticket, Time, VmId, VmRecord, VmState, Wanted,
+    Claim, ClaimReason, DatastoreId, Debt, Digest, Epoch, Generation, Holder, MAX_DEBTS, Nonce, ObjectKind, Owner,
+    Proof, Tenure, Ticket, Time, VmId, VmRecord, VmState, Wanted,
 };
 
 /// What an attempt is for.

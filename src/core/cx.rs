@@ -89,6 +89,8 @@ pub enum Pending {
     Stop(VmId, AskId),
     /// The removal of a stale definition.
     Undefine(VmId),
+    /// A change of a VM's policy in its definition.
+    Policy(AskId),
     /// A pause because of doubt, or its end.
     Pause(VmId),
     /// The running domain is marked with its generation.

@@ -113,7 +113,11 @@ impl Core {
         self.guard.rows.iter().any(|(tenure, row)| tenure.vm == id && row.state == VmState::Over(Over::Draining))
     }
 
+    /// Waits for the guard's word on its last writes, too, which takes a beat: else it would owe them.
     pub(super) fn crashed(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, reason: OffReason) {
+        if self.drains(id) {
+            return;
+        }
         let limit = self.settings.vms.restarts_per_hour as usize;
         let now = cx.now;
         let name = self.vm_name(id);

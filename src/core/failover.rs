@@ -17,7 +17,7 @@ use super::attempt::Kind;
 use super::cx::{Cx, Pending, Timer};
 use super::note::Note;
 use super::placement::{Need, Placed};
-use super::proofs::{LateWrite, owed};
+use super::proofs::LateWrite;
 use crate::mutants::{Mutant, planted};
 use crate::types::control::{Denial, Reply, Request, RunOrder};
 use crate::types::{Against, Claim, ClaimReason, Debt, Holder, HostId, Over, Owner, Proof, Ticket, Time, VmId, Wanted};
@@ -93,11 +93,12 @@ impl Core {
             let at = self.vm(id).retry;
             return cx.set(Timer::Place(id), at);
         }
-        let open = || self.late_writes_open(&claim, proof);
+        let tied = self.tied_to(&claim, proof, cx.now);
+        let open = || self.late_writes_open(&claim, proof, tied);
         if let Some(what) = self.waits_for_trust(claim.home).or_else(open) {
             return self.waits(cx, id, what);
         }
-        self.order(cx, id, claim, proof);
+        self.order(cx, id, claim, proof, tied);
     }
 
     /// A living owner mends its own VMs: a crash, a lapse, a stop. Only when it does not, the master does.
@@ -132,13 +133,10 @@ impl Core {
         stands
     }
 
-    /// Whether late writes of the former owner cannot be excluded; says what would.
-    pub(super) fn late_writes_open(&self, claim: &Claim, proof: Proof) -> Option<String> {
-        let mut debts: Vec<Debt> = claim.debts.iter().copied().filter(|debt| !self.is_paid(debt)).collect();
-        // The record names every datastore that is written; the home is always one of them.
-        let new = owed(claim, proof);
-        debts.extend(new.iter().map(|owner| Debt { host: owner.host, boot: owner.boot, datastore: claim.home }));
-        let open = debts.iter().find(|debt| self.late_write(debt) == LateWrite::Open)?;
+    /// Whether late writes of other hosts than `here` cannot be excluded; says what would.
+    pub(super) fn late_writes_open(&self, claim: &Claim, proof: Proof, here: Option<HostId>) -> Option<String> {
+        let debts = self.debts_after_home(claim, proof);
+        let open = debts.iter().find(|debt| Some(debt.host) != here && self.late_write(debt) == LateWrite::Open)?;
         let (host, store) = (self.name_of(open.host), self.store_name(open.datastore));
         Some(format!(
             "a new boot of {host}, or proof that it is off: datastore {store} has no fence for its late writes \
@@ -146,18 +144,20 @@ impl Core {
         ))
     }
 
-    /// A host that lives, owes late writes of this VM, and could not be fenced without hitting its other VMs: the VM can
-    /// start there, whose kernel keeps its own order, and nowhere else.
+    /// A host that lives, and owes late writes of this VM which nothing can exclude without hitting its other VMs, or
+    /// nothing at all: the VM can start there, whose kernel keeps its own order, and nowhere else.
     fn tied_to(&self, claim: &Claim, proof: Proof, now: Time) -> Option<HostId> {
-        let mut debts: Vec<Debt> = claim.debts.iter().copied().filter(|debt| !self.is_paid(debt)).collect();
-        let new = owed(claim, proof);
-        debts.extend(new.iter().map(|owner| Debt { host: owner.host, boot: owner.boot, datastore: claim.home }));
-        let fenced = |debt: &&Debt| matches!(self.late_write(debt), LateWrite::Command { .. });
-        let debt = debts
-            .iter()
-            .filter(fenced)
-            .find(|debt| self.runs_vms_on(debt.datastore, debt.host, claim.tenure.vm, now))?;
-        Some(debt.host)
+        let ties = |debt: &Debt| match self.late_write(debt) {
+            LateWrite::Command { .. } => self.runs_vms_on(debt.datastore, debt.host, claim.tenure.vm, now),
+            LateWrite::Open => debt.host == self.me.host || self.is_heard(debt.host, now),
+            LateWrite::Lock | LateWrite::Accepted => false,
+        };
+        self.debts_after_home(claim, proof).iter().find(|debt| ties(debt)).map(|debt| debt.host)
+    }
+
+    /// Debts of the next claim. The record names every datastore that is written; the home is always one of them.
+    fn debts_after_home(&self, claim: &Claim, proof: Proof) -> Vec<Debt> {
+        self.debts_after(claim, Some(proof), &[claim.home].into())
     }
 
     fn wait_for_proof(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, owner: HostId) {
@@ -181,14 +181,14 @@ impl Core {
         cx.set(Timer::Place(id), cx.now + RETRY);
     }
 
-    fn order(&mut self, cx: &mut Cx, id: VmId, claim: Claim, proof: Proof) {
+    fn order(&mut self, cx: &mut Cx, id: VmId, claim: Claim, proof: Proof, tied: Option<HostId>) {
         let now = cx.now;
         self.vm(id).failed.retain(|_, (at, _)| now.since(*at) < FAILED_TIME);
         let need = match self.vm(id).record.clone() {
             Some(Ok(record)) => Need::of(&record),
             _ => Need { datastores: vec![claim.home], memory_kib: self.vm(id).memory_kib() },
         };
-        let placed = match self.tied_to(&claim, proof, cx.now) {
+        let placed = match tied {
             Some(debtor) => match self.room_on(debtor, id, &need, cx.now) {
                 Ok(_) => Placed::On(debtor),
                 Err(why) => Placed::Nowhere(vec![(debtor, why)]),

@@ -21,6 +21,10 @@
 //! | target, not yet running | any proof, or the source's word | thrown away after a while, if libvirt does not do it |
 //! | nothing | any proof, and its own word | the master restarts it |
 //!
+//! Why the row comes before the question: a target that lapsed between claim and row would be over by its silence, and then
+//! run by its row. Why only "never started" lets the source go on after the switch: anything else says that nothing runs
+//! there now, not that nothing ran.
+//!
 //! A source that does not hear its target has libvirt cancel the migration, and tells the target when it hears it again.
 //! The switch itself is seen by the guard (`guard::table::handover`); this agent only passes libvirt's word on. There
 //! is no way to refuse post-copy: libvirt's hook is not told; it is an alarm, and the source's copy is then left alone.

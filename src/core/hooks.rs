@@ -14,8 +14,9 @@ use super::Core;
 use super::attempt::{Kind, Stage, refusal_text};
 use super::cx::Cx;
 use super::event::{AskId, HookWish, Recorded};
+use super::proofs::LateWrite;
 use crate::types::control::Denial;
-use crate::types::{Holder, Time, VmId, VmState};
+use crate::types::{Claim, Debt, Holder, Time, VmId, VmState};
 
 impl Core {
     pub(super) fn hooked(&mut self, cx: &mut Cx, ask: AskId, id: VmId, name: &str, wish: HookWish, record: Recorded) {
@@ -82,6 +83,11 @@ impl Core {
         let Some(vm) = self.vms.get(&id) else { return Ok(()) };
         let Some(claim) = &vm.claim else { return Ok(()) };
         match claim.holder {
+            // A hook cannot wait for a fence.
+            Holder::None | Holder::Deleted if !self.owes_nothing(claim) => {
+                let what = "late writes of its last host to be excluded; 'mainstay vm start' starts it after that";
+                Err(Denial::Waiting(what.into()))
+            }
             Holder::None | Holder::Deleted => Ok(()),
             Holder::MovedTo(to) => {
                 Err(Denial::Unable(format!("its claims live on datastore {} now", self.store_name(to))))
@@ -98,13 +104,20 @@ impl Core {
                 let owner = claim.owners().first().map(|owner| self.name_of(owner.host)).unwrap_or_default();
                 let owned = Denial::OwnedBy { owner, generation };
                 let proof = self.proof_of(claim, vm.known, now).ok_or(owned)?;
-                match self.late_writes_open(claim, proof) {
+                match self.late_writes_open(claim, proof, Some(self.me.host)) {
                     Some(what) => Err(Denial::Waiting(what)),
-                    // Late writes that need a fence are the master's business: a hook cannot wait for one.
-                    None if proof.excludes_late_writes() && claim.debts.iter().all(|debt| self.is_paid(debt)) => Ok(()),
+                    // Late writes that need a fence are the master's business.
+                    None if proof.excludes_late_writes() && self.owes_nothing(claim) => Ok(()),
                     None => Err(Denial::Waiting("the master to restart it".into())),
                 }
             }
         }
+    }
+
+    /// Whether no debt of this claim has to be paid before a start here.
+    fn owes_nothing(&self, claim: &Claim) -> bool {
+        let hinders =
+            |debt: &Debt| !self.is_paid(debt) && !self.is_own(debt) && self.late_write(debt) != LateWrite::Accepted;
+        !claim.debts.iter().any(hinders)
     }
 }

@@ -25,7 +25,7 @@ use super::note::Note;
 use crate::mutants::{Mutant, planted};
 use crate::types::guard::{GuardOrder, RowView};
 use crate::types::vm::{DomainChange, DomainInfo, DomainOrder, DomainState, Underway};
-use crate::types::{Claim, ClaimReason, Holder, Incarnation, Over, Tenure, VmId, VmState, Wanted};
+use crate::types::{Claim, ClaimReason, Generation, Holder, Incarnation, Over, Tenure, VmId, VmState, Wanted};
 
 /// libvirt's time for a list.
 const LIST: Duration = Duration::from_secs(10);
@@ -278,11 +278,18 @@ impl Core {
         }
     }
 
-    /// Whether a copy that stands here may go on under the claim after this one, which names nobody. With more than one
-    /// generation between, another host may have run it meanwhile: then its memory is older than the disks.
+    /// Whether a copy that stands here may go on under the claim after this one, which names nobody (R2): only if nobody can
+    /// have run the VM since, else its memory is older than the disks. Between the generation under which it ran and that
+    /// of the claim there may be tries of this host, as its rows show; but another's claim may have taken the place of
+    /// such a try, and then one more of another's making says "nobody".
     fn is_free_for(&self, row: &RowView, claim: &Claim) -> bool {
-        let near = claim.tenure.generation <= row.tenure.generation.next();
-        near && claim.holder == Holder::None && claim.wanted == Wanted::Running
+        let near = |generation: Generation| claim.tenure.generation <= generation.next();
+        let mut rows = self.guard.rows.range(tenure_from(row.tenure.vm)..=row.tenure).rev();
+        let ran = rows.find(|(_, row)| row.ran).map(|(tenure, _)| tenure.generation);
+        near(row.tenure.generation)
+            && (claim.maker == self.me.host || ran.is_none_or(near))
+            && claim.holder == Holder::None
+            && claim.wanted == Wanted::Running
     }
 
     fn row_is_ours(&mut self, cx: &mut Cx, id: VmId, row: &RowView, claim: &Claim) {
@@ -472,5 +479,5 @@ impl Core {
 }
 
 fn tenure_from(vm: VmId) -> Tenure {
-    Tenure { vm, generation: crate::types::Generation(0) }
+    Tenure { vm, generation: Generation(0) }
 }

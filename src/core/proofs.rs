@@ -1,5 +1,22 @@
 //! Proofs that (v, g) is over (design 2): said, rebooted, power off (`power`), lapsed. The only ground on which anybody creates g+1 for a VM
 //! that another host owned. Absence, silence on the network, errors and verdicts are no proofs.
+//!
+//! "Over" says that nothing runs. Writes that the owner's kernel still holds may land later, so a proof that does not
+//! exclude them makes a **debt** of the owner (host, boot, datastore), which goes from claim to claim until it is paid:
+//!
+//! ```text
+//!   paid by a new boot of the debtor, or its power switch          its old kernel is gone, and every write in it
+//!           a storage fence or a free image lock after the claim   `attempt/debts.rs`; then a claim without it
+//!           the debtor's guard: v ran there again, ended cleanly   one kernel keeps its order: the older writes came first
+//!   not by  the debtor's own next claim                            it may never start v, and say so: that says nothing
+//!                                                                  of what an older copy left behind
+//! ```
+//!
+//! The debtor itself need not wait for its own debt (its kernel puts the new copy's writes behind the old ones), but its
+//! claim carries it. A crash on a path that works leaves none: the guard says so within a beat, and the restart in
+//! place waits for that.
+
+use std::collections::BTreeSet;
 
 use super::Core;
 use super::cx::Cx;
@@ -8,7 +25,7 @@ use crate::types::control::MAX_OVER;
 use crate::types::settings::LateWrites;
 use crate::types::{
     Against, BootId, Claim, DatastoreId, Debt, Holder, HostId, Incarnation, Over, Owner, Proof, StorageFence, Tenure,
-    Time, VmRecord, VmState, Wanted,
+    Time, VmState, Wanted,
 };
 
 /// What must happen between the claim and the start, because of writes that may still be under way.
@@ -143,26 +160,69 @@ impl Core {
         }
     }
 
-    /// Debts of the claim that succeeds `claim` by `proof`: the old ones that are not paid, and the new one.
-    pub(super) fn debts_after(&self, claim: &Claim, proof: Proof, record: &VmRecord) -> Vec<Debt> {
-        let mut debts: Vec<Debt> = claim.debts.iter().copied().filter(|debt| !self.is_paid(debt)).collect();
-        for owner in owed(claim, proof).into_iter().filter(|owner| owner.host != self.me.host) {
-            for datastore in record.written() {
-                let debt = Debt { host: owner.host, boot: owner.boot, datastore };
-                if !debts.contains(&debt) {
-                    debts.push(debt);
-                }
+    /// Debts of the claim that succeeds `claim` by `proof` (none = nobody has said how its copy ended): the old ones that
+    /// are not paid, and new ones where the VM writes.
+    pub(super) fn debts_after(
+        &self,
+        claim: &Claim,
+        proof: Option<Proof>,
+        written: &BTreeSet<DatastoreId>,
+    ) -> Vec<Debt> {
+        let mut owing = owed(claim, proof);
+        let mut clean = ended_cleanly(claim, proof);
+        // Of itself a host knows more than anybody's proof says.
+        if let Some(me) = claim.owners().into_iter().find(|owner| self.is_me(owner.host, owner.boot)) {
+            let word = self.own_word(claim.tenure);
+            owing.retain(|owner| *owner != me);
+            clean.retain(|owner| *owner != me);
+            match word {
+                Some(word) if word.ended_cleanly() => clean.push(me),
+                Some(word) if word.excludes_late_writes() => {}
+                Some(_) | None => owing.push(me),
+            }
+        }
+        let by = |owners: &[Owner], debt: &Debt| owners.iter().any(|by| by.host == debt.host && by.boot == debt.boot);
+        let old = claim.debts.iter().copied().filter(|debt| !(by(&clean, debt) && written.contains(&debt.datastore)));
+        let new = |owner: Owner| {
+            let debt =
+                move |datastore: &DatastoreId| Debt { host: owner.host, boot: owner.boot, datastore: *datastore };
+            written.iter().map(debt)
+        };
+        let mut debts: Vec<Debt> = Vec::new();
+        for debt in old.chain(owing.into_iter().flat_map(new)).filter(|debt| !self.is_paid(debt)) {
+            if planted(Mutant::OwnDebtDropped) && self.is_own(&debt) {
+                continue;
+            }
+            if !debts.contains(&debt) {
+                debts.push(debt);
             }
         }
         debts
     }
 
+    /// How this host's own copy under (v, g) ended; none = it is alive, or its guard does not know any more.
+    fn own_word(&self, tenure: Tenure) -> Option<Proof> {
+        let row = self.guard.rows.get(&tenure)?;
+        match row.state {
+            VmState::Over(over) => Some(Proof::Said(over)),
+            VmState::Expected if row.pid.is_none() => Some(Proof::Said(Over::NeverStarted)), // It is being abandoned.
+            VmState::Expected | VmState::Running | VmState::Incoming => None,
+        }
+    }
+
     /// A new boot of the debtor, or the end of its old one by its power switch, shows that its old kernel, and every
-    /// write in it, is gone.
+    /// write in it, is gone. For what else pays a debt see this module's text.
     pub(super) fn is_paid(&self, debt: &Debt) -> bool {
-        self.boot_of(debt.host).is_some_and(|(_, boot)| boot != debt.boot)
-            || self.is_off(debt.host, debt.boot)
-            || (debt.host == self.me.host && debt.boot == self.me.boot)
+        self.boot_of(debt.host).is_some_and(|(_, boot)| boot != debt.boot) || self.is_off(debt.host, debt.boot)
+    }
+
+    /// A debt of this host's own kernel, which does not hinder a start here.
+    pub(super) fn is_own(&self, debt: &Debt) -> bool {
+        self.is_me(debt.host, debt.boot)
+    }
+
+    fn is_me(&self, host: HostId, boot: BootId) -> bool {
+        host == self.me.host && boot == self.me.boot
     }
 
     /// What excludes late writes on a debt's datastore.
@@ -177,16 +237,29 @@ impl Core {
     }
 }
 
-/// Owners of a claim whose late writes this proof does not exclude.
-pub(super) fn owed(claim: &Claim, proof: Proof) -> Vec<Owner> {
+/// Owners of a claim whose late writes this proof does not exclude; without one, all of them.
+fn owed(claim: &Claim, proof: Option<Proof>) -> Vec<Owner> {
     match (claim.holder, proof) {
-        (Holder::Handover { from, to }, Proof::Both { from: of_source, to: of_target }) => {
+        (Holder::Handover { from, to }, Some(Proof::Both { from: of_source, to: of_target })) => {
             let halves = [(from, of_source), (to, of_target)];
             halves.into_iter().filter(|(_, half)| !half.excludes_late_writes()).map(|(owner, _)| owner).collect()
         }
         (Holder::Handover { .. }, _) => claim.owners(), // One word speaks for one of the two only.
-        (_, proof) if proof.excludes_late_writes() => Vec::new(),
+        (_, Some(proof)) if proof.excludes_late_writes() => Vec::new(),
         _ => claim.owners(),
+    }
+}
+
+/// Owners of a claim whose copy has run under it and ended cleanly: see "what pays a debt".
+fn ended_cleanly(claim: &Claim, proof: Option<Proof>) -> Vec<Owner> {
+    match (claim.holder, proof) {
+        (Holder::Handover { from, to }, Some(Proof::Both { from: of_source, to: of_target })) => {
+            let halves = [(from, of_source), (to, of_target)];
+            let clean = |half| matches!(half, Against::Said(over) if Proof::Said(over).ended_cleanly());
+            halves.into_iter().filter(|(_, half)| clean(*half)).map(|(owner, _)| owner).collect()
+        }
+        (Holder::Host(owner), Some(proof)) if proof.ended_cleanly() => vec![owner],
+        _ => Vec::new(),
     }
 }
 

@@ -136,6 +136,7 @@ impl Core {
             (Pending::Stop(vm, ask), Outcome::Domain(answer)) => self.stop_done(cx, vm, ask, answer),
             (Pending::Undefine(vm), Outcome::Domain(answer)) => self.undefined(cx, vm, &answer),
             (Pending::Pause(vm), Outcome::Domain(answer)) => self.pause_done(cx, vm, ticket, &answer),
+            (Pending::Policy(ask), Outcome::Domain(answer)) => self.policy_set(cx, ask, &answer),
             (Pending::Mark(vm), Outcome::Domain(answer)) => self.mark_done(cx, vm, &answer),
             (Pending::Restore { vm, ask, saved }, Outcome::Store(answer)) => {
                 self.restore_looked(cx, vm, ask, saved, answer)

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::Core;
 use super::cx::{Cx, Pending, Timer};
-use super::health::Health;
+use super::health::{Health, Loss};
 use super::lease::{Seen as SilenceSeen, Silence};
 use super::note::Note;
 use crate::mutants::{Mutant, planted};
@@ -40,6 +40,8 @@ pub struct Store {
     roster: Option<Roster>,
     writing_roster: bool,
     trouble: Option<String>,
+    /// What the last read that failed says of what is to come.
+    pub(super) loss: Option<Loss>,
     /// As people were told last.
     pub health: Health,
 }
@@ -314,6 +316,11 @@ impl Core {
     fn store_trouble(&mut self, cx: &mut Cx, id: DatastoreId, why: Option<StoreFailure>) {
         let name = self.store_name(id);
         let Some(store) = self.stores.get_mut(&id) else { return };
+        store.loss = match &why {
+            Some(StoreFailure::Timeout(_) | StoreFailure::Hung) => store.loss, // Says nothing new.
+            Some(why) => Loss::of(why),
+            None => None,
+        };
         match (store.trouble.is_some(), why) {
             (false, Some(why)) => {
                 store.trouble = Some(why.to_string());

@@ -4,7 +4,7 @@ use super::Core;
 use super::health::Health;
 use super::proofs::LateWrite;
 use super::vms::Vm;
-use crate::types::settings::LateWrites;
+use crate::types::settings::{LateWrites, OnDoubt};
 use crate::types::view::{ClusterView, DatastoreView, HostView, VIEW_SCHEMA, VmView};
 use crate::types::vm::DomainState;
 use crate::types::{Claim, Debt, Holder, HostId, Role, StorageFence, Time, VmId, VmState, Wanted};
@@ -186,6 +186,10 @@ impl Core {
                 .or(doing)
                 .or(held)
                 .or_else(|| vm.waits.clone().filter(|_| state != "running" && state != "off")),
+            on_doubt: match vm.own_on_doubt() {
+                Some(own) if owner.is_none_or(|owner| owner == self.me.host) => self.on_doubt_text(own),
+                _ => self.on_doubt_text(report.and_then(|report| report.on_doubt)),
+            },
             explain: self.explain(vm, now),
             name,
         })
@@ -241,6 +245,9 @@ impl Core {
         ));
         if let Some(Ok(record)) = &vm.record {
             lines.extend(record.gaps.iter().map(|gap| format!("only partly protected: {gap}")));
+        }
+        if let Some(Some(OnDoubt::RunUntilStop)) = vm.own_on_doubt() {
+            lines.push("when its lease is in doubt it runs on until the guard's stop (on-doubt run-until-stop)".into());
         }
         if let Holder::Handover { from, to } = claim.holder {
             let (from, to) = (self.name_of(from.host), self.name_of(to.host));
@@ -327,6 +334,7 @@ fn health_name(health: Health) -> &'static str {
         Health::Stalls => "stalls",
         Health::Down => "down",
         Health::Full => "full",
+        Health::Gone => "gone",
     }
 }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::settings::{ClusterSettings, SettingsChange};
+use super::settings::{ClusterSettings, OnDoubt, SettingsChange};
 use super::view::{ClusterView, NoteView};
 use super::vm::{DomainState, HostCapacity};
 use super::{BootId, Claim, Generation, HostId, Owner, Proof, Tenure, Ticket, VmId, VmRecord, Wanted};
@@ -151,6 +151,8 @@ pub enum VmCommand {
     Stop { vm: VmId, force: bool },
     /// Live migration; `None` = the best host.
     Move { vm: VmId, to: Option<HostId> },
+    /// What is done with it in doubt; `None` = the cluster's default.
+    SetOnDoubt { vm: VmId, on_doubt: Option<OnDoubt> },
 }
 
 impl VmCommand {
@@ -158,7 +160,7 @@ impl VmCommand {
     #[must_use]
     pub fn vm(&self) -> VmId {
         match self {
-            Self::Start { vm } | Self::Stop { vm, .. } | Self::Move { vm, .. } => *vm,
+            Self::Start { vm } | Self::Stop { vm, .. } | Self::Move { vm, .. } | Self::SetOnDoubt { vm, .. } => *vm,
         }
     }
 }
@@ -200,6 +202,8 @@ pub struct VmReport {
     pub doing: Option<String>,
     /// Why it is not protected, if it is not.
     pub unprotected: Option<String>,
+    /// What is done with it in doubt, if its definition says so.
+    pub on_doubt: Option<OnDoubt>,
 }
 
 /// Answer to a request.

@@ -207,6 +207,8 @@ pub struct RowView {
     pub pid: Option<u32>,
     /// The guard holds it stopped.
     pub stopped: bool,
+    /// Its claim was confirmed, and its QEMU could run under it.
+    pub ran: bool,
 }
 
 /// What the guard says, unasked or in answer.

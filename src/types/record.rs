@@ -164,7 +164,8 @@ pub enum Holder {
     Host(Owner),
     /// `virsh migrate`: `from` until the switch, `to` after it (R6).
     Handover { from: Owner, to: Owner },
-    /// The home is another datastore now (R7).
+    /// The home is another datastore now (R7): the next claim is made there, and never here, or each of the two could get
+    /// one of the same generation.
     MovedTo(DatastoreId),
     /// The VM was removed. A new one with the same id counts on from here.
     Deleted,
@@ -218,6 +219,9 @@ pub enum ClaimReason {
     MigratedAway,
 }
 
+/// Debts in one claim.
+pub const MAX_DEBTS: usize = 16;
+
 /// Late writes of an earlier owner that are not yet excluded on one datastore.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Debt {
@@ -254,7 +258,7 @@ pub struct Claim {
     pub maker: HostId,
     /// Milliseconds since 1970 by the creator's clock of day; for people only.
     pub made_unix_ms: u64,
-    /// Copied from claim to claim until paid; at most 16.
+    /// Copied from claim to claim until paid; at most `MAX_DEBTS`. A claim that would have more is not made.
     pub debts: Vec<Debt>,
 }
 
@@ -340,6 +344,12 @@ impl Against {
 }
 
 impl Proof {
+    /// Whether its guard says that a copy ran under it, has ended, and left no write under way.
+    #[must_use]
+    pub fn ended_cleanly(self) -> bool {
+        matches!(self, Self::Said(Over::Exited { clean: true } | Over::HandedTo(_)))
+    }
+
     /// Whether it also excludes writes still under way; else a storage fence is owed.
     #[must_use]
     pub fn excludes_late_writes(self) -> bool {

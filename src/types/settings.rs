@@ -111,6 +111,23 @@ pub enum OnDoubt {
     RunUntilStop,
 }
 
+impl OnDoubt {
+    /// As people write it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::RunUntilStop => "run-until-stop",
+        }
+    }
+
+    /// By that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        [Self::Pause, Self::RunUntilStop].into_iter().find(|policy| policy.name() == name)
+    }
+}
+
 /// Defaults for VMs that do not say otherwise.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct VmDefaults {

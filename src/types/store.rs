@@ -116,4 +116,10 @@ pub enum StoreFailure {
     /// Any other error of the system.
     #[error("{path}: {why}")]
     Io { path: String, why: String },
+    /// ENODEV or ENXIO: the storage itself says that it is gone.
+    #[error("{path}: {why}; the storage is gone for this host")]
+    Gone { path: String, why: String },
+    /// ESTALE: what was open is not there any more. Every file was opened anew for this operation.
+    #[error("{path}: {why}; another file system is there, or this host was shut out")]
+    Stale { path: String, why: String },
 }

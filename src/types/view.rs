@@ -79,6 +79,9 @@ pub struct VmView {
     pub protected: bool,
     /// Name of its home datastore.
     pub home: Option<String>,
+    /// What is done with it while its lease is in doubt: pause or run-until-stop, "(default)" if it is the cluster's.
+    #[serde(default)]
+    pub on_doubt: String,
     /// What it waits for and what would release it; or why it is not protected.
     pub why: Option<String>,
     /// Lines of `vm explain`: proof that would be used, fence, time to expect.
@@ -102,7 +105,7 @@ pub struct DatastoreView {
     pub lease: String,
     /// Milliseconds the last beat took to write.
     pub latency_ms: Option<f64>,
-    /// How it is for this host: well, stalls, down (all paths), full.
+    /// How it is for this host: well, stalls, down (all paths), full, gone.
     #[serde(default)]
     pub health: String,
     /// It shows less than before, and waits for `mainstay datastore accept`.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::settings::OnDoubt;
 use super::{Generation, VmId};
 
 /// State of a domain as libvirt lists it.
@@ -156,6 +157,8 @@ pub enum DomainOrder {
     /// Write into the running domain, not into its definition, under which generation it runs: an image of its memory
     /// then says so.
     Mark { vm: VmId, generation: Generation },
+    /// Write into its definition what is done with it in doubt; none = remove that.
+    SetOnDoubt { vm: VmId, on_doubt: Option<OnDoubt> },
     /// Let its vCPUs go.
     Resume { vm: VmId },
     /// Pause it; on a connection of its own. One that was begun is answered when it has ended, however late.

@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::types::{
     Attestation, BeatBlock, BootId, Claim, ClusterId, Counter, Digest, Flags, HostId, HostIndex, Incarnation, ListName,
-    MAX_HOSTS, MAX_VMS_PER_HOST, Roster, Time, VmList, VmRecord,
+    MAX_DEBTS, MAX_HOSTS, MAX_VMS_PER_HOST, Roster, Time, VmList, VmRecord,
 };
 
 #[cfg(test)]
@@ -41,8 +41,6 @@ pub const BLOCK: usize = 4096;
 pub const LIST_AREA: usize = 12 * BLOCK;
 /// The largest record of a VM, in bytes.
 pub const MAX_RECORD: usize = 512 * 1024;
-/// The most debts that one claim carries.
-pub const MAX_DEBTS: usize = 16;
 
 const MAGIC: [u8; 8] = *b"MAINSTAY";
 const HEAD: usize = 40;

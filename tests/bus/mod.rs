@@ -221,6 +221,7 @@ pub fn example() -> ClusterView {
         wanted: Some("running".into()),
         protected: name != "scratch",
         home: Some("nfs1".into()),
+        on_doubt: "pause (default)".into(),
         why: why.map(str::to_owned),
         explain: vec![
             "owned by c under generation 5, which is over only when c says so, boots again, or lapses".into(),

@@ -31,8 +31,11 @@ pub struct Claims {
 struct Claim {
     owner: u8,
     over: bool,
-    /// Its copy ended while the host's path worked: nothing is under way.
+    /// Its guard says that it leaves nothing under way: it never started, or ended cleanly.
     clean: bool,
+    /// Its copy has run, and ended while the host's path worked: what older copies of that host had under way has landed
+    /// before, since one kernel keeps its order.
+    ran: bool,
     /// Hosts whose late writes are not excluded, as bits.
     debts: u8,
 }
@@ -119,12 +122,14 @@ impl Claims {
     fn create(&self, s: &mut State, h: usize, generation: u8, over: bool) {
         let before = s.claims[usize::from(generation) - 2];
         let inherited = if self.keeps(Rule::DebtsCopied) { before.debts } else { 0 };
-        let debt = if before.clean { 0 } else { 1 << before.owner };
-        // A claim that is over was never started, so its maker owes nothing.
-        // Its own debt is no hindrance to its own copy, but it is owed until nothing is under way.
-        let own = if s.hosts[h].writes && self.keeps(Rule::OwnDebtStays) { 0 } else { 1 << h };
-        let debts = if self.writes { (inherited | debt) & !own } else { 0 };
-        *s.claim(generation) = Claim { owner: h as u8, over, clean: over && self.writes, debts };
+        let paid = before.ran || before.clean && !self.keeps(Rule::CopyPays);
+        let debt = if paid { inherited & !(1 << before.owner) } else { inherited };
+        let debt = if before.clean { debt } else { debt | 1 << before.owner };
+        // Its own debt is no hindrance to its own copy, but it stays.
+        let own = if self.keeps(Rule::OwnDebtStays) { 0 } else { 1 << h };
+        let debts = if self.writes { debt & !own } else { 0 };
+        // A claim that is over was never started, so its maker owes nothing new.
+        *s.claim(generation) = Claim { owner: h as u8, over, clean: over && self.writes, ran: false, debts };
         s.count = s.count.max(generation);
     }
 
@@ -175,9 +180,9 @@ impl Claims {
         });
         if host.copy == Copy::Runs && host.row && host.lease {
             go("its copy ends by itself, its path works", &|s| {
-                *s.claim(host.at) = Claim { over: true, clean: self.writes, ..*s.claim(host.at) };
+                *s.claim(host.at) = Claim { over: true, clean: self.writes, ran: self.writes, ..*s.claim(host.at) };
                 let host = &mut s.hosts[h];
-                (host.copy, host.row, host.at) = (Copy::None, false, 0);
+                (host.copy, host.row, host.at, host.writes) = (Copy::None, false, 0, false);
             });
         }
         if host.writes && !host.fenced {
@@ -398,6 +403,9 @@ impl Model for Claims {
         ];
         if self.writes {
             all.push(("a debt is written", |s| s.newest().debts != 0));
+            all.push(("a runs under a claim with its own debt", |s| {
+                s.hosts[0].copy == Copy::Runs && s.newest().debts & 1 != 0
+            }));
             all.push(("a debtor is fenced, another runs", |s| s.hosts[0].fenced && s.hosts[1].copy == Copy::Runs));
         }
         all

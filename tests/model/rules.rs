@@ -43,6 +43,7 @@ pub enum Rule {
     FenceAfterClaim,
     DebtsCopied,
     OwnDebtStays,
+    CopyPays,
     HandedOver,
     ExitFirst,
     ClaimToResume,
@@ -62,7 +63,7 @@ pub enum Rule {
 use Rule::*;
 
 /// All of them, each with what it says.
-pub const ALL: [(Rule, &str); 45] = [
+pub const ALL: [(Rule, &str); 46] = [
     (TimeFirst, "R1: t_c is read before the beat is given away"),
     (KnownPersisted, "R1: a beat with an unknown outcome renews nothing"),
     (AttestAfterWrite, "R1: an attestation is told to its host after it is persisted"),
@@ -94,6 +95,7 @@ pub const ALL: [(Rule, &str); 45] = [
     (FenceAfterClaim, "late writes: the fence only after the claim"),
     (DebtsCopied, "late writes: debts are copied from claim to claim"),
     (OwnDebtStays, "late writes: a debtor that claims v again still owes what its kernel holds"),
+    (CopyPays, "late writes: a claim that was never started pays no debt of its maker; a copy that ended cleanly does"),
     (HandedOver, "R6: the target goes on only on the source's word"),
     (ExitFirst, "R6: the source says over only after its QEMU's exit"),
     (ClaimToResume, "R6: the target resumes only under a claim of its own"),

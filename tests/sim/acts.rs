@@ -2,8 +2,10 @@
 //!
 //! `at 30s kill a` in a story, or one line of a random run: the words are the same.
 
+use mainstay::core::health::Loss;
 use mainstay::types::VmId;
 use mainstay::types::control::VmCommand;
+use mainstay::types::settings::OnDoubt;
 
 use super::faults::{Sick, Weather};
 use super::host::Path;
@@ -74,6 +76,11 @@ impl World {
                 self.set_hung(false);
                 (0..self.hosts.len()).for_each(|h| self.set_path(h, Path::Well));
             }
+            ["lose", "storage", host, how] => {
+                let h = self.named(host);
+                self.sick[h].loss = Some(if *how == "stale" { Loss::Stale } else { Loss::Gone });
+                self.set_path(h, Path::Broken);
+            }
             ["heal", "storage", host] => self.set_path(self.named(host), Path::Well),
             ["restart", "agent" | "agents", names @ ..] => {
                 self.hosts_named(names).into_iter().for_each(|h| self.restart_agent(h));
@@ -121,6 +128,7 @@ impl World {
             ["double", "datagrams"] => self.weather.doubled = true,
             ["fair", "weather"] => self.weather = Weather::default(),
             ["heal", "everything"] => self.heal_everything(),
+            ["late", "writes", "linger", length] => self.linger = span(length),
             ["stops", "fail"] => self.stops_fail = true,
             ["stops", "work"] => self.stops_fail = false,
             ["migrations", "work"] => self.migrations_fail = false,
@@ -219,6 +227,10 @@ impl World {
                 let (id, to) = (self.named_vm(vm), self.hosts[self.named(to)].id);
                 let h = self.place_of(id).unwrap_or(0);
                 self.command(h, what, VmCommand::Move { vm: id, to: Some(to) });
+            }
+            ["set", vm, "on-doubt", policy, "at", host] => {
+                let (vm, on_doubt) = (self.named_vm(vm), OnDoubt::named(policy));
+                self.command(self.named(host), what, VmCommand::SetOnDoubt { vm, on_doubt });
             }
             ["start", vm, "at", host] => {
                 self.command(self.named(host), what, VmCommand::Start { vm: self.named_vm(vm) });

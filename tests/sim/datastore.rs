@@ -14,6 +14,7 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use mainstay::core::event::Outcome;
+use mainstay::core::health::Loss;
 use mainstay::types::settings::{ClusterSettings, LateWrites};
 use mainstay::types::store::{ClaimsOf, CompleteRead, StoreAnswer, StoreFailure, StoreOrder};
 use mainstay::types::{
@@ -23,6 +24,7 @@ use mainstay::types::{
 use super::faults::{Deed, Fate};
 use super::files::Files;
 use super::host::Path;
+use super::rollback::Copy;
 use super::world::{Gate, H, World, nanos};
 
 type Landing = Box<dyn FnOnce(&mut World, bool)>;
@@ -37,7 +39,7 @@ pub(super) struct Parked {
 }
 
 /// Claims of one VM: Err = torn. With the time at which each came to be.
-type Claims = BTreeMap<Generation, (Result<Claim, String>, u64)>;
+pub(super) type Claims = BTreeMap<Generation, (Result<Claim, String>, u64)>;
 
 /// One datastore.
 pub struct Datastore {
@@ -48,8 +50,8 @@ pub struct Datastore {
     /// Nothing comes back, for anybody.
     pub hung: bool,
     pub(super) slots: BTreeMap<HostId, Files>,
-    claims: BTreeMap<VmId, Claims>,
-    records: BTreeMap<(VmId, Digest), VmRecord>,
+    pub(super) claims: BTreeMap<VmId, Claims>,
+    pub(super) records: BTreeMap<(VmId, Digest), VmRecord>,
     pub(super) parked: Vec<Parked>,
     /// How long the server keeps a silent client's state; none = no locks.
     keeps: Option<Duration>,
@@ -63,15 +65,7 @@ pub struct Datastore {
     pub accepts: bool,
     /// It once showed less than it had acknowledged: a guard may doubt it.
     pub lied: bool,
-    copy: Option<Copy>,
-}
-
-/// What lay there once.
-#[derive(Clone)]
-struct Copy {
-    slots: BTreeMap<HostId, Files>,
-    claims: BTreeMap<VmId, Claims>,
-    records: BTreeMap<(VmId, Digest), VmRecord>,
+    pub(super) copy: Option<Copy>,
 }
 
 impl Datastore {
@@ -96,28 +90,6 @@ impl Datastore {
             lied: false,
             copy: None,
         }
-    }
-
-    /// Remembers what lies there.
-    pub fn keep_copy(&mut self) {
-        let (slots, claims, records) = (self.slots.clone(), self.claims.clone(), self.records.clone());
-        self.copy = Some(Copy { slots, claims, records });
-    }
-
-    /// What was remembered lies there again. VMs whose newest claim is another now.
-    pub fn roll_back(&mut self) -> Vec<VmId> {
-        let Some(copy) = self.copy.clone() else { return Vec::new() };
-        let vms: Vec<VmId> = self.claims.keys().copied().collect();
-        let before: Vec<Generation> = vms.iter().map(|vm| self.generation(*vm)).collect();
-        (self.slots, self.claims, self.records, self.lied) = (copy.slots, copy.claims, copy.records, true);
-        let lost = vms.into_iter().zip(before).filter(|(vm, before)| self.generation(*vm) != *before);
-        lost.map(|(vm, _)| vm).collect()
-    }
-
-    /// The newest claim of a VM is gone.
-    pub fn lose_claim(&mut self, vm: VmId) {
-        self.claims.get_mut(&vm).and_then(BTreeMap::pop_last);
-        self.lied = true;
     }
 
     // ---- claims -------------------------------------------------------------------------------------------------
@@ -342,8 +314,13 @@ impl World {
         let effect = move |world: &mut Self| world.carry(h, home, order);
         self.io(h, home, gate, deed, micros, effect, move |world, result| {
             let ended = world.local(h);
-            let mut answer =
-                result.unwrap_or_else(|why| StoreAnswer::Failed(StoreFailure::Io { path: "/srv".into(), why }));
+            let path = "/srv".to_owned();
+            let failed = |why| match world.sick[h].loss {
+                None => StoreFailure::Io { path, why },
+                Some(Loss::Gone) => StoreFailure::Gone { path, why: "no such device".to_owned() },
+                Some(Loss::Stale) => StoreFailure::Stale { path, why: "stale file handle".to_owned() },
+            };
+            let mut answer = result.unwrap_or_else(|why| StoreAnswer::Failed(failed(why)));
             match &mut answer {
                 StoreAnswer::Read(read) => {
                     (read.began, read.ended, read.spent) = (began, ended, ended.since(began));
@@ -484,17 +461,9 @@ impl World {
             if self.hosts[h].path(home) != Path::Well {
                 continue;
             }
-            let host = &self.hosts[h];
             let store = self.stores.get_mut(&home).expect("its own key");
-            store.silent.remove(&(h, boot));
-            // What a QEMU that has exited meanwhile had under way has landed now; its locks are closed.
-            let lives = |vm: &VmId| host.domains.get(vm).is_some_and(|domain| domain.qemu.is_some());
-            store.locks.retain(|vm, holder| *holder != (h, boot) || lives(vm));
-            for (vm, writers) in &mut store.writers {
-                if !lives(vm) {
-                    writers.remove(&(h, boot));
-                }
-            }
+            let away = store.silent.remove(&(h, boot)).map_or(0, |since| self.now - since);
+            self.bring_back_writes(home, h, boot, Duration::from_nanos(away));
         }
     }
 }

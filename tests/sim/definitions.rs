@@ -1,5 +1,6 @@
 //! Definitions: each host has its own of a VM, and people change them. The n-th change of `web` reads `web#n`.
 
+use mainstay::types::settings::OnDoubt;
 use mainstay::types::vm::DomainChange;
 use mainstay::types::{VmId, VmRecord};
 
@@ -12,6 +13,9 @@ impl World {
         let edit = self.domains(h).get(&vm).map_or(0, |domain| domain.edit);
         if edit != 0 {
             record.xml = format!("{}#{edit}", record.name);
+        }
+        if let Some((_, policy)) = self.policies.range((vm, 0)..=(vm, edit)).next_back() {
+            record.on_doubt = *policy;
         }
         record
     }
@@ -37,12 +41,21 @@ impl World {
         if self.hosts[h].libvirtd.is_none() || !self.domain(h, vm).defined {
             return;
         }
+        let edit = self.edit(h, vm, None);
+        let (host, name) = (self.hosts[h].name.clone(), self.vm_name(vm));
+        self.tell(&host, &format!("$ virsh edit {name}: edit {edit}"));
+    }
+
+    /// The definition on a host is changed; `policy`: this is what it says from now on.
+    pub fn edit(&mut self, h: H, vm: VmId, policy: Option<Option<OnDoubt>>) -> u32 {
         let edits = self.edits.entry(vm).or_default();
         *edits += 1;
         let edit = *edits;
         self.domain(h, vm).edit = edit;
-        let (host, name) = (self.hosts[h].name.clone(), self.vm_name(vm));
-        self.tell(&host, &format!("$ virsh edit {name}: edit {edit}"));
+        if let Some(policy) = policy {
+            self.policies.insert((vm, edit), policy);
+        }
         self.domain_event(h, vm, DomainChange::Defined);
+        edit
     }
 }

@@ -62,13 +62,15 @@ impl World {
         self.after(gate, Duration::from_millis(6), move |world| world.exit(h, vm, key, OffReason::Failed));
     }
 
-    /// The process ends; on hung storage it cannot, until the storage is back.
+    /// The process ends; on hung storage it cannot, until the storage is back, unless its waits can be killed (NFS): then
+    /// what it had under way stays in the kernel.
     pub fn exit(&mut self, h: H, vm: VmId, key: ProcessKey, reason: OffReason) {
         let home = self.vms[&vm].record.home;
         let hung = self.hosts[h].path(home) == Path::Hung || self.stores[&home].hung;
         let gate = self.hosts[h].kernel();
+        let killable = self.jitter && !self.stores[&home].hung && self.chance(3) == 0;
         let Some(qemu) = self.qemu(h, vm).filter(|qemu| qemu.key == key) else { return };
-        if hung {
+        if hung && (qemu.dying || !killable) {
             qemu.dying = true;
             return self.after(gate, Duration::from_millis(100), move |world| world.exit(h, vm, key, reason));
         }

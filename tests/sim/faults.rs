@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use mainstay::core::event::Outcome;
+use mainstay::core::health::Loss;
 use mainstay::guard::table::ProcessKey;
 use mainstay::types::{DatastoreId, Ticket, VmId};
 
@@ -25,6 +26,8 @@ pub struct Sick {
     pub unreadable: bool,
     /// Folders are seen as they were so long ago (attribute caches).
     pub stale: Duration,
+    /// Errors say that the storage is gone, or that what was there is another.
+    pub loss: Option<Loss>,
 }
 
 /// How the network is sick, for everybody.

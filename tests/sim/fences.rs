@@ -1,17 +1,64 @@
-//! Storage fences and image locks of the simulated datastore.
+//! Storage fences and image locks of the simulated datastore, and writes that outlive their QEMU.
+//!
+//! ```text
+//!   QEMU ends on a path that does not work ─► its writes wait in the host's kernel, its locks at the server
+//!     ├─ the path is well again ─┬─ after less than L: they land at once
+//!     │                          └─ after more: they land later, at any time
+//!     └─ storage fence, the host boots: never
+//! ```
+//!
+//! That a short break brings back everything at once is what a guard's word "exited, clean" rests on.
 
 use super::datastore::Parked;
 use super::faults::Deed;
+use super::host::Path;
 use super::world::{Gate, H, World};
 use mainstay::core::event::*;
 use mainstay::types::*;
 use std::time::Duration;
+
+/// Writes that outlived a longer break land within so many milliseconds after it.
+const LINGER: u64 = 30_000;
 
 impl World {
     pub(super) fn expire_old(&mut self, home: DatastoreId, h: H, boot: u64) {
         let store = self.stores.get_mut(&home).expect("its own key");
         store.locks.retain(|_, holder| holder.0 != h || holder.1 == boot);
         store.writers.values_mut().for_each(|writers| writers.retain(|writer| writer.0 != h || writer.1 == boot));
+    }
+
+    /// A path is well again after so long: what QEMUs had under way that have exited meanwhile lands, sooner or later.
+    pub(super) fn bring_back_writes(&mut self, home: DatastoreId, h: H, boot: u64, away: Duration) {
+        let linger = if away < self.settings.timing.lease {
+            Duration::ZERO
+        } else if self.jitter {
+            Duration::from_millis(self.chance(LINGER))
+        } else {
+            self.linger
+        };
+        if linger.is_zero() {
+            return self.writes_land(home, h, boot);
+        }
+        self.after(Gate::World, linger, move |world| {
+            let alive = world.hosts[h].life == Some(boot) && !world.hosts[h].frozen;
+            if alive && world.hosts[h].path(home) == Path::Well {
+                world.writes_land(home, h, boot);
+            }
+        });
+    }
+
+    /// Writes of copies that are gone have landed; their locks are closed. Those of a copy that runs there now come after
+    /// them: one kernel keeps its order.
+    fn writes_land(&mut self, home: DatastoreId, h: H, boot: u64) {
+        let host = &self.hosts[h];
+        let lives = |vm: &VmId| host.domains.get(vm).is_some_and(|domain| domain.qemu.is_some());
+        let store = self.stores.get_mut(&home).expect("its own key");
+        store.locks.retain(|vm, holder| *holder != (h, boot) || lives(vm));
+        for (vm, writers) in &mut store.writers {
+            if !lives(vm) {
+                writers.remove(&(h, boot));
+            }
+        }
     }
 
     /// The server drops a client's state: its locks, and all that it had under way.

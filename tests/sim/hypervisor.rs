@@ -262,6 +262,10 @@ impl World {
                 }
                 None => then(world, Err(DomainFailure::NoDomain)),
             }),
+            DomainOrder::SetOnDoubt { vm, on_doubt } => self.after(gate, delay, move |world| {
+                world.edit(h, vm, Some(on_doubt));
+                then(world, Ok(()));
+            }),
             DomainOrder::Resume { vm } => self.after(gate, delay, move |world| world.resume(h, vm, then)),
             DomainOrder::Suspend { vm } => self.after(gate, delay, move |world| world.suspend(h, vm, then)),
             DomainOrder::Shutdown { vm } => self.after(gate, delay, move |world| {

@@ -1,15 +1,51 @@
 //! Datastores that go back in time: a copy is taken, and later it is what lies there. Guards that find out compare their
 //! rows with the claims, as `guard::renew::verify` does.
 
+use std::collections::BTreeMap;
+
 use mainstay::core::event::Event;
 use mainstay::core::trust::LIFT;
 use mainstay::types::control::Request;
 use mainstay::types::settings::SettingsChange;
-use mainstay::types::{BeatBlock, Claim, DatastoreId, Generation, Tenure, VmId};
+use mainstay::types::{BeatBlock, Claim, DatastoreId, Digest, Generation, HostId, Tenure, VmId, VmRecord};
 
+use super::datastore::{Claims, Datastore};
 use super::faults::Deed;
+use super::files::Files;
 use super::people::Waiter;
 use super::world::{H, World};
+
+/// What lay there once.
+#[derive(Clone)]
+pub struct Copy {
+    slots: BTreeMap<HostId, Files>,
+    claims: BTreeMap<VmId, Claims>,
+    records: BTreeMap<(VmId, Digest), VmRecord>,
+}
+
+impl Datastore {
+    /// Remembers what lies there.
+    pub fn keep_copy(&mut self) {
+        let (slots, claims, records) = (self.slots.clone(), self.claims.clone(), self.records.clone());
+        self.copy = Some(Copy { slots, claims, records });
+    }
+
+    /// What was remembered lies there again. VMs whose newest claim is another now.
+    pub fn roll_back(&mut self) -> Vec<VmId> {
+        let Some(copy) = self.copy.clone() else { return Vec::new() };
+        let vms: Vec<VmId> = self.claims.keys().copied().collect();
+        let before: Vec<Generation> = vms.iter().map(|vm| self.generation(*vm)).collect();
+        (self.slots, self.claims, self.records, self.lied) = (copy.slots, copy.claims, copy.records, true);
+        let lost = vms.into_iter().zip(before).filter(|(vm, before)| self.generation(*vm) != *before);
+        lost.map(|(vm, _)| vm).collect()
+    }
+
+    /// The newest claim of a VM is gone.
+    pub fn lose_claim(&mut self, vm: VmId) {
+        self.claims.get_mut(&vm).and_then(BTreeMap::pop_last);
+        self.lied = true;
+    }
+}
 
 /// A claim with this generation may be the first after an acceptance.
 pub fn leaps(to: Generation) -> bool {

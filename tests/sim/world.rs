@@ -182,6 +182,8 @@ pub struct World {
     pub starts_fail: BTreeSet<H>,
     /// QEMUs that libvirt is told to end do not.
     pub stops_fail: bool,
+    /// How long writes outlive a long break of their host's path, where that is not left to chance.
+    pub linger: Duration,
     /// How the storage path of each host is sick.
     pub sick: Vec<Sick>,
     /// How the network is sick.
@@ -194,6 +196,14 @@ pub struct World {
     pub files: BTreeMap<String, super::images::Image>,
     /// How often the definition of each VM was changed, anywhere.
     pub edits: BTreeMap<VmId, u32>,
+    /// What the n-th change of a definition has made of its policy.
+    pub policies: BTreeMap<(VmId, u32), Option<OnDoubt>>,
+}
+
+fn mixed(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 /// An id that says what it is.
@@ -258,12 +268,14 @@ impl World {
             answers_lost: false,
             starts_fail: BTreeSet::new(),
             stops_fail: false,
+            linger: Duration::ZERO,
             sick: vec![Sick::default(); setup.hosts.len()],
             weather: Weather::default(),
             told: 0,
             trace: false,
             files: BTreeMap::new(),
             edits: BTreeMap::new(),
+            policies: BTreeMap::new(),
         };
         for (n, member) in settings.members.iter().enumerate() {
             // Clocks of different hosts have nothing to do with each other; where they have time to go apart, they are as
@@ -402,10 +414,12 @@ impl World {
     /// A random number below a limit (splitmix64).
     pub fn dice(&mut self, below: u64) -> u64 {
         self.random = self.random.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.random;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % below.max(1)
+        mixed(self.random) % below.max(1)
+    }
+
+    /// The same, for what happens seldom: it leaves the dice as they lie, so that stories without it stay as they were.
+    pub fn chance(&self, below: u64) -> u64 {
+        mixed(self.random ^ self.now.rotate_left(32)) % below.max(1)
     }
 
     // ---- story --------------------------------------------------------------------------------------------------

@@ -164,6 +164,15 @@ pub enum VmCommand {
         #[arg(long)]
         force: bool,
     },
+    /// Change its policy. It is kept in its libvirt definition. Needs root.
+    Set {
+        /// Name or UUID.
+        vm: String,
+        /// What is done with it when its host's lease will probably lapse: pause it, so that its clock stands, let it run
+        /// until it must be stopped, or what the cluster's default says.
+        #[arg(long, value_enum)]
+        on_doubt: OnDoubtArgument,
+    },
     /// Move it to another host while it runs. Needs root.
     Move {
         /// Name or UUID.
@@ -172,6 +181,17 @@ pub enum VmCommand {
         #[arg(long, value_name = "HOST")]
         to: Option<String>,
     },
+}
+
+/// `--on-doubt`
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnDoubtArgument {
+    /// libvirt pauses it when four fifths of the lease have passed.
+    Pause,
+    /// It runs on, until its guard stops it at the lease's end.
+    RunUntilStop,
+    /// As `cluster set on-doubt=…` says.
+    Default,
 }
 
 /// `mainstay events …`

@@ -2,13 +2,14 @@
 
 use serde_json::json;
 
-use super::args::VmCommand;
+use super::args::{OnDoubtArgument, VmCommand};
 use super::lists::{state, vm_table};
 use super::out::{Out, Tone, Word};
 use super::status::view;
 use super::trouble::{Trouble, What};
 use crate::api::dbus::client::Agent;
 use crate::api::dbus::resolve;
+use crate::types::settings::OnDoubt;
 use crate::types::view::{ClusterView, VIEW_SCHEMA, VmView};
 
 /// Runs it.
@@ -53,6 +54,12 @@ pub async fn run(out: &mut Out, json: bool, command: VmCommand) -> Result<(), Tr
             };
             done(out, json, &vm.name, &said.what(&what)?)
         }
+        VmCommand::Set { vm, on_doubt } => {
+            let (agent, vm, what) = known(&vm, "changed").await?;
+            let (id, wanted) = (vm.id.to_string(), policy(on_doubt));
+            let said = out.progress(&format!("changing {}", vm.name), agent.set_on_doubt(&id, wanted)).await;
+            done(out, json, &vm.name, &said.what(&what)?)
+        }
         VmCommand::Move { vm, to } => {
             let what = format!("VM \"{vm}\" was not moved");
             let (agent, view) = view(&what).await?;
@@ -61,6 +68,14 @@ pub async fn run(out: &mut Out, json: bool, command: VmCommand) -> Result<(), Tr
             let said = out.progress(&format!("moving {}", vm.name), agent.move_to(&id, to.as_deref())).await;
             done(out, json, &vm.name, &said.what(&what)?)
         }
+    }
+}
+
+fn policy(argument: OnDoubtArgument) -> Option<OnDoubt> {
+    match argument {
+        OnDoubtArgument::Pause => Some(OnDoubt::Pause),
+        OnDoubtArgument::RunUntilStop => Some(OnDoubt::RunUntilStop),
+        OnDoubtArgument::Default => None,
     }
 }
 
@@ -96,6 +111,7 @@ fn fields(out: &Out, vm: &VmView) -> String {
         ("Generation", Word::plain(vm.generation.map_or("-".into(), |generation| generation.to_string()))),
         ("Protected", protected),
         ("Home", Word::or_dash(vm.home.as_deref())),
+        ("On doubt", Word::or_dash(Some(vm.on_doubt.as_str()).filter(|policy| !policy.is_empty()))),
         ("Why", Word::plain(vm.why.clone().unwrap_or_default())),
     ])
 }

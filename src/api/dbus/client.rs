@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::Bus;
 use crate::exec::doctor::Finding;
-use crate::types::settings::SettingsChange;
+use crate::types::settings::{OnDoubt, SettingsChange};
 use crate::types::view::{ClusterView, NoteView, VmView};
 
 /// Connecting and questions that the agent answers from memory.
@@ -51,6 +51,7 @@ trait Agent1 {
     async fn explain(&self, vm: &str) -> zbus::Result<String>;
     async fn vm_start(&self, vm: &str) -> zbus::Result<String>;
     async fn vm_stop(&self, vm: &str, force: bool) -> zbus::Result<String>;
+    async fn vm_set_on_doubt(&self, vm: &str, on_doubt: &str) -> zbus::Result<String>;
     async fn vm_move(&self, vm: &str, to: &str) -> zbus::Result<String>;
     async fn change(&self, change: &str) -> zbus::Result<String>;
     async fn test_fence_device(&self, name: &str) -> zbus::Result<String>;
@@ -133,6 +134,13 @@ impl Agent {
     /// As [`AgentError`] says.
     pub async fn stop_by_force(&self, vm: &str) -> Result<String, AgentError> {
         within(CHANGE_TIME, self.proxy.vm_stop(vm, true)).await
+    }
+    /// What is done with the VM in doubt; none = the cluster's default.
+    ///
+    /// # Errors
+    /// As [`AgentError`] says.
+    pub async fn set_on_doubt(&self, vm: &str, on_doubt: Option<OnDoubt>) -> Result<String, AgentError> {
+        within(CHANGE_TIME, self.proxy.vm_set_on_doubt(vm, on_doubt.map_or("", OnDoubt::name))).await
     }
     /// Live migration to a host, or to the best.
     ///

@@ -16,6 +16,7 @@ use zbus::object_server::SignalEmitter;
 
 use super::{Ask, AskMessage, AskReply, resolve};
 use crate::types::control::VmCommand;
+use crate::types::settings::OnDoubt;
 use crate::types::view::ClusterView;
 use crate::types::{HostId, VmId};
 
@@ -91,6 +92,19 @@ impl Agent1 {
     async fn vm_stop(&self, vm: String, force: bool) -> Result<String, Failure> {
         let vm = self.vm(&vm).await?;
         self.done(Ask::Vm(VmCommand::Stop { vm, force }), CHANGE_TIME).await
+    }
+
+    /// What is done with the VM while its lease is in doubt: pause, run-until-stop; empty = the cluster's default.
+    async fn vm_set_on_doubt(&self, vm: String, on_doubt: String) -> Result<String, Failure> {
+        let vm = self.vm(&vm).await?;
+        let on_doubt = match some(on_doubt) {
+            None => None,
+            Some(name) => {
+                let unknown = || Failure::Usage(format!("{name} is neither pause nor run-until-stop"));
+                Some(OnDoubt::named(&name).ok_or_else(unknown)?)
+            }
+        };
+        self.done(Ask::Vm(VmCommand::SetOnDoubt { vm, on_doubt }), CHANGE_TIME).await
     }
 
     /// Live migration to a host, by name or id; empty = the best one.

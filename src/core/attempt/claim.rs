@@ -188,6 +188,11 @@ impl Core {
     pub(in crate::core) fn create(&mut self, cx: &mut Cx, id: VmId) {
         let Some(attempt) = self.vm(id).attempt.clone() else { return };
         let claim = self.next_claim(id, &attempt);
+        if MAX_DEBTS < claim.debts.len() {
+            self.abandon(cx, claim.tenure, &attempt.kind);
+            let what = format!("late writes of {} earlier owners are not excluded yet", claim.debts.len());
+            return self.fail(cx, id, Denial::Unable(format!("{what}; they are after new boots of those hosts")));
+        }
         if let Some(what) = self.waits_for_trust(attempt.home) {
             self.abandon(cx, claim.tenure, &attempt.kind);
             return self.fail(cx, id, Denial::Unable(format!("it waits for {what}")));
@@ -224,20 +229,7 @@ impl Core {
             Kind::Release { wanted, reason: ClaimReason::Deleted } => (Holder::Deleted, *wanted, ClaimReason::Deleted),
             Kind::Release { wanted, reason } => (Holder::None, *wanted, *reason),
         };
-        let mut debts = match (&attempt.kind, before, &attempt.record) {
-            (Kind::Run { proof, .. }, Some(before), Some(record)) => self.debts_after(before, *proof, record),
-            (Kind::Hook { .. }, Some(before), Some(record)) => {
-                let known = self.vm(id).known;
-                let proof = self.proof_of(before, known, known).unwrap_or(Proof::Unowned);
-                self.debts_after(before, proof, record)
-            }
-            (_, Some(before), _) => before.debts.iter().copied().filter(|debt| !self.is_paid(debt)).collect(),
-            (_, None, _) => Vec::new(),
-        };
-        if let Kind::Release { .. } = attempt.kind {
-            debts.extend(self.own_debts(id, attempt.home));
-            debts.extend(before.iter().flat_map(|before| self.handover_debts(id, before)));
-        }
+        let debts = before.map(|before| self.debts_of_next(id, attempt, before)).unwrap_or_default();
         Claim {
             kind: ObjectKind::Vm,
             tenure: self.next_tenure(id, attempt.home, before),
@@ -250,7 +242,7 @@ impl Core {
             nonce,
             maker: self.me.host,
             made_unix_ms: 0,
-            debts: debts.into_iter().filter(|debt| !attempt.fenced.contains(debt)).take(16).collect(),
+            debts,
         }
     }
 
@@ -275,16 +267,9 @@ impl Core {
                 let ticket = cx.guard(order, Pending::Attempt(id));
                 self.stage(id, Stage::Confirming, ticket);
             }
-            // An earlier try of ours, or of this host's former agent, had an unknown outcome. The row stands, in the same
-            // incarnation, and was never over: the guard has confirmed its expectation.
-            StoreAnswer::Exists(other)
-                if !matches!(attempt.kind, Kind::Release { .. })
-                    && other.tenure == claim.tenure
-                    && other.holder == claim.holder =>
-            {
-                if let Some(attempt) = &mut self.vm(id).attempt {
-                    attempt.claim = Some((*other).clone());
-                }
+            // An earlier try of this attempt, by its mark. What a former agent of this host has claimed is not ours: when
+            // the lease lapsed since, only the guard's row would tell, so the next generation is claimed.
+            StoreAnswer::Exists(other) if is_same(&claim, &other) => {
                 self.created(cx, id, StoreAnswer::Created);
             }
             StoreAnswer::Exists(other) => {
@@ -385,5 +370,40 @@ impl Core {
         for tenure in older.copied().collect::<Vec<_>>() {
             cx.guard(GuardOrder::Forget { tenure }, Pending::Nothing);
         }
+    }
+}
+
+/// Whether a claim that was found is the one that was to be created. Not by its holder: that is the same in every try of this
+/// host.
+fn is_same(claim: &Claim, found: &Claim) -> bool {
+    found.tenure == claim.tenure && found.nonce == claim.nonce
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_claim_is_known_by_its_mark_alone() {
+        let tenure = |generation| Tenure { vm: VmId::default(), generation: Generation(generation) };
+        let ours = Claim {
+            kind: ObjectKind::Vm,
+            tenure: tenure(7),
+            name: "web".into(),
+            holder: Holder::None,
+            home: DatastoreId::default(),
+            wanted: Wanted::Running,
+            reason: ClaimReason::Reclaimed,
+            record: Digest::default(),
+            nonce: Nonce(1),
+            maker: crate::types::HostId::default(),
+            made_unix_ms: 0,
+            debts: Vec::new(),
+        };
+        // Of an earlier try, or of this host's former agent: all is the same but for the mark.
+        assert!(!is_same(&ours, &Claim { nonce: Nonce(2), ..ours.clone() }));
+        assert!(!is_same(&ours, &Claim { tenure: tenure(8), ..ours.clone() }));
+        // The clock of day is the storage's business.
+        assert!(is_same(&ours, &Claim { made_unix_ms: 5, ..ours.clone() }));
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   claim g+1 with debts ─► fence each, or wait for the locks ─► claim g+2 without them ─► start
-//!                             └── its copy ended cleanly there, a new boot: nothing to do
+//!                             └── its copy ended cleanly there, a new boot, its own debt: nothing to do
 //! ```
 //!
 //! Why g+2: debts are copied from claim to claim. One that stayed would be fenced again at every later takeover, by
@@ -19,13 +19,14 @@ impl Core {
         let Some(claim) = self.vm(id).claim.clone() else { return };
         let fenced = self.vm(id).attempt.as_ref().map(|attempt| attempt.fenced.clone()).unwrap_or_default();
         let mut lock = false;
-        for debt in claim.debts.iter().filter(|debt| !self.is_paid(debt) && !fenced.contains(debt)) {
+        let hinders = |debt: &&Debt| !self.is_paid(debt) && !self.is_own(debt) && !fenced.contains(debt);
+        for debt in claim.debts.iter().filter(hinders) {
             let host = self.name_of(debt.host);
             match self.late_write(debt) {
                 _ if planted(Mutant::NoFence) => {}
                 _ if self.ended_cleanly(id, debt, cx.now) => return self.paid(cx, id, &[*debt]),
                 LateWrite::Command { .. } if self.runs_vms_on(debt.datastore, debt.host, id, cx.now) => {
-                    // The debtor itself owes itself nothing: the master asks it.
+                    // The debtor itself need not wait for that: the master asks it.
                     let what = format!("a storage fence against {host} would hit the VMs that run there");
                     return self.give_up(cx, id, Denial::Waiting(what));
                 }
@@ -82,8 +83,34 @@ impl Core {
         self.expect(cx, id);
     }
 
+    /// Debts of the claim that follows `before`: what the way there leaves open.
+    pub(in crate::core) fn debts_of_next(&self, id: VmId, attempt: &Attempt, before: &Claim) -> Vec<Debt> {
+        let written = match &attempt.record {
+            Some(record) => record.written().chain([attempt.home]).collect(),
+            None => self.written(id, attempt.home),
+        };
+        let known = self.vms.get(&id).map(|vm| vm.known).unwrap_or_default();
+        let mut debts = match &attempt.kind {
+            Kind::Run { proof, .. } => self.debts_after(before, Some(*proof), &written),
+            Kind::Arrive => self.debts_after(before, Some(Proof::Said(Over::HandedTo(self.me.host))), &written),
+            Kind::Hook { .. } | Kind::Release { .. } => {
+                self.debts_after(before, self.proof_of(before, known, known), &written)
+            }
+            // The same copy goes on.
+            Kind::Adopt | Kind::Reclaim { .. } | Kind::Change | Kind::HandOver { .. } | Kind::Settle => {
+                before.debts.iter().copied().filter(|debt| !self.is_paid(debt)).collect()
+            }
+        };
+        if let Kind::Release { .. } = attempt.kind {
+            debts.extend(self.own_debts(id, &written));
+        }
+        let mut seen = BTreeSet::new();
+        debts.retain(|debt| !attempt.fenced.contains(debt) && seen.insert((debt.host, debt.boot, debt.datastore)));
+        debts
+    }
+
     /// Writes of a copy on this host that nobody has seen to be done: it is alive, or ended on a path that did not work.
-    pub(in crate::core) fn own_debts(&self, id: VmId, home: DatastoreId) -> Vec<Debt> {
+    fn own_debts(&self, id: VmId, written: &BTreeSet<DatastoreId>) -> Vec<Debt> {
         let open = |row: &RowView| {
             row.pid.is_some()
                 || matches!(row.state, VmState::Over(Over::Exited { clean: false } | Over::Draining | Over::Lapsed))
@@ -91,23 +118,8 @@ impl Core {
         if !self.guard.rows.iter().any(|(tenure, row)| tenure.vm == id && open(row)) {
             return Vec::new();
         }
-        let debt = |datastore| Debt { host: self.me.host, boot: self.me.boot, datastore };
-        self.written(id, home).into_iter().map(debt).collect()
-    }
-
-    /// Writes of the other host of a handover, whose end was proven by something that does not exclude them.
-    pub(in crate::core) fn handover_debts(&self, id: VmId, before: &Claim) -> Vec<Debt> {
-        let Holder::Handover { .. } = before.holder else { return Vec::new() };
-        let known = self.vms.get(&id).map(|vm| vm.known).unwrap_or_default();
-        let proof = self.proof_of(before, known, known).unwrap_or(Proof::Unowned);
-        let others = owed(before, proof).into_iter().filter(|owner| owner.host != self.me.host);
-        let written = self.written(id, before.home);
-        let debts = |owner: Owner| {
-            let debt =
-                move |datastore: &DatastoreId| Debt { host: owner.host, boot: owner.boot, datastore: *datastore };
-            written.iter().map(debt).collect::<Vec<_>>()
-        };
-        others.flat_map(debts).collect()
+        let debt = |datastore: &DatastoreId| Debt { host: self.me.host, boot: self.me.boot, datastore: *datastore };
+        written.iter().map(debt).collect()
     }
 
     /// Datastores to which the VM writes, as far as this host knows; its home is always one.

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// libvirt's end of a stopped QEMU has come by then, or not at all.
+const DESTROYS: Duration = Duration::from_secs(12);
+
 impl Core {
     pub(in crate::core) fn finish(&mut self, cx: &mut Cx, id: VmId) {
         cx.unset(Timer::Attempt(id));
@@ -252,9 +255,13 @@ impl Core {
         self.ask_store(cx, id, Stage::Claiming, StoreOrder::CreateClaim { claim: Box::new(claim.clone()), after });
     }
 
-    /// Our own end of a half-started copy: not a person's.
+    /// Our own end of a half-started copy: not a person's. One that the guard has stopped takes libvirt ten seconds, and is
+    /// not claimed anew meanwhile, only to be hit by that end.
     pub(in crate::core) fn destroy(&mut self, cx: &mut Cx, id: VmId) {
         self.vm(id).own_end = true;
+        if self.guard.rows.iter().any(|(tenure, row)| tenure.vm == id && row.stopped) {
+            self.vm(id).pause = cx.now + DESTROYS;
+        }
         cx.domain(DomainOrder::Destroy { vm: id }, CALL, Pending::Nothing);
     }
 

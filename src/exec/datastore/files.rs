@@ -88,6 +88,8 @@ pub fn failure(path: impl AsRef<Path>, error: &io::Error) -> StoreFailure {
             let why = "does not exist; is the datastore mounted, and was it added to the cluster?".to_owned();
             StoreFailure::Missing { path, why }
         }
+        Some(Errno::ENODEV | Errno::ENXIO) => StoreFailure::Gone { path, why },
+        Some(Errno::ESTALE) => StoreFailure::Stale { path, why },
         Some(Errno::EINVAL) => StoreFailure::Io { path, why: format!("{why} (does it allow direct I/O?)") },
         Some(_) | None => StoreFailure::Io { path, why },
     }

@@ -127,6 +127,7 @@ impl Libvirt {
             | DomainOrder::StartPaused { .. }
             | DomainOrder::RestorePaused { .. }
             | DomainOrder::Mark { .. }
+            | DomainOrder::SetOnDoubt { .. }
             | DomainOrder::Resume { .. }
             | DomainOrder::Shutdown { .. }
             | DomainOrder::Destroy { .. }

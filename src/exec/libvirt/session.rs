@@ -15,8 +15,9 @@ use virt_sys as sys;
 use super::events::{abort_job, checkpoints, is_busy};
 use super::failure::{failure, not_running};
 use super::state::state_of;
-use super::xml::MARK;
+use super::xml::{MARK, POLICY};
 use crate::exec::clock;
+use crate::types::settings::OnDoubt;
 use crate::types::vm::{DomainAnswer, DomainFailure, DomainInfo, DomainOrder};
 use crate::types::{Generation, VmId};
 
@@ -129,6 +130,9 @@ fn obey(
             session.domain(*vm).and_then(|domain| domain.create_with_flags(sys::VIR_DOMAIN_START_PAUSED).map(drop))
         }
         DomainOrder::Mark { vm, generation } => session.domain(*vm).and_then(|domain| mark(&domain, *generation)),
+        DomainOrder::SetOnDoubt { vm, on_doubt } => {
+            session.domain(*vm).and_then(|domain| set_on_doubt(&domain, *on_doubt))
+        }
         DomainOrder::Resume { vm } => session.domain(*vm).and_then(|domain| domain.resume().map(drop)),
         DomainOrder::Suspend { vm } => session.domain(*vm).and_then(|domain| domain.suspend().map(drop)),
         DomainOrder::Shutdown { vm } => session.domain(*vm).and_then(|domain| domain.shutdown().map(drop)),
@@ -197,6 +201,17 @@ fn mark(domain: &Domain, generation: Generation) -> Result<(), Error> {
     let text = format!("<claim generation='{generation}'/>");
     let kind = sys::VIR_DOMAIN_METADATA_ELEMENT as i32;
     domain.set_metadata(kind, Some(&text), Some("mainstay"), Some(MARK), sys::VIR_DOMAIN_AFFECT_LIVE).map(drop)
+}
+
+/// Into the definition only: what runs is judged by it, too. Nothing else stands in that element.
+fn set_on_doubt(domain: &Domain, on_doubt: Option<OnDoubt>) -> Result<(), Error> {
+    let text = on_doubt.map(|on_doubt| format!("<policy on-doubt='{}'/>", on_doubt.name()));
+    let kind = sys::VIR_DOMAIN_METADATA_ELEMENT as i32;
+    let flags = sys::VIR_DOMAIN_AFFECT_CONFIG;
+    match domain.set_metadata(kind, text.as_deref(), Some("mainstay"), Some(POLICY), flags) {
+        Err(error) if on_doubt.is_none() && error.code() == ErrorNumber::NoDomainMetadata => Ok(()),
+        other => other.map(drop),
+    }
 }
 
 fn define(session: &Session, xml: &str) -> Result<(), Error> {

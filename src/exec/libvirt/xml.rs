@@ -160,15 +160,6 @@ pub fn record(xml: &str, settings: &ClusterSettings) -> Result<VmRecord, BadXml>
     needs::record(&parse(xml)?, xml, settings)
 }
 
-/// A word of the metadata; one that is not known counts as unsaid.
-fn on_doubt(word: &str) -> Option<OnDoubt> {
-    match word {
-        "pause" => Some(OnDoubt::Pause),
-        "run-until-stop" => Some(OnDoubt::RunUntilStop),
-        _ => None,
-    }
-}
-
 /// Under which generation the memory of this image ran; none if its definition does not say.
 #[must_use]
 pub fn mark(xml: &str) -> Option<Generation> {
@@ -277,7 +268,8 @@ impl Parser {
                 self.found.mark = attribute(element, "generation")?.and_then(|text| text.parse().ok()).map(Generation);
             }
             ("policy", Some(POLICY)) => {
-                self.found.on_doubt = attribute(element, "on-doubt")?.and_then(|word| on_doubt(&word));
+                // A word that is not known counts as unsaid.
+                self.found.on_doubt = attribute(element, "on-doubt")?.and_then(|word| OnDoubt::named(&word));
             }
             _ => {}
         }

@@ -164,6 +164,7 @@ impl Table {
             state: Self::shown(row),
             pid: qemu.map(|qemu| qemu.key.pid),
             stopped: qemu.is_some_and(|qemu| qemu.hold == Hold::Stopped),
+            ran: row.ran,
         })
     }
 

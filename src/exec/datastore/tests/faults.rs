@@ -29,6 +29,18 @@ fn fill(dir: &Path) {
 }
 
 #[test]
+fn errors_that_say_what_is_to_come_are_told_apart() {
+    use super::super::files::failure;
+    let of = |errno| failure("/srv", &std::io::Error::from_raw_os_error(errno));
+    for errno in [nix::libc::ENODEV, nix::libc::ENXIO] {
+        assert!(matches!(of(errno), StoreFailure::Gone { .. }), "{errno}");
+    }
+    assert!(matches!(of(nix::libc::ESTALE), StoreFailure::Stale { .. }));
+    assert!(matches!(of(nix::libc::EIO), StoreFailure::Io { .. }));
+    assert!(matches!(of(nix::libc::EDQUOT), StoreFailure::Full { .. }));
+}
+
+#[test]
 fn a_full_datastore_stops_neither_beats_nor_reclaims() {
     on_small_tmpfs(|dir| {
         let store = agent(dir, 10);
