@@ -3,8 +3,8 @@
 //! ```text
 //!   defined here anew ─► 1 s without another change ─┬─ runs here under our claim ─► Change: record, then claim g+1
 //!                                                    └─ stands, stopped here last ──► Change: record, then claim g+1
-//!   defined here, claim names another ─► its record was written once ─► undefined      (nothing would be lost)
-//!                                        └ never ─► kept, a person is told
+//!   defined here, claim names another ─► 1 s, claims read anew ─► its record was written once ─► undefined
+//!                                                                 └ never ─► kept, a person is told   (nothing is lost)
 //! ```
 //!
 //! A record is named by its digest, and the claim carries it: so a changed record needs a claim. The VM runs on
@@ -136,6 +136,15 @@ impl Core {
     /// A definition left behind: removed when a record shows that nothing would be lost.
     pub(super) fn remove_stale(&mut self, cx: &mut Cx, id: VmId, domain: &DomainInfo, claim: &Claim) {
         if self.vm(id).undefining || !domain.persistent {
+            return;
+        }
+        // What has just been defined is a person's, who may be about to start it, and knows better whether it runs elsewhere:
+        // only a claim that was read since then shows that it was left behind.
+        let settled = self.vm(id).defined + SETTLED;
+        if self.stores.get(&claim.home).and_then(|store| store.listed).is_none_or(|listed| listed < settled) {
+            if settled <= cx.now {
+                self.list_claims(cx);
+            }
             return;
         }
         let generation = claim.tenure.generation;

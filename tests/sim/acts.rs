@@ -176,6 +176,7 @@ impl World {
             ["person", "restores", vm, "from", file, "on", host] => {
                 self.virsh_restore(self.named(host), self.named_vm(vm), file);
             }
+            ["person", "defines", vm, "on", host] => self.virsh_define(self.named(host), self.named_vm(vm)),
             ["person", "undefines", vm, "on", host] => self.virsh_undefine(self.named(host), self.named_vm(vm)),
             ["twin", "of", host, "beats", "for", length] => self.twin_beats(self.named(host), nanos(span(length))),
             ["autostart", vm, "on", host] => self.virsh_autostart(self.named(host), self.named_vm(vm)),

@@ -30,6 +30,12 @@ impl World {
         self.domain_event(h, vm, DomainChange::Defined);
     }
 
+    /// `virsh define`, as it is recorded.
+    pub fn virsh_define(&mut self, h: H, vm: VmId) {
+        self.domain(h, vm).defined = true;
+        self.domain_event(h, vm, DomainChange::Defined);
+    }
+
     /// `virsh undefine`.
     pub fn virsh_undefine(&mut self, h: H, vm: VmId) {
         self.domain(h, vm).defined = false;
