@@ -328,8 +328,11 @@ impl Core {
     /// A row of a generation above the newest claim, and nothing is under way here: a try whose claim did not come
     /// about, or may still land. The guard bars it; what runs, or should, is claimed with another generation.
     fn row_is_ahead(&mut self, cx: &mut Cx, id: VmId, row: &RowView, claim: Option<&Claim>) {
-        if self.stores.get(&row.home).is_none_or(|store| store.listed.is_none()) {
+        let Some(listed) = self.stores.get(&row.home).and_then(|store| store.listed) else {
             return; // The claim is not read yet.
+        };
+        if self.settings.timing.lease <= cx.now.since(listed) {
+            self.list_claims(cx); // It may have been read from a cache that did not know of it.
         }
         match row.state {
             // Its QEMU is alive: the same generation is tried again, under the same row.

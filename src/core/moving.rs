@@ -269,7 +269,13 @@ impl Core {
     fn handed_answered(&mut self, cx: &mut Cx, id: VmId, moving: &Moving, reply: Result<Reply, String>) {
         let (name, to) = (self.vm_name(id), self.name_of(moving.to));
         self.vm(id).moving = None;
-        self.set_underway(cx, id, None);
+        if reply.is_err() {
+            // It may not have heard it, and waits for it with the copy. It is told again until it answers, or the claims have
+            // gone on; see `take_up_move`.
+            self.vm(id).pause = cx.now + self.settings.timing.beat;
+        } else {
+            self.set_underway(cx, id, None);
+        }
         let refused = matches!(reply, Ok(Reply::Denied(_)));
         let reply = match reply {
             Ok(Reply::Ran { generation }) => {
@@ -321,8 +327,8 @@ impl Core {
         }
     }
 
-    /// An earlier agent of this host died during a move, and the source's copy has ended as migrated: goes on with the
-    /// guard's word.
+    /// An earlier agent of this host died during a move, and the source's copy has ended as migrated; or the target did not
+    /// answer when it was handed over: goes on with the guard's word.
     pub(super) fn take_up_move(&mut self, cx: &mut Cx, id: VmId, tenure: Tenure, to: HostId) {
         let moving =
             Moving { to, tenure, stage: MoveStage::Migrating, ticket: Ticket(0), asks: Vec::new(), since: cx.now };
@@ -413,6 +419,9 @@ impl Core {
         let Some(incoming) = self.vms.get(&id).and_then(|vm| vm.incoming.clone()) else {
             return cx.answer(ask, Reply::Denied(Denial::NotHere));
         };
+        if let Some(attempt) = self.vm(id).attempt.as_mut().filter(|attempt| matches!(attempt.kind, Kind::Arrive)) {
+            return attempt.asks.push(ask); // Told again: its first answer was lost, or comes yet.
+        }
         let confirmed = self.guard.rows.get(&tenure).map(|row| row.state) == Some(VmState::Incoming);
         let newest = self.vm(id).tenure();
         if incoming.from != from || incoming.tenure != tenure || newest != Some(tenure) || !confirmed {
