@@ -37,8 +37,8 @@ use crate::types::guard::{GuardOrder, Purpose, Refusal};
 use crate::types::store::{ClaimsOf, StoreAnswer, StoreOrder};
 use crate::types::vm::{DomainAnswer, DomainFailure, DomainOrder, DomainState, Underway};
 use crate::types::{
-    Claim, ClaimReason, DatastoreId, Debt, Digest, Epoch, Generation, Holder, MAX_DEBTS, Nonce, ObjectKind, Owner,
-    Proof, Tenure, Ticket, Time, VmId, VmRecord, VmState, Wanted,
+    Claim, ClaimReason, DatastoreId, Debt, Digest, Epoch, Generation, Holder, HostId, MAX_DEBTS, Nonce, ObjectKind,
+    Owner, Proof, Tenure, Ticket, Time, VmId, VmRecord, VmState, Wanted,
 };
 
 /// What an attempt is for.
@@ -157,6 +157,12 @@ impl Attempt {
     #[must_use]
     pub fn starts(&self) -> bool {
         matches!(self.kind, Kind::Run { .. } | Kind::Hook { .. } | Kind::Arrive)
+    }
+
+    /// Whether its ground ends all that this host ran under the claim before.
+    fn ends(&self, host: HostId) -> bool {
+        let owned = self.before.iter().flat_map(Claim::owners).any(|owner| owner.host == host);
+        owned && matches!(self.kind, Kind::Run { proof, .. } if proof.ends_host())
     }
 
     /// Whether a QEMU is here already.

@@ -21,7 +21,7 @@ use super::timing;
 use crate::types::guard::LeaseView;
 use crate::types::settings::OnDoubt;
 use crate::types::vm::{DomainAnswer, DomainFailure, DomainOrder, DomainState, Underway};
-use crate::types::{DatastoreId, Over, Ticket, Time, VmId, VmState};
+use crate::types::{DatastoreId, Holder, Over, Ticket, Time, VmId, VmState};
 
 /// libvirt's time for a resume.
 const CALL: Duration = Duration::from_secs(20);
@@ -88,7 +88,9 @@ impl Core {
 
     fn may_pause(&self, id: VmId) -> bool {
         let Some(vm) = self.vms.get(&id) else { return false };
-        let busy = vm.attempt.is_some() || vm.moving.is_some() || self.underway.contains_key(&id);
+        // One that is handed over: a pause shows that libvirt has switched.
+        let leaves = vm.claim.as_ref().is_some_and(|claim| matches!(claim.holder, Holder::Handover { .. }));
+        let busy = vm.attempt.is_some() || vm.moving.is_some() || leaves || self.underway.contains_key(&id);
         let own = vm.record.as_ref().and_then(|record| record.as_ref().ok()?.on_doubt);
         let runs = self.libvirt.domains.get(&id).is_some_and(|domain| domain.state == DomainState::Running);
         !busy && runs && own.unwrap_or(self.settings.vms.on_doubt) == OnDoubt::Pause

@@ -147,8 +147,11 @@ impl Core {
     /// A host that lives, and owes late writes of this VM which nothing can exclude without hitting its other VMs, or
     /// nothing at all: the VM can start there, whose kernel keeps its own order, and nowhere else.
     fn tied_to(&self, claim: &Claim, proof: Proof, now: Time) -> Option<HostId> {
+        let over = |host| proof.ends_host() && claim.owners().iter().any(|owner| owner.host == host);
         let ties = |debt: &Debt| match self.late_write(debt) {
-            LateWrite::Command { .. } => self.runs_vms_on(debt.datastore, debt.host, claim.tenure.vm, now),
+            LateWrite::Command { .. } => {
+                self.runs_vms_on(debt.datastore, debt.host, claim.tenure.vm, over(debt.host), now)
+            }
             LateWrite::Open => debt.host == self.me.host || self.is_heard(debt.host, now),
             LateWrite::Lock | LateWrite::Accepted => false,
         };

@@ -114,6 +114,12 @@ pub fn judge(signs: &Signs) -> Verdict {
 /// How many of our own beats a peer may be behind in its echo.
 const ECHO_LAG: u32 = 8;
 
+/// Whether an echo names about the counter that was given to our last beat. It may be ahead: the peer answers a beat of
+/// which our own guard has not told us yet.
+fn is_recent(beaten: u32, echoed: u32, most: u32) -> bool {
+    beaten.wrapping_sub(echoed).cast_signed().unsigned_abs() <= most
+}
+
 impl Core {
     pub(super) fn heard(&mut self, cx: &mut Cx, beat: NetBeat) {
         let me = self.me.host;
@@ -169,7 +175,7 @@ impl Core {
         beat.agent.echoes.iter().any(|echo| {
             echo.index == self.index
                 && echo.incarnation_low == low16(incarnation.0)
-                && low32(self.guard.beaten.0).wrapping_sub(echo.counter_low) <= ECHO_LAG * self.echo_slack()
+                && is_recent(low32(self.guard.beaten.0), echo.counter_low, ECHO_LAG * self.echo_slack())
         })
     }
 
@@ -358,6 +364,20 @@ pub(super) fn low32(value: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_echo_may_be_ahead_of_what_our_guard_has_told() {
+        for (beaten, echoed, expected) in [
+            (100, 100, true),
+            (100, 92, true),
+            (100, 91, false),
+            (100, 101, true),
+            (100, 109, false),
+            (3, u32::MAX, true),
+        ] {
+            assert_eq!(is_recent(beaten, echoed, 8), expected, "{beaten} {echoed}");
+        }
+    }
 
     #[test]
     fn every_row_of_the_verdict_table() {

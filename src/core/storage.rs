@@ -343,17 +343,28 @@ impl Core {
         self.stores.keys().any(|id| self.freshness(*id, host, now) == Some(Freshness::Fresh))
     }
 
-    /// Whether a host that beats on this datastore says that VMs run there, or stand after a lapse and may go on at any
-    /// moment: a fence for `but` would hit them, too.
-    pub(super) fn runs_vms_on(&self, id: DatastoreId, host: HostId, but: VmId, now: Time) -> bool {
+    /// Whether VMs run on a host with a lease on this datastore, as it said last, or stand after a lapse and may go on at any
+    /// moment: a fence for `but` would hit them, too. `over` = the proof in hand ends all that the host ran. A host that is
+    /// only silent may run them on: its lease says, and others may attest it.
+    pub(super) fn runs_vms_on(&self, id: DatastoreId, host: HostId, but: VmId, over: bool, now: Time) -> bool {
+        let Some(store) = self.stores.get(&id) else { return false };
+        let Some((beat, list)) =
+            store.seen.get(&host).and_then(|seen| Some((seen.beat.as_ref()?, seen.list.as_ref()?)))
+        else {
+            return false;
+        };
+        let lives = self.is_heard(host, now) || self.freshness(id, host, now) == Some(Freshness::Fresh);
+        let gone = || {
+            over || store.lapsed(host, Time::ZERO).is_some()
+                || self.boot_of(host).is_some_and(|(_, boot)| boot != beat.boot)
+                || self.is_off(host, beat.boot)
+        };
         let alive = |entry: &VmEntry| match entry.state {
-            VmState::Over(Over::Lapsed) => entry.tenure.vm != but,
+            VmState::Over(Over::Lapsed) => lives && entry.tenure.vm != but,
             VmState::Over(_) => false,
             VmState::Expected | VmState::Running | VmState::Incoming => true,
         };
-        let lists = |list: &VmList| list.entries.iter().any(alive);
-        let lives = self.is_heard(host, now) || self.freshness(id, host, now) == Some(Freshness::Fresh);
-        lives && self.stores.get(&id).and_then(|store| store.seen.get(&host)?.list.as_ref()).is_some_and(lists)
+        (lives || !gone()) && list.entries.iter().any(alive)
     }
 
     /// Whether a debtor that lives and reaches this datastore says that its copy has ended there, cleanly.

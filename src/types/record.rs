@@ -344,6 +344,16 @@ impl Against {
 }
 
 impl Proof {
+    /// Whether it ends whatever its owner ran, not this tenure alone.
+    #[must_use]
+    pub fn ends_host(self) -> bool {
+        match self {
+            Self::Rebooted { .. } | Self::Lapsed { .. } | Self::PowerOff => true,
+            Self::Both { from, to } => ![from, to].into_iter().any(|half| matches!(half, Against::Said(_))),
+            Self::Said(_) | Self::Unowned => false,
+        }
+    }
+
     /// Whether its guard says that a copy ran under it, has ended, and left no write under way.
     #[must_use]
     pub fn ended_cleanly(self) -> bool {

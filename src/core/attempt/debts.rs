@@ -18,6 +18,8 @@ impl Core {
     pub(in crate::core) fn pay_debts(&mut self, cx: &mut Cx, id: VmId) {
         let Some(claim) = self.vm(id).claim.clone() else { return };
         let fenced = self.vm(id).attempt.as_ref().map(|attempt| attempt.fenced.clone()).unwrap_or_default();
+        let over =
+            |host| self.vms.get(&id).and_then(|vm| vm.attempt.as_ref()).is_some_and(|attempt| attempt.ends(host));
         let mut lock = false;
         let hinders = |debt: &&Debt| !self.is_paid(debt) && !self.is_own(debt) && !fenced.contains(debt);
         for debt in claim.debts.iter().filter(hinders) {
@@ -25,7 +27,9 @@ impl Core {
             match self.late_write(debt) {
                 _ if planted(Mutant::NoFence) => {}
                 _ if self.ended_cleanly(id, debt, cx.now) => return self.paid(cx, id, &[*debt]),
-                LateWrite::Command { .. } if self.runs_vms_on(debt.datastore, debt.host, id, cx.now) => {
+                LateWrite::Command { .. }
+                    if self.runs_vms_on(debt.datastore, debt.host, id, over(debt.host), cx.now) =>
+                {
                     // The debtor itself need not wait for that: the master asks it.
                     let what = format!("a storage fence against {host} would hit the VMs that run there");
                     return self.give_up(cx, id, Denial::Waiting(what));

@@ -134,7 +134,9 @@ impl Core {
         };
         let program = attempt.record.iter().flat_map(VmRecord::written).find_map(|datastore| {
             match self.late_write(&Debt { host: owner.host, boot: owner.boot, datastore }) {
-                LateWrite::Command { program } if !self.runs_vms_on(datastore, owner.host, id, cx.now) => Some(program),
+                LateWrite::Command { program } if !self.runs_vms_on(datastore, owner.host, id, true, cx.now) => {
+                    Some(program)
+                }
                 LateWrite::Command { .. } | LateWrite::Lock | LateWrite::Accepted | LateWrite::Open => None,
             }
         });
