@@ -190,9 +190,6 @@ impl Core {
         };
         let mut debts: Vec<Debt> = Vec::new();
         for debt in old.chain(owing.into_iter().flat_map(new)).filter(|debt| !self.is_paid(debt)) {
-            if planted(Mutant::OwnDebtDropped) && self.is_own(&debt) {
-                continue;
-            }
             if !debts.contains(&debt) {
                 debts.push(debt);
             }
