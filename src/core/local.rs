@@ -94,6 +94,7 @@ impl Core {
                 cx.note(Note::warning("vm-stopped-by-guard", text).of(&name));
             }
             self.adoption(cx, tenure.vm);
+            self.barring(cx, tenure.vm);
             self.handed_over(cx, tenure, state);
         }
         self.check = true;

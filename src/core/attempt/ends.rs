@@ -4,6 +4,8 @@ use super::*;
 
 /// libvirt's end of a stopped QEMU has come by then, or not at all.
 const DESTROYS: Duration = Duration::from_secs(12);
+/// The guard has ended a QEMU by then; one that hangs in its storage keeps claim and row, and is looked at again.
+const BARRING: Duration = Duration::from_secs(20);
 
 impl Core {
     pub(in crate::core) fn finish(&mut self, cx: &mut Cx, id: VmId) {
@@ -165,16 +167,54 @@ impl Core {
             let me = self.me.host;
             self.vm(id).failed.insert(me, (cx.now, denial.to_string()));
         }
-        cx.guard(GuardOrder::Abandon { tenure: claim.tenure }, Pending::Nothing);
-        if self.vm(id).tenure() != Some(claim.tenure) {
-            return; // Somebody has claimed it since: nothing of ours is left to be released.
-        }
         let wanted = match &attempt.kind {
             Kind::Hook { .. } => attempt.before.as_ref().map_or(Wanted::Stopped, |before| before.wanted),
             _ => Wanted::Running,
         };
-        let kind = Kind::Release { wanted, reason: ClaimReason::StartFailed };
-        self.begin(cx, id, kind, attempt.home, Vec::new());
+        let ticket = cx.guard(GuardOrder::Abandon { tenure: claim.tenure }, Pending::Attempt(id));
+        self.vm(id).attempt = Some(Attempt { asks: Vec::new(), waits: None, ..attempt });
+        self.stage(id, Stage::Barring { wanted }, ticket);
+        cx.set(Timer::Attempt(id), cx.now + BARRING);
+    }
+
+    /// The guard has barred the row of what was given up; or it refuses, since a QEMU runs under it already: libvirt has
+    /// not answered, or has lost it, but got that far. Its guest has not moved yet, and never will.
+    pub(in crate::core) fn barred(&mut self, cx: &mut Cx, id: VmId, wanted: Wanted, result: Result<(), Refusal>) {
+        let Some(claim) = self.vms.get(&id).and_then(|vm| vm.attempt.as_ref()?.claim.clone()) else { return };
+        if result.is_err() {
+            cx.guard(GuardOrder::Discard { tenure: claim.tenure }, Pending::Nothing);
+        }
+        self.stage(id, Stage::Barring { wanted }, Ticket(0));
+        self.barring(cx, id);
+    }
+
+    /// Called whenever the row changed: goes on as soon as the QEMU has ended, and the guard has said how.
+    pub(in crate::core) fn barring(&mut self, cx: &mut Cx, id: VmId) {
+        let Some(attempt) = self.vms.get(&id).and_then(|vm| vm.attempt.as_ref()) else { return };
+        let (Stage::Barring { wanted }, Ticket(0), Some(claim)) = (&attempt.stage, attempt.ticket, &attempt.claim) else {
+            return;
+        };
+        let (wanted, claim) = (*wanted, claim.clone());
+        let over = self.guard.rows.get(&claim.tenure).is_none_or(|row| match row.state {
+            VmState::Over(Over::Draining) => false,
+            VmState::Over(_) => row.pid.is_none(),
+            VmState::Expected | VmState::Running | VmState::Incoming => false,
+        });
+        if !over {
+            return;
+        }
+        self.leave_barring(cx, id);
+        if self.vm(id).tenure() == Some(claim.tenure) {
+            let kind = Kind::Release { wanted, reason: ClaimReason::StartFailed };
+            self.begin(cx, id, kind, claim.home, Vec::new());
+        } // Else somebody has claimed it since: nothing of ours is left to be released.
+    }
+
+    /// What becomes of row and claim is seen by the next look at them, as after a restart of this agent.
+    fn leave_barring(&mut self, cx: &mut Cx, id: VmId) {
+        cx.unset(Timer::Attempt(id));
+        self.vm(id).attempt = None;
+        self.check = true;
     }
 
     /// The guard is gone: what it was asked will not be answered.
@@ -183,13 +223,17 @@ impl Core {
             vm.attempt
                 .as_ref()
                 .map(|attempt| attempt.stage.clone())
-                .filter(|stage| matches!(stage, Stage::Expecting | Stage::Confirming))
+                .filter(|stage| matches!(stage, Stage::Expecting | Stage::Confirming | Stage::Barring { .. }))
         };
         let stuck: Vec<(VmId, Stage)> =
             self.vms.iter().filter_map(|(id, vm)| asked(vm).map(|stage| (*id, stage))).collect();
         for (id, stage) in stuck {
             let denial = Denial::Unable("the guard was restarted meanwhile".into());
-            if stage == Stage::Expecting { self.fail(cx, id, denial) } else { self.give_up(cx, id, denial) }
+            match stage {
+                Stage::Expecting => self.fail(cx, id, denial),
+                Stage::Barring { .. } => self.leave_barring(cx, id),
+                _ => self.give_up(cx, id, denial),
+            }
         }
     }
 
@@ -211,6 +255,7 @@ impl Core {
                 self.give_up(cx, id, Denial::Unable("its QEMU did not appear in time".into()));
             }
             Stage::Resuming if attempt.ticket == Ticket(0) => self.resume_again(cx, id, &attempt),
+            Stage::Barring { .. } => self.leave_barring(cx, id),
             Stage::Confirming
             | Stage::Fencing(_)
             | Stage::Freeing { .. }
