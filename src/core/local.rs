@@ -63,6 +63,7 @@ impl Core {
     pub(super) fn guard_settled(&mut self, cx: &mut Cx) {
         self.guard.settled = true;
         self.check = true;
+        self.bar_again(cx);
         cx.set_earlier(Timer::Beat, cx.now);
     }
 

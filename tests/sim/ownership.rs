@@ -176,7 +176,8 @@ impl World {
         let (name, host, taker) = (claim.name.clone(), self.hosts[h].name.clone(), self.hosts[maker].name.clone());
         if h == maker {
             let runs = self.runs_on(vm).contains(&h);
-            let held = self.hosts[h].guard.as_ref().is_some_and(|guard| guard.state.table.held(vm) == Some(last.tenure));
+            let held =
+                self.hosts[h].guard.as_ref().is_some_and(|guard| guard.state.table.held(vm) == Some(last.tenure));
             if claim.holder == Holder::None && (runs || held) && self.hosts[h].boot() == owner.boot {
                 self.violated(&format!("{host} releases {name}, which runs there, or may"));
             }

@@ -171,10 +171,25 @@ impl Core {
             Kind::Hook { .. } => attempt.before.as_ref().map_or(Wanted::Stopped, |before| before.wanted),
             _ => Wanted::Running,
         };
-        let ticket = cx.guard(GuardOrder::Abandon { tenure: claim.tenure }, Pending::Attempt(id));
         self.vm(id).attempt = Some(Attempt { asks: Vec::new(), waits: None, ..attempt });
-        self.stage(id, Stage::Barring { wanted }, ticket);
         cx.set(Timer::Attempt(id), cx.now + BARRING);
+        self.bar(cx, id, claim.tenure, wanted);
+    }
+
+    fn bar(&mut self, cx: &mut Cx, id: VmId, tenure: Tenure, wanted: Wanted) {
+        let ticket = cx.guard(GuardOrder::Abandon { tenure }, Pending::Attempt(id));
+        self.stage(id, Stage::Barring { wanted }, ticket);
+    }
+
+    /// Another guard, which was asked for nothing yet.
+    pub(in crate::core) fn bar_again(&mut self, cx: &mut Cx) {
+        let given_up = |(id, vm): (&VmId, &crate::core::vms::Vm)| {
+            let attempt = vm.attempt.as_ref()?;
+            let Stage::Barring { wanted } = attempt.stage else { return None };
+            Some((*id, attempt.claim.as_ref()?.tenure, wanted))
+        };
+        let again: Vec<(VmId, Tenure, Wanted)> = self.vms.iter().filter_map(given_up).collect();
+        again.into_iter().for_each(|(id, tenure, wanted)| self.bar(cx, id, tenure, wanted));
     }
 
     /// The guard has barred the row of what was given up; or it refuses, since a QEMU runs under it already: libvirt has
@@ -191,7 +206,8 @@ impl Core {
     /// Called whenever the row changed: goes on as soon as the QEMU has ended, and the guard has said how.
     pub(in crate::core) fn barring(&mut self, cx: &mut Cx, id: VmId) {
         let Some(attempt) = self.vms.get(&id).and_then(|vm| vm.attempt.as_ref()) else { return };
-        let (Stage::Barring { wanted }, Ticket(0), Some(claim)) = (&attempt.stage, attempt.ticket, &attempt.claim) else {
+        let (Stage::Barring { wanted }, Ticket(0), Some(claim)) = (&attempt.stage, attempt.ticket, &attempt.claim)
+        else {
             return;
         };
         let (wanted, claim) = (*wanted, claim.clone());
@@ -223,17 +239,13 @@ impl Core {
             vm.attempt
                 .as_ref()
                 .map(|attempt| attempt.stage.clone())
-                .filter(|stage| matches!(stage, Stage::Expecting | Stage::Confirming | Stage::Barring { .. }))
+                .filter(|stage| matches!(stage, Stage::Expecting | Stage::Confirming))
         };
         let stuck: Vec<(VmId, Stage)> =
             self.vms.iter().filter_map(|(id, vm)| asked(vm).map(|stage| (*id, stage))).collect();
         for (id, stage) in stuck {
             let denial = Denial::Unable("the guard was restarted meanwhile".into());
-            match stage {
-                Stage::Expecting => self.fail(cx, id, denial),
-                Stage::Barring { .. } => self.leave_barring(cx, id),
-                _ => self.give_up(cx, id, denial),
-            }
+            if stage == Stage::Expecting { self.fail(cx, id, denial) } else { self.give_up(cx, id, denial) }
         }
     }
 
