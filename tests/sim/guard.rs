@@ -79,6 +79,7 @@ impl World {
             return;
         }
         self.excuse(h);
+        self.is_reborn();
         let life = self.new_life();
         let now = self.local(h);
         let host = &mut self.hosts[h];

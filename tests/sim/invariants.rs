@@ -5,6 +5,7 @@
 //! - nobody runs beyond its lease, and no lease reaches beyond what truly lies on its datastore
 //! - nobody starts while an earlier copy's writes may still land (unless the administrator accepts that)
 //! - a copy never goes on after another one has executed: its memory would be older than the disks
+//! - no host has a proof that is not true (`soundness.rs`)
 //! - no storage fence hits a host that runs something
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -57,6 +58,8 @@ pub struct Judge {
     pub(super) reach: BTreeMap<(H, DatastoreId), Time>,
     /// Boots that a power switch has ended.
     pub(super) off: BTreeSet<BootId>,
+    /// Until then network beats may show a guard that nobody has heard of.
+    pub(super) reborn: u64,
     /// What guards have said to be over.
     pub(super) said: BTreeSet<(HostId, Tenure)>,
     /// When a copy stopped running, by VM and host.
