@@ -84,7 +84,8 @@ pub fn story(seed: u64, wish: &Wish) -> Scenario {
         let victim = cast.host();
         if wish.only.is_none() && 2 < left && cast.dice.roll(5) == 0 {
             left -= 3;
-            story.acts.extend(cast.goes_in_steps(victim, at, lease));
+            let all = cast.dice.roll(4) == 0;
+            story.acts.extend(if all { cast.stalls(victim, at, lease) } else { cast.goes_in_steps(victim, at, lease) });
             continue;
         }
         for _ in 0..left.min(1 + cast.dice.roll(4)) {
@@ -226,6 +227,21 @@ impl Cast {
             acts.extend([(from, what), (until, end)]);
         }
         acts
+    }
+
+    /// The storage stalls for everybody, and one host is heard by nobody meanwhile: it is the storage's silence, not its own
+    /// (R4).
+    fn stalls(&mut self, host: &str, at: Duration, lease: Duration) -> Vec<(Duration, String)> {
+        let span = lease.as_millis() as u64;
+        let cut = at + self.dice.millis(span);
+        let stall = if self.dice.roll(2) == 0 { self.about(lease) } else { lease + self.dice.millis(span * 2) };
+        let heard = (at + stall).max(cut) + self.dice.millis(span);
+        vec![
+            (at, "hang storage all".to_owned()),
+            (cut, format!("cut {host}")),
+            (at + stall, "heal storage".to_owned()),
+            (heard, "heal".to_owned()),
+        ]
     }
 
     fn fault(&mut self, host: &str) -> Fault {

@@ -56,6 +56,8 @@ pub struct Judge {
     pub(super) grounds: BTreeMap<(H, DatastoreId), Time>,
     /// Until when a lease that stood can have reached since, whether its guard knew it or not.
     pub(super) reach: BTreeMap<(H, DatastoreId), Time>,
+    /// When the lease before the present one had ended, in the world's time: whatever was claimed before that is over.
+    pub(super) lapsed: BTreeMap<(H, DatastoreId), u64>,
     /// Boots that a power switch has ended.
     pub(super) off: BTreeSet<BootId>,
     /// Until then network beats may show a guard that nobody has heard of.
@@ -252,6 +254,10 @@ impl World {
             let last = self.judge.last.entry((h, *home)).or_default();
             if *last == until {
                 continue;
+            }
+            let ended = self.judge.reach.get(&(h, *home)).copied().unwrap_or_default().max(*last);
+            if ended <= self.hosts[h].clock.at(self.now) {
+                self.judge.lapsed.insert((h, *home), self.hosts[h].clock.when(ended));
             }
             *last = until;
             self.judge.calm_until = 0;

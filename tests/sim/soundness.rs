@@ -2,7 +2,8 @@
 //! host makes anything of it. Two copies that run are the last of many misfortunes that must meet; this is the first.
 //!
 //! - "lapsed": when the read that closes the window began, no lease of the owner reached on any more, by all that lay on
-//!   the datastore; or its guard had said over, or its kernel was gone
+//!   the datastore; or its guard had said over, or its kernel was gone. And never against a host that is well and still
+//!   has its copy (R4: after a stall of the storage owners come first)
 //! - "rebooted": the owner's kernel is gone
 //! - "power off": the owner is off, or what it ran is over
 //!
@@ -51,7 +52,11 @@ impl World {
             let sound = match (proof, shows) {
                 _ if self.stores[&home].lied => true, // What it shows may be less than what was.
                 (Proof::Rebooted { .. }, _) => !self.host_of(owner.host).is_some_and(|of| self.is_in(of, owner)),
-                (Proof::Lapsed { .. }, Shows::Silence(closed)) => self.is_over(owner, tenure, home, closed),
+                (Proof::Lapsed { .. }, Shows::Silence(closed)) => {
+                    let over =
+                        || self.is_over(owner, tenure, home, closed) || self.has_lapsed(owner, tenure, home, closed);
+                    !self.is_well_with(owner, tenure, home) && over()
+                }
                 (Proof::PowerOff, Shows::Silence(_)) => self.is_over(owner, tenure, home, self.now),
                 (Proof::Lapsed { .. } | Proof::PowerOff, Shows::Boots) => true,
                 (Proof::Said(_) | Proof::Unowned | Proof::Both { .. }, _) => true,
@@ -63,7 +68,7 @@ impl World {
             let owner = self.host_of(owner.host).map_or_else(String::new, |of| self.hosts[of].name.clone());
             let generation = tenure.generation;
             self.violated(&format!(
-                "{host} has a proof against {name} (generation {generation}, of {owner}) that is not true: {proof:?}"
+                "{host} has a proof against {name} (generation {generation}, of {owner}) that is not right: {proof:?}"
             ));
         }
     }
@@ -71,6 +76,21 @@ impl World {
     /// The owner's kernel is the one that runs now.
     fn is_in(&self, of: H, owner: Owner) -> bool {
         self.hosts[of].life.is_some() && self.hosts[of].boot() == owner.boot
+    }
+
+    /// Nothing has happened to the owner, and it has the VM, under its newest claim.
+    fn is_well_with(&self, owner: Owner, tenure: Tenure, home: DatastoreId) -> bool {
+        let Some(of) = self.host_of(owner.host).filter(|of| self.is_in(*of, owner)) else { return false };
+        let qemu = self.hosts[of].domains.get(&tenure.vm).and_then(|domain| domain.qemu.as_ref());
+        let newest = self.stores[&home].generation(tenure.vm) == tenure.generation;
+        newest && qemu.is_some_and(|qemu| !qemu.dying) && !self.troubled(of)
+    }
+
+    /// The owner's lease had ended by then, after the claim was made. It may stand again: that is another.
+    fn has_lapsed(&self, owner: Owner, tenure: Tenure, home: DatastoreId, at: u64) -> bool {
+        let ended = self.host_of(owner.host).and_then(|of| self.judge.lapsed.get(&(of, home)).copied());
+        let made = self.stores[&home].made(tenure);
+        ended.zip(made).is_some_and(|(ended, made)| made < ended && ended <= at)
     }
 
     /// Whether (v, g) of this owner is truly over, and was so at a time, as far as that rests on its lease.
