@@ -63,6 +63,7 @@ impl Core {
     pub(super) fn guard_settled(&mut self, cx: &mut Cx) {
         self.guard.settled = true;
         self.check = true;
+        self.bar_again(cx);
         cx.set_earlier(Timer::Beat, cx.now);
     }
 
@@ -94,6 +95,7 @@ impl Core {
                 cx.note(Note::warning("vm-stopped-by-guard", text).of(&name));
             }
             self.adoption(cx, tenure.vm);
+            self.barring(cx, tenure.vm);
             self.handed_over(cx, tenure, state);
         }
         self.check = true;

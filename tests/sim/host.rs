@@ -97,6 +97,12 @@ pub struct Host {
     /// Its libvirtd does not move, and what waits for it.
     pub libvirt_held: bool,
     pub libvirt_backlog: Vec<Item>,
+    /// Since when it does not move.
+    pub libvirt_since: u64,
+    /// The agent has given up its connections to it.
+    pub libvirt_lost: bool,
+    /// The agent's calls to it that may still be under way.
+    pub calls: Vec<Ticket>,
     /// systemd is shutting down.
     pub going_down: bool,
     /// Its agent.
@@ -150,6 +156,9 @@ impl Host {
             agent_backlog: Vec::new(),
             libvirt_held: false,
             libvirt_backlog: Vec::new(),
+            libvirt_since: 0,
+            libvirt_lost: false,
+            calls: Vec::new(),
             going_down: false,
             agent: None,
             guard: None,
@@ -220,7 +229,7 @@ impl World {
         host.frozen = false;
         host.going_down = false;
         host.backlog.clear();
-        (host.agent_held, host.libvirt_held) = (false, false);
+        (host.agent_held, host.libvirt_held, host.libvirt_lost) = (false, false, false);
         host.agent_backlog.clear();
         host.libvirt_backlog.clear();
         host.agent = None;

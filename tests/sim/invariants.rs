@@ -42,7 +42,7 @@ pub struct Judge {
     /// How often each VM began to run.
     pub starts: BTreeMap<VmId, u32>,
     /// Copies that have executed, and the one of each VM that did last.
-    executed: BTreeSet<ProcessKey>,
+    pub(super) executed: BTreeSet<ProcessKey>,
     newest: BTreeMap<VmId, ProcessKey>,
     spent: u64,
     busy: BTreeSet<ProcessKey>,
