@@ -288,7 +288,8 @@ impl Core {
         let near = |generation: Generation| claim.tenure.generation <= generation.next();
         let mut rows = self.guard.rows.range(tenure_from(row.tenure.vm)..=row.tenure).rev();
         let ran = rows.find(|(_, row)| row.ran).map(|(tenure, _)| tenure.generation);
-        near(row.tenure.generation)
+        !planted(Mutant::KilledUnclaimed)
+            && near(row.tenure.generation)
             && (claim.maker == self.me.host || ran.is_none_or(near))
             && claim.holder == Holder::None
             && claim.wanted == Wanted::Running

@@ -288,9 +288,13 @@ impl World {
         self.after(gate, Duration::from_millis(2), move |world| world.release(backlog));
     }
 
-    /// Its disk is new, and its clock of day is anywhere: the incarnation begins with that.
+    /// Its disk is new, and its clock of day is anywhere: the incarnation begins with that, in microseconds. So not with
+    /// one that this host had lately.
     pub fn lose_state(&mut self, h: H) {
-        self.hosts[h].incarnation = Incarnation(1 + self.dice(5000));
+        let begins = 1 + self.dice(5000);
+        let had =
+            |of: u64| self.judge.given.get(&h).is_some_and(|all| all.iter().any(|g| g.incarnation.0.abs_diff(of) < 20));
+        self.hosts[h].incarnation = Incarnation((begins..).step_by(64).find(|of| !had(*of)).expect("they do not end"));
     }
 
     // ---- agent --------------------------------------------------------------------------------------------------
@@ -352,11 +356,15 @@ impl World {
             return self.at(Gate::Agent(h, life), now, move |world| world.agent_event(h, event));
         }
         let now = self.local(h);
+        let shows = self.shows(h, &event);
         let Some(agent) = &mut self.hosts[h].agent else { return };
         let told = self.trace.then(|| format!("{event:?}"));
         let output = agent.core.step(now, event);
         if let Some(told) = told {
             self.trace_step(h, &told, &output);
+        }
+        if let Some(shows) = shows {
+            self.check_proofs(h, shows);
         }
         self.carry_out(h, output);
         self.arm(h);

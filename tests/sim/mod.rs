@@ -38,4 +38,5 @@ pub mod power;
 pub mod rollback;
 pub mod runs;
 pub mod scenario;
+pub mod soundness;
 pub mod world;

@@ -186,13 +186,7 @@ impl World {
         if claim.reason != ClaimReason::Migrated {
             self.judge.takeovers += 1;
         }
-        // A later boot began, or a power switch has said, truly, that this one is off.
-        let newest = if self.hosts[h].life.is_some() { Some(self.hosts[h].boot()) } else { self.hosts[h].last_boot() };
-        let rebooted = newest != Some(owner.boot) || self.judge.off.contains(&owner.boot);
-        let ends = [&self.judge.last, &self.judge.reach].map(|ends| ends.get(&(h, home)).copied());
-        let lapsed = ends.into_iter().flatten().all(|until| until <= self.local(h));
-        let said = self.judge.said.contains(&(owner.host, last.tenure));
-        if !(rebooted || lapsed || said) {
+        if !self.is_over(owner, last.tenure, home, self.now) {
             let generation = last.tenure.generation;
             self.violated(&format!("{taker} claims {name} although generation {generation}, of {host}, is not over"));
         }
