@@ -25,7 +25,7 @@ use super::note::Note;
 use crate::mutants::{Mutant, planted};
 use crate::types::guard::{GuardOrder, RowView};
 use crate::types::vm::{DomainChange, DomainInfo, DomainOrder, DomainState, Underway};
-use crate::types::{Claim, ClaimReason, Generation, Holder, Incarnation, Over, Tenure, VmId, VmState, Wanted};
+use crate::types::{Claim, ClaimReason, Generation, Holder, HostId, Incarnation, Over, Tenure, VmId, VmState, Wanted};
 
 /// libvirt's time for a list.
 const LIST: Duration = Duration::from_secs(10);
@@ -118,6 +118,7 @@ impl Core {
     }
 
     pub(super) fn libvirt_down(&mut self, cx: &mut Cx, why: &str) {
+        self.late_starts_stay();
         if std::mem::take(&mut self.libvirt.up) {
             cx.note(Note::warning("libvirt-down", format!("libvirt does not answer: {why}; VMs go on")));
         }
@@ -146,6 +147,7 @@ impl Core {
             }
         }
         self.note_unprotected(cx, unprotected);
+        self.look_for_late(cx.now);
         self.note_held(cx);
         self.note_deleted(cx);
         self.check = true;
@@ -160,6 +162,7 @@ impl Core {
         let state = match change {
             DomainChange::Stopped(reason) => {
                 self.vm(id).ended = Some((reason, cx.now));
+                self.vm(id).against = None;
                 Some(DomainState::Off(reason))
             }
             DomainChange::ShuttingDown { by_guest } => {
@@ -262,7 +265,7 @@ impl Core {
             }
             let vm = row.tenure.vm;
             for tenure in self.guard.rows.keys().filter(|tenure| tenure.vm == vm).copied().collect::<Vec<_>>() {
-                cx.guard(GuardOrder::Forget { tenure }, Pending::Nothing);
+                self.forget(cx, tenure);
             }
         } else if self.is_leaving(cx, row, claim) {
             // libvirt ends it; until then it stands.
@@ -373,6 +376,7 @@ impl Core {
             }
             // Nothing was started yet; should libvirt be about to, the guard ends it.
             Some(_) | None => {
+                self.start_is_late(id);
                 cx.guard(GuardOrder::Abandon { tenure: row.tenure }, Pending::Nothing);
             }
         }
@@ -472,11 +476,11 @@ impl Core {
         }
     }
 
-    fn runs_twice(&mut self, cx: &mut Cx, id: VmId, owner: crate::types::HostId) {
-        let (name, owner) = (self.vm_name(id), self.name_of(owner));
+    fn runs_twice(&mut self, cx: &mut Cx, id: VmId, host: HostId) {
+        let (name, owner) = (self.vm_name(id), self.name_of(host));
         let what = format!("it runs here, but its claim names {owner}");
-        if self.vm(id).waits.as_ref() != Some(&what) {
-            self.vm(id).waits = Some(what.clone());
+        self.vm(id).waits = Some(what.clone());
+        if self.vm(id).against.replace(host) != Some(host) {
             let text =
                 format!("{name}: {what}; nothing is stopped; see 'mainstay vm explain {name}' and stop the wrong copy");
             cx.note(Note::alarm("runs-against-claim", text).of(&name));

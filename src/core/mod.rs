@@ -31,6 +31,7 @@ mod handover;
 pub mod health;
 mod hooks;
 mod images;
+mod late;
 pub mod lease;
 mod local;
 mod members;

@@ -161,7 +161,7 @@ impl World {
         let info = |(vm, domain): (&VmId, &Domain)| {
             let record = self.definition(h, *vm);
             // A pause that hangs is such a call, too.
-            let busy = 0 < domain.busy || domain.qemu.as_ref().is_some_and(|qemu| qemu.pausing);
+            let busy = domain.starting || 0 < domain.busy || domain.qemu.as_ref().is_some_and(|qemu| qemu.pausing);
             let info = DomainInfo {
                 vm: *vm,
                 name: record.name.clone(),
