@@ -431,7 +431,7 @@ impl Core {
         }
         let proof = self.proof_of(&claim, cx.now, cx.now).unwrap_or(Proof::Unowned);
         let kind = Kind::Run { proof, reason: ClaimReason::StartedByPerson };
-        self.begin(cx, id, kind, claim.home, vec![ask]);
+        self.begin(cx, id, kind, claim.next_home(), vec![ask]);
     }
 
     // ---- reports ------------------------------------------------------------------------------------------------

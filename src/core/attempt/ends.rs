@@ -16,8 +16,8 @@ impl Core {
             vm.restarts.push(cx.now);
         }
         vm.waits = None;
-        if attempt.kind != Kind::Change {
-            vm.ended = None; // It may have ended while its change was recorded.
+        if !attempt.may_wait() && !attempt.crosses() {
+            vm.ended = None; // Else it may have ended meanwhile.
         }
         vm.incoming = None;
         let generation = attempt.claim.as_ref().map(|claim| claim.tenure.generation).unwrap_or_default();
@@ -36,6 +36,14 @@ impl Core {
             Kind::Settle if self.came_here(attempt.before.as_ref()) => {
                 format!("{name} runs here: migrated by a person (generation {generation})")
             }
+            Kind::Settle if attempt.crosses() => {
+                format!("{name}: its home is datastore {} now (generation {generation})", self.store_name(attempt.home))
+            }
+            Kind::Leave { to } => format!(
+                "{name}: its disks lie on datastore {to} now, and its home moves there from {} (generation {generation})",
+                self.store_name(attempt.home),
+                to = self.store_name(*to)
+            ),
             Kind::Settle => format!("{name} goes on here: it was not migrated away (generation {generation})"),
             Kind::HandOver { to } => format!(
                 "{name}: generation {generation} hands it to {}, which runs it after libvirt's switch",
@@ -52,6 +60,8 @@ impl Core {
             Kind::Adopt => "vm-protected",
             Kind::Reclaim { .. } => "vm-reclaimed",
             Kind::Arrive => "vm-arrived",
+            Kind::Leave { .. } => "vm-home",
+            Kind::Settle if attempt.crosses() => "vm-home",
             Kind::Settle => "vm-settled",
             Kind::HandOver { .. } => "vm-handover",
             Kind::Change => "vm-change",
@@ -102,8 +112,8 @@ impl Core {
         let name = self.vm_name(id);
         let vm = self.vm(id);
         let Some(attempt) = vm.attempt.take() else { return };
-        if attempt.kind == Kind::Change {
-            return self.change_failed(cx, id, &denial.to_string());
+        if attempt.may_wait() {
+            return self.change_failed(cx, id, &attempt.kind, &denial.to_string());
         }
         vm.waits = Some(denial.to_string());
         vm.pause = cx.now + RETRY;
@@ -117,7 +127,7 @@ impl Core {
                 // The retry is a matter of milliseconds after a heal; the beat's reconcile is the fallback.
                 cx.set(Timer::Judge(id), cx.now + RETRY);
             }
-            Kind::Run { .. } | Kind::Change => {}
+            Kind::Run { .. } | Kind::Change | Kind::Leave { .. } => {}
             Kind::Arrive => {
                 self.set_underway(cx, id, None);
                 self.drop_incoming(cx, id);
@@ -141,8 +151,8 @@ impl Core {
             self.end_underway(cx, id); // A copy that has arrived stands paused: whoever claims it lets it go on.
         }
         let claim = attempt.claim.clone().expect("given up only after a claim");
-        if attempt.kind == Kind::Change {
-            return self.change_failed(cx, id, &denial.to_string()); // Should it have lapsed, it is re-claimed.
+        if attempt.may_wait() {
+            return self.change_failed(cx, id, &attempt.kind, &denial.to_string()); // Should it have lapsed, it is re-claimed.
         }
         cx.note(Note::warning("vm-start-failed", format!("{name}: not started here: {denial}")).of(&name));
         if let Kind::Hook { ask } = &attempt.kind {
@@ -219,6 +229,7 @@ impl Core {
             | Stage::Resuming => {}
             Stage::Claiming if attempt.has_copy() => self.claim_again(cx, id, &attempt),
             Stage::Reading
+            | Stage::LookingBack
             | Stage::Twins
             | Stage::Recording
             | Stage::FetchingRecord
@@ -251,7 +262,7 @@ impl Core {
         }
         // A host that was fenced may still read what it cannot write: whose the VM is by now.
         self.list_claims(cx);
-        let after = attempt.before.as_ref().map(|before| (before.tenure.generation, before.nonce));
+        let after = attempt.after();
         self.ask_store(cx, id, Stage::Claiming, StoreOrder::CreateClaim { claim: Box::new(claim.clone()), after });
     }
 

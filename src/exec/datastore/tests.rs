@@ -94,7 +94,7 @@ fn claim(generation: u64, owner: u128) -> Claim {
 }
 
 fn create(claim: &Claim, after: Option<&Claim>) -> StoreOrder {
-    let after = after.map(|before| (before.tenure.generation, before.nonce));
+    let after = after.map(|before| After::Here(before.tenure.generation, before.nonce));
     StoreOrder::CreateClaim { claim: Box::new(claim.clone()), after }
 }
 
