@@ -16,8 +16,8 @@ impl Core {
             vm.restarts.push(cx.now);
         }
         vm.waits = None;
-        if !attempt.may_wait() && !attempt.crosses() {
-            vm.ended = None; // Else it may have ended meanwhile.
+        if !(attempt.may_wait() || attempt.kind == Kind::Settle && attempt.crosses()) {
+            vm.ended = None; // Else it ran all the time, and may have ended meanwhile.
         }
         vm.incoming = None;
         let generation = attempt.claim.as_ref().map(|claim| claim.tenure.generation).unwrap_or_default();
