@@ -218,7 +218,9 @@ impl Core {
         assert!(vm.attempt.is_none(), "one attempt per VM");
         let before = vm.claim.clone();
         let record = match &kind {
-            Kind::Hook { .. } | Kind::Adopt | Kind::Change | Kind::Leave { .. } => vm.record.clone().and_then(Result::ok),
+            Kind::Hook { .. } | Kind::Adopt | Kind::Change | Kind::Leave { .. } => {
+                vm.record.clone().and_then(Result::ok)
+            }
             // It ran here until just now: what is defined here is the newest.
             Kind::Run { reason: ClaimReason::Crashed, .. } if persistent => vm.record.clone().and_then(Result::ok),
             Kind::Arrive => vm.incoming.as_ref().map(|incoming| incoming.record.clone()),

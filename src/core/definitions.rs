@@ -96,7 +96,9 @@ impl Core {
         self.vm(id).change_retry = at;
         cx.set(Timer::Judge(id), at);
         let what = match kind {
-            Kind::Leave { to } => format!("its home has not followed its disks to datastore {} yet", self.store_name(*to)),
+            Kind::Leave { to } => {
+                format!("its home has not followed its disks to datastore {} yet", self.store_name(*to))
+            }
             _ => "its changed definition is not recorded yet".to_owned(),
         };
         let text = format!(

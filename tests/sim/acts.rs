@@ -3,9 +3,9 @@
 //! `at 30s kill a` in a story, or one line of a random run: the words are the same.
 
 use mainstay::core::health::Loss;
-use mainstay::types::{DatastoreId, VmId};
 use mainstay::types::control::VmCommand;
 use mainstay::types::settings::OnDoubt;
+use mainstay::types::{DatastoreId, VmId};
 
 use super::faults::{Sick, Weather};
 use super::host::Path;

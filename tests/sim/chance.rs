@@ -251,7 +251,10 @@ impl Cast {
         if self.several && self.dice.roll(3) == 0 {
             let store = self.dice.pick(&STORES);
             return match self.dice.roll(4) {
-                0 => (format!("person redefines {vm} in {store} on {host}"), Some(format!("person starts {vm} on {host}"))),
+                0 => (
+                    format!("person redefines {vm} in {store} on {host}"),
+                    Some(format!("person starts {vm} on {host}")),
+                ),
                 _ => (format!("person copies {vm} to {store}"), None),
             };
         }

@@ -147,9 +147,9 @@ impl Datastore {
         }
         let stands = |after: After| match after {
             After::Elsewhere(_) => true,
-            After::Here(generation, nonce) => {
-                all.get(&generation).is_some_and(|(before, _)| before.as_ref().is_ok_and(|before| before.nonce == nonce))
-            }
+            After::Here(generation, nonce) => all
+                .get(&generation)
+                .is_some_and(|(before, _)| before.as_ref().is_ok_and(|before| before.nonce == nonce)),
         };
         let ours = claim.tenure.generation;
         if let Some((Ok(higher), _)) =

@@ -104,7 +104,9 @@ impl World {
         let goes_on = claim.wanted == Wanted::Running
             && match claim.holder {
                 Holder::None => true,
-                Holder::Host(owner) | Holder::Moved { owner, .. } => owner.host == me && owner.boot == self.hosts[h].boot(),
+                Holder::Host(owner) | Holder::Moved { owner, .. } => {
+                    owner.host == me && owner.boot == self.hosts[h].boot()
+                }
                 Holder::Handover { .. } | Holder::Deleted => false,
             };
         let Some(guard) = &self.hosts[h].guard else { return };

@@ -106,9 +106,7 @@ impl Core {
             | Kind::Change
             | Kind::Leave { .. }
             | Kind::HandOver { .. }
-            | Kind::Settle => {
-                before.debts.iter().copied().filter(|debt| !self.is_paid(debt)).collect()
-            }
+            | Kind::Settle => before.debts.iter().copied().filter(|debt| !self.is_paid(debt)).collect(),
         };
         if let Kind::Release { .. } = attempt.kind {
             debts.extend(self.own_debts(id, &written));

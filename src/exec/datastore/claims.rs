@@ -244,11 +244,7 @@ fn is_same(found: &Claim, wanted: &Claim) -> bool {
 }
 
 /// A claim above ours, or between ours and the one that it follows.
-fn apart(
-    folder: &Folder,
-    claim: &Claim,
-    after: Option<After>,
-) -> Result<Option<Generation>, StoreFailure> {
+fn apart(folder: &Folder, claim: &Claim, after: Option<After>) -> Result<Option<Generation>, StoreFailure> {
     let ours = claim.tenure.generation;
     let before = after.map(After::generation);
     let all = generations(folder)?;

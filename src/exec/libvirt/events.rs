@@ -113,14 +113,8 @@ pub(super) fn subscribe<'connection>(
         *const c_char,
         *mut c_void,
     );
-    type BlockJob = unsafe extern "C" fn(
-        sys::virConnectPtr,
-        sys::virDomainPtr,
-        *const c_char,
-        c_int,
-        c_int,
-        *mut c_void,
-    );
+    type BlockJob =
+        unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *const c_char, c_int, c_int, *mut c_void);
     // SAFETY: libvirt calls a callback of event id n with the arguments documented for n; each function here has
     // exactly that signature, and the generic type is only a carrier. All are plain function pointers.
     let (lifecycle, watchdog, io_error, block_job) = unsafe {
