@@ -7,6 +7,10 @@ use super::*;
 
 impl Core {
     pub(in crate::core) fn look_back(&mut self, cx: &mut Cx, id: VmId) {
+        let before = self.vm(id).attempt.as_ref().and_then(|attempt| attempt.before.as_ref()).map(|before| before.home);
+        if let Some(what) = before.and_then(|home| self.waits_for_trust(home)) {
+            return self.fail(cx, id, Denial::Unable(format!("it waits for {what}")));
+        }
         let order = StoreOrder::ReadClaims(ClaimsOf::Vms(vec![id]));
         self.ask_store(cx, id, Stage::LookingBack, order);
     }

@@ -21,52 +21,7 @@ impl Core {
         }
         vm.incoming = None;
         let generation = attempt.claim.as_ref().map(|claim| claim.tenure.generation).unwrap_or_default();
-        let took = cx.now.since(attempt.since).as_secs_f64();
-        let text = match &attempt.kind {
-            Kind::Hook { .. } => format!("{name} was started by a person (generation {generation})"),
-            Kind::Run { reason, .. } => {
-                format!(
-                    "{name} runs here: {} (generation {generation}, {took:.2} s)",
-                    crate::core::vms::reason_text(*reason)
-                )
-            }
-            Kind::Adopt => format!("{name} is protected (generation {generation})"),
-            Kind::Reclaim { .. } => format!("{name} goes on after its lease had lapsed (generation {generation})"),
-            Kind::Arrive => format!("{name} runs here: moved (generation {generation})"),
-            Kind::Settle if self.came_here(attempt.before.as_ref()) => {
-                format!("{name} runs here: migrated by a person (generation {generation})")
-            }
-            Kind::Settle if attempt.crosses() => {
-                format!("{name}: its home is datastore {} now (generation {generation})", self.store_name(attempt.home))
-            }
-            Kind::Leave { to } => format!(
-                "{name}: its disks lie on datastore {to} now, and its home moves there from {} (generation {generation})",
-                self.store_name(attempt.home),
-                to = self.store_name(*to)
-            ),
-            Kind::Settle => format!("{name} goes on here: it was not migrated away (generation {generation})"),
-            Kind::HandOver { to } => format!(
-                "{name}: generation {generation} hands it to {}, which runs it after libvirt's switch",
-                self.name_of(to.host)
-            ),
-            Kind::Change if attempt.before.as_ref().is_some_and(|before| before.record == attempt.digest) => {
-                format!("{name} is claimed anew (generation {generation})")
-            }
-            Kind::Change => format!("{name}: its changed definition is recorded (generation {generation})"),
-            Kind::Release { .. } => String::new(),
-        };
-        let kind = match &attempt.kind {
-            Kind::Hook { .. } | Kind::Run { .. } => "vm-started",
-            Kind::Adopt => "vm-protected",
-            Kind::Reclaim { .. } => "vm-reclaimed",
-            Kind::Arrive => "vm-arrived",
-            Kind::Leave { .. } => "vm-home",
-            Kind::Settle if attempt.crosses() => "vm-home",
-            Kind::Settle => "vm-settled",
-            Kind::HandOver { .. } => "vm-handover",
-            Kind::Change => "vm-change",
-            Kind::Release { .. } => "vm-released",
-        };
+        let (kind, text) = self.done_text(&attempt, &name, cx.now);
         if !text.is_empty() {
             cx.note(Note::info(kind, text).of(&name));
         }
@@ -79,6 +34,54 @@ impl Core {
         self.check = true;
         self.look = true;
         self.tell = true;
+    }
+
+    /// Kind and text of the note that says what an attempt has done.
+    fn done_text(&self, attempt: &Attempt, name: &str, now: Time) -> (&'static str, String) {
+        let generation = attempt.claim.as_ref().map(|claim| claim.tenure.generation).unwrap_or_default();
+        let took = now.since(attempt.since).as_secs_f64();
+        let home = || self.store_name(attempt.home);
+        match &attempt.kind {
+            Kind::Hook { .. } => ("vm-started", format!("{name} was started by a person (generation {generation})")),
+            Kind::Run { reason, .. } => {
+                let reason = crate::core::vms::reason_text(*reason);
+                ("vm-started", format!("{name} runs here: {reason} (generation {generation}, {took:.2} s)"))
+            }
+            Kind::Adopt => ("vm-protected", format!("{name} is protected (generation {generation})")),
+            Kind::Reclaim { .. } => {
+                ("vm-reclaimed", format!("{name} goes on after its lease had lapsed (generation {generation})"))
+            }
+            Kind::Arrive => ("vm-arrived", format!("{name} runs here: moved (generation {generation})")),
+            Kind::Settle if self.came_here(attempt.before.as_ref()) => {
+                ("vm-settled", format!("{name} runs here: migrated by a person (generation {generation})"))
+            }
+            Kind::Settle if attempt.crosses() => {
+                ("vm-home", format!("{name}: its home is datastore {} now (generation {generation})", home()))
+            }
+            Kind::Settle => {
+                ("vm-settled", format!("{name} goes on here: it was not migrated away (generation {generation})"))
+            }
+            Kind::Leave { to } => {
+                let (from, to) = (home(), self.store_name(*to));
+                let text = format!(
+                    "{name}: its disks lie on datastore {to} now, and its home moves there from {from} (generation \
+                     {generation})"
+                );
+                ("vm-home", text)
+            }
+            Kind::HandOver { to } => {
+                let to = self.name_of(to.host);
+                let text = format!("generation {generation} hands it to {to}, which runs it after libvirt's switch");
+                ("vm-handover", format!("{name}: {text}"))
+            }
+            Kind::Change if attempt.before.as_ref().is_some_and(|before| before.record == attempt.digest) => {
+                ("vm-change", format!("{name} is claimed anew (generation {generation})"))
+            }
+            Kind::Change => {
+                ("vm-change", format!("{name}: its changed definition is recorded (generation {generation})"))
+            }
+            Kind::Release { .. } => ("vm-released", String::new()),
+        }
     }
 
     pub(in crate::core) fn released(&mut self, cx: &mut Cx, id: VmId) {

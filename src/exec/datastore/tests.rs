@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::beats::BeatFile;
 use super::*;
 use crate::exec::clock;
-use crate::types::store::{ClaimsOf, CompleteRead, StoreFailure};
+use crate::types::store::{After, ClaimsOf, CompleteRead, StoreFailure};
 use crate::types::*;
 use crate::wire::record::{self, BLOCK};
 

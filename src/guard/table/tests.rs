@@ -152,11 +152,11 @@ fn a_lapse_stops_and_is_said_only_when_it_stands() {
 #[test]
 fn what_the_storage_lost_is_stopped_and_what_stood_there_is_killed() {
     let mut table = running(5);
-    assert_eq!((table.living(HOME), table.held(vm())), (vec![vm()], Some(tenure(5))));
+    assert_eq!((table.living(HOME), table.held(vm(), HOME)), (vec![vm()], Some(tenure(5))));
     table.outdate(HOME);
     assert_eq!(enforce(&mut table), "", "it runs: nobody else did since");
     table.lapse_vm(vm());
-    assert_eq!((table.living(HOME), table.held(vm())), (vec![], None));
+    assert_eq!((table.living(HOME), table.held(vm(), HOME)), (vec![], None));
     assert_eq!(enforce(&mut table), "stop");
     table.outdate(HOME);
     assert_eq!(enforce(&mut table), "kill");
