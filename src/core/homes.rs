@@ -147,6 +147,13 @@ impl Core {
         ))
     }
 
+    /// The home whose lease ended the right of a VM to run: while its home moves that may be either.
+    pub(super) fn lapsed_home(&self, id: VmId, of_row: DatastoreId) -> DatastoreId {
+        let homes = self.guard.rows.values().filter(|row| row.tenure.vm == id).map(|row| row.home);
+        let lapsed = |home: &DatastoreId| self.guard.leases.get(home).is_some_and(|lease| lease.until.is_none());
+        std::iter::once(of_row).chain(homes).find(lapsed).unwrap_or(of_row)
+    }
+
     /// Whether this host has a lease there, and its own path works.
     fn holds(&self, home: DatastoreId) -> bool {
         self.guard.leases.get(&home).is_some_and(|lease| lease.until.is_some() && lease.own_path)

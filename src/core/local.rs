@@ -87,7 +87,7 @@ impl Core {
             }
             let tried = before.as_ref().is_some_and(|row| row.state == VmState::Expected);
             if state == VmState::Over(Over::Lapsed) && !tried {
-                let home = self.store_name(row.home);
+                let home = self.store_name(self.lapsed_home(tenure.vm, row.home));
                 let text = format!(
                     "{name} is stopped by the guard: its lease on {home} lapsed (generation {} is over)",
                     tenure.generation

@@ -344,7 +344,8 @@ impl Core {
                 cx.hook_answer(ask, Ok(()));
                 self.await_adoption(cx, id);
             }
-            Kind::Change | Kind::Leave { .. } | Kind::HandOver { .. } => self.finish(cx, id),
+            Kind::Leave { .. } => self.left(cx, id),
+            Kind::Change | Kind::HandOver { .. } => self.finish(cx, id),
             Kind::Settle => self.settled(cx, id, &attempt),
             Kind::Adopt | Kind::Reclaim { .. } => self.lift_late_pause(cx, id),
             Kind::Arrive => self.define(cx, id),

@@ -38,4 +38,12 @@ impl Core {
             _ => {}
         }
     }
+
+    /// The old home is left: the claim on the new one follows at once, for until then both must work.
+    pub(in crate::core) fn left(&mut self, cx: &mut Cx, id: VmId) {
+        self.finish(cx, id);
+        if let Some(claim) = self.vm(id).claim.clone() {
+            self.home_moves(cx, id, &claim);
+        }
+    }
 }
