@@ -9,7 +9,7 @@
 //!                                       │             │            │       ├─► (Arrive) Defining ─► Resuming ─► done
 //!                                       │             │            │       └─► (Run) Fencing ─► Locks ─► Defining ─►
 //!                                       ▼             ▼            ▼                Starting ─► Adopting ─► Resuming
-//!                                    nothing       Abandon     Abandon, then Release: g+2 "none, wanted as before"
+//!                                    nothing       Abandon     Barring, then Release: g+2 "none, wanted as before"
 //!
 //!  Release ─► Claiming ("none") ─► done: the rows are forgotten
 //! ```
@@ -18,7 +18,8 @@
 //!
 //! The guard has its row before any claim that names this host exists; the claim is made in the present lease epoch,
 //! and the guard refuses the confirmation if that epoch has ended. Nothing starts without the confirmation.
-//! A failure after the claim is followed by g+2 "none, wanted running", so that no claim names a host that does nothing.
+//! A failure after the claim is followed by g+2 "none, wanted running", so that no claim names a host that does nothing:
+//! but only when the guard has barred the row, or a QEMU that has come up all the same has ended.
 
 mod claim;
 mod crossing;
@@ -41,7 +42,7 @@ use crate::types::store::{After, ClaimsOf, StoreAnswer, StoreOrder};
 use crate::types::vm::{DomainAnswer, DomainFailure, DomainOrder, DomainState, Underway};
 use crate::types::{
     Claim, ClaimReason, DatastoreId, Debt, Digest, Epoch, Generation, Holder, HostId, MAX_DEBTS, Nonce, ObjectKind,
-    Owner, Proof, Tenure, Ticket, Time, VmId, VmRecord, VmState, Wanted,
+    Over, Owner, Proof, Tenure, Ticket, Time, VmId, VmRecord, VmState, Wanted,
 };
 
 /// What an attempt is for.
@@ -102,6 +103,8 @@ pub enum Stage {
     Adopting,
     /// Its vCPUs are let go.
     Resuming,
+    /// It was given up after its claim; the guard bars its row, or ends the QEMU that is there already. Then nobody owns it.
+    Barring { wanted: Wanted },
     /// Waits for a retry of the former stage.
     Waiting,
 }
@@ -306,6 +309,7 @@ impl Core {
             (Stage::Defining, Outcome::Domain(answer)) => self.defined(cx, id, answer),
             (Stage::Starting, Outcome::Domain(answer)) => self.started_paused(cx, id, answer),
             (Stage::Resuming, Outcome::Domain(answer)) => self.resumed(cx, id, answer),
+            (Stage::Barring { wanted }, Outcome::Guard(result)) => self.barred(cx, id, wanted, result),
             _ => {}
         }
     }

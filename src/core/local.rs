@@ -64,6 +64,7 @@ impl Core {
     pub(super) fn guard_settled(&mut self, cx: &mut Cx) {
         self.guard.settled = true;
         self.check = true;
+        self.bar_again(cx);
         cx.set_earlier(Timer::Beat, cx.now);
     }
 
@@ -95,6 +96,7 @@ impl Core {
                 cx.note(Note::warning("vm-stopped-by-guard", text).of(&name));
             }
             self.adoption(cx, tenure.vm);
+            self.barring(cx, tenure.vm);
             self.handed_over(cx, tenure, state);
         }
         self.check = true;
@@ -290,7 +292,8 @@ impl Core {
         let near = |generation: Generation| claim.tenure.generation <= generation.next();
         let mut rows = self.guard.rows.range(tenure_from(row.tenure.vm)..=row.tenure).rev();
         let ran = rows.find(|(_, row)| row.ran).map(|(tenure, _)| tenure.generation);
-        near(row.tenure.generation)
+        !planted(Mutant::KilledUnclaimed)
+            && near(row.tenure.generation)
             && (claim.maker == self.me.host || ran.is_none_or(near))
             && claim.holder == Holder::None
             && claim.wanted == Wanted::Running

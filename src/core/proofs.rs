@@ -62,6 +62,16 @@ impl Core {
         }
     }
 
+    /// Each owner of a claim, other than this host, against whom there is a proof now. What others have passed on is not among
+    /// them. The simulator holds each against what is true.
+    pub fn proven(&self, now: Time) -> impl Iterator<Item = (&Claim, Owner, Proof)> {
+        let claims = self.vms.values().filter_map(|vm| Some((vm.claim.as_ref()?, vm.known)));
+        claims.flat_map(move |(claim, known)| {
+            let others = claim.owners().into_iter().filter(|owner| owner.host != self.me.host);
+            others.filter_map(move |owner| Some((claim, owner, self.proof_against(owner, claim, known, now)?)))
+        })
+    }
+
     /// The best proof that one owner of this claim lets the VM run under it no more.
     pub(super) fn proof_against(&self, owner: Owner, claim: &Claim, known: Time, now: Time) -> Option<Proof> {
         if let Some(over) = self.said_over(owner.host, claim.tenure) {

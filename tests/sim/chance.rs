@@ -80,9 +80,16 @@ pub fn story(seed: u64, wish: &Wish) -> Scenario {
     // Some outlast the longest lease, and everything that follows from its end.
     let longest = (story.setup.timing.lease * 5 / 2).max(Duration::from_secs(60)).as_millis() as u64;
     let mut left = faults;
+    let lease = story.setup.timing.lease;
     while 0 < left {
         let mut at = cast.dice.millis(TROUBLE.as_millis() as u64);
         let victim = cast.host();
+        if wish.only.is_none() && 2 < left && cast.dice.roll(5) == 0 {
+            left -= 3;
+            let all = cast.dice.roll(4) == 0;
+            story.acts.extend(if all { cast.stalls(victim, at, lease) } else { cast.goes_in_steps(victim, at, lease) });
+            continue;
+        }
         for _ in 0..left.min(1 + cast.dice.roll(4)) {
             // What breaks rules comes within a moment, or within a lease.
             let gap = [300, 2_000, 12_000][cast.dice.roll(3) as usize];
@@ -91,10 +98,13 @@ pub fn story(seed: u64, wish: &Wish) -> Scenario {
             let fault = cast.wished(wish, host);
             left -= 1;
             let Some((what, end)) = fault else { continue };
-            let length = [500, 4_000, 20_000, longest][cast.dice.roll(4) as usize];
+            let length = match cast.dice.roll(5) {
+                4 => cast.about(lease),
+                n => cast.dice.millis([500, 4_000, 20_000, longest][n as usize]),
+            };
             story.acts.push((at, what));
             if let Some(end) = end {
-                story.acts.push((at + cast.dice.millis(length), end));
+                story.acts.push((at + length, end));
             }
         }
     }
@@ -169,6 +179,79 @@ impl Cast {
     fn wished(&mut self, wish: &Wish, host: &str) -> Option<Fault> {
         let fits = |fault: &Fault| wish.only.as_ref().is_none_or(|only| fault.0.starts_with(only.as_str()));
         (0..200).map(|_| self.fault(host)).find(fits)
+    }
+
+    /// A span that ends where leases and windows do.
+    fn about(&mut self, lease: Duration) -> Duration {
+        lease * 4 / 5 + self.dice.millis(lease.as_millis() as u64 / 2)
+    }
+
+    /// A host is lost in two steps: its storage path first, so that it lives on by what others attest, then the rest of
+    /// it; while those who watch it read late, or not at all, or fail to claim. It may come back just about when its lease
+    /// ends, and its guard may have to come back alone.
+    fn goes_in_steps(&mut self, host: &str, at: Duration, lease: Duration) -> Vec<(Duration, String)> {
+        let span = lease.as_millis() as u64;
+        let path = if self.dice.roll(3) == 0 { "break" } else { "hang" };
+        let gap = [300, 3_000, span][self.dice.roll(3) as usize];
+        let then = at + self.dice.millis(gap);
+        let (rest, end) = match self.dice.roll(7) {
+            0..=2 => (format!("cut {host}"), "heal".to_owned()),
+            3 => (format!("silence {host}"), "heal".to_owned()),
+            4 => (format!("kill {host}"), format!("boot {host}")),
+            5 => (format!("freeze {host}"), format!("thaw {host}")),
+            _ => (format!("restart guard {host} anew"), "heal".to_owned()),
+        };
+        let away = |dice: &mut Dice, about| if dice.roll(2) == 0 { about } else { lease + dice.millis(60_000) };
+        let about = self.about(lease);
+        let (storage, network) = (then + away(&mut self.dice, about), then + away(&mut self.dice, about));
+        let mut acts = vec![
+            (at, format!("{path} storage {host}")),
+            (then, rest),
+            (storage, format!("heal storage {host}")),
+            (network, end),
+        ];
+        if self.dice.roll(3) == 0 {
+            acts.push((then, format!("hold agent {host}")));
+            acts.push((storage + self.dice.millis(10_000), format!("let agent go {host}")));
+        }
+        let one = self.host();
+        let all = self.dice.roll(3) == 0;
+        let watchers: Vec<&str> =
+            HOSTS[..self.hosts].iter().copied().filter(|w| *w != host && (all || *w == one)).collect();
+        // About the moment in which the host is heard last, or in which its window ends.
+        let about = if self.dice.roll(2) == 0 { then + lease } else { then };
+        let from = about.saturating_sub(self.dice.millis((span / 2).min(4_000)));
+        let length = [2_000, 8_000, span][self.dice.roll(3) as usize];
+        let (kind, until) = (self.dice.roll(5), from + self.dice.millis(length));
+        for watcher in watchers {
+            let (what, end) = match kind {
+                0 => (format!("unreadable storage {watcher}"), format!("cure storage {watcher}")),
+                1 => (format!("hang storage {watcher}"), format!("heal storage {watcher}")),
+                2 => (format!("hold agent {watcher}"), format!("let agent go {watcher}")),
+                3 => (format!("flaky storage {watcher}"), format!("cure storage {watcher}")),
+                _ => {
+                    let slow = 200 + self.dice.roll(1300);
+                    (format!("slow storage {slow}ms {watcher}"), format!("cure storage {watcher}"))
+                }
+            };
+            acts.extend([(from, what), (until, end)]);
+        }
+        acts
+    }
+
+    /// The storage stalls for everybody, and one host is heard by nobody meanwhile: it is the storage's silence, not its own
+    /// (R4).
+    fn stalls(&mut self, host: &str, at: Duration, lease: Duration) -> Vec<(Duration, String)> {
+        let span = lease.as_millis() as u64;
+        let cut = at + self.dice.millis(span);
+        let stall = if self.dice.roll(2) == 0 { self.about(lease) } else { lease + self.dice.millis(span * 2) };
+        let heard = (at + stall).max(cut) + self.dice.millis(span);
+        vec![
+            (at, "hang storage all".to_owned()),
+            (cut, format!("cut {host}")),
+            (at + stall, "heal storage".to_owned()),
+            (heard, "heal".to_owned()),
+        ]
     }
 
     fn fault(&mut self, host: &str) -> Fault {

@@ -110,6 +110,11 @@ impl Datastore {
         self.claims.get(&tenure.vm)?.get(&tenure.generation)?.0.as_ref().ok()
     }
 
+    /// When a claim was made.
+    pub fn made(&self, tenure: Tenure) -> Option<u64> {
+        self.claims.get(&tenure.vm)?.get(&tenure.generation).map(|(_, made)| *made)
+    }
+
     /// Whether a claim after this one named another host: it may have run there.
     pub fn named_another(&self, tenure: Tenure, me: HostId) -> bool {
         let all = self.claims.get(&tenure.vm).into_iter().flatten();
@@ -393,7 +398,10 @@ impl World {
     /// A host's path to every datastore changes. What hung there goes on, or fails.
     pub fn set_path(&mut self, h: H, path: Path) {
         let homes = self.homes();
-        self.excuse(h);
+        // A host whose path was well all the time has no excuse when the storage is healed for all.
+        if homes.iter().any(|home| self.hosts[h].path(*home) != path) {
+            self.excuse(h);
+        }
         for home in &homes {
             self.hosts[h].paths.insert(*home, path);
         }

@@ -79,6 +79,7 @@ impl World {
             return;
         }
         self.excuse(h);
+        self.is_reborn();
         let life = self.new_life();
         let now = self.local(h);
         let host = &mut self.hosts[h];
@@ -142,6 +143,9 @@ impl World {
         self.hosts[h].memory = Some(guard.state.carry().encode());
         let gate = self.hosts[h].kernel();
         self.after(gate, Duration::from_millis(20), move |world| {
+            if world.hosts[h].guard.is_some() {
+                return; // A frozen host was healed meanwhile; in truth systemd starts the next one only after this.
+            }
             let rows: Vec<VmId> = world.hosts[h].kept.iter().map(|row| row.tenure.vm).collect();
             for vm in rows {
                 world.halt(h, vm);

@@ -134,7 +134,7 @@ impl World {
             return;
         }
         self.excuse(h);
-        self.hosts[h].libvirt_held = false;
+        (self.hosts[h].libvirt_held, self.hosts[h].libvirt_lost) = (false, false);
         self.hosts[h].libvirt_backlog.clear();
         for domain in self.hosts[h].domains.values_mut() {
             domain.starting = false;
@@ -208,6 +208,7 @@ impl World {
         let Some(daemon) = self.hosts[h].libvirtd else {
             return told(self, DomainAnswer::Failed(DomainFailure::NoDaemon("connection refused".to_owned())));
         };
+        self.calls_libvirt(h, life, ticket);
         let then: Then = Box::new(move |world, result| {
             told(world, result.map_or_else(DomainAnswer::Failed, |()| DomainAnswer::Done));
         });
@@ -327,7 +328,7 @@ impl World {
         }
         self.spawn(h, vm, false);
         self.loaded(h, vm, image.as_ref());
-        let delay = self.latency(30_000);
+        let delay = self.latency(30_000) + self.busy_start();
         self.after(gate, delay, move |world| {
             if let Some(qemu) = world.qemu(h, vm) {
                 qemu.rising = false;

@@ -5,6 +5,7 @@
 //! - nobody runs beyond its lease, and no lease reaches beyond what truly lies on its datastore
 //! - nobody starts while an earlier copy's writes may still land (unless the administrator accepts that)
 //! - a copy never goes on after another one has executed: its memory would be older than the disks
+//! - no host has a proof that is not true (`soundness.rs`)
 //! - no storage fence hits a host that runs something
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -41,7 +42,7 @@ pub struct Judge {
     /// How often each VM began to run.
     pub starts: BTreeMap<VmId, u32>,
     /// Copies that have executed, and the one of each VM that did last.
-    executed: BTreeSet<ProcessKey>,
+    pub(super) executed: BTreeSet<ProcessKey>,
     newest: BTreeMap<VmId, ProcessKey>,
     spent: u64,
     busy: BTreeSet<ProcessKey>,
@@ -55,10 +56,14 @@ pub struct Judge {
     pub(super) grounds: BTreeMap<(H, DatastoreId), Time>,
     /// Until when a lease that stood can have reached since, whether its guard knew it or not.
     pub(super) reach: BTreeMap<(H, DatastoreId), Time>,
+    /// When the lease before the present one had ended, in the world's time: whatever was claimed before that is over.
+    pub(super) lapsed: BTreeMap<(H, DatastoreId), u64>,
     /// Boots that a power switch has ended.
     pub(super) off: BTreeSet<BootId>,
     /// Where the highest claim of each VM lies.
     pub(super) homes: BTreeMap<VmId, DatastoreId>,
+    /// Until then network beats may show a guard that nobody has heard of.
+    pub(super) reborn: u64,
     /// What guards have said to be over.
     pub(super) said: BTreeSet<(HostId, Tenure)>,
     /// When a copy stopped running, by VM and host.
@@ -251,6 +256,10 @@ impl World {
             let last = self.judge.last.entry((h, *home)).or_default();
             if *last == until {
                 continue;
+            }
+            let ended = self.judge.reach.get(&(h, *home)).copied().unwrap_or_default().max(*last);
+            if ended <= self.hosts[h].clock.at(self.now) {
+                self.judge.lapsed.insert((h, *home), self.hosts[h].clock.when(ended));
             }
             *last = until;
             self.judge.calm_until = 0;

@@ -39,4 +39,5 @@ pub mod power;
 pub mod rollback;
 pub mod runs;
 pub mod scenario;
+pub mod soundness;
 pub mod world;

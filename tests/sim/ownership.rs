@@ -114,7 +114,10 @@ impl World {
         let Some(ran) = rows.map(|row| row.tenure).max() else { return };
         // Its memory is older than its disks, should it have run elsewhere meanwhile.
         let old = self.stores.values().any(|store| store.named_another(ran, me));
-        if goes_on && !old {
+        // One whose vCPUs were never let go is worth nothing: its start is given up.
+        let key = self.hosts[h].domains.get(&vm).and_then(|domain| domain.qemu.as_ref()).map(|qemu| qemu.key);
+        let moved = key.is_some_and(|key| self.judge.executed.contains(&key));
+        if goes_on && !old && moved {
             let (name, host) = (self.vm_name(vm), self.hosts[h].name.clone());
             self.violated(&format!("the guard of {host} kills {name}, which its newest claim lets go on"));
         }
@@ -176,22 +179,18 @@ impl World {
         let (Some(h), Some(maker)) = (self.host_of(owner.host), self.host_of(claim.maker)) else { return };
         let (name, host, taker) = (claim.name.clone(), self.hosts[h].name.clone(), self.hosts[maker].name.clone());
         if h == maker {
-            let runs = self.runs_on(vm).contains(&h) && self.hosts[h].boot() == owner.boot;
-            if claim.holder == Holder::None && runs {
-                self.violated(&format!("{host} releases {name}, which runs there"));
+            let runs = self.runs_on(vm).contains(&h);
+            let held =
+                self.hosts[h].guard.as_ref().is_some_and(|guard| guard.state.table.held(vm, home) == Some(last.tenure));
+            if claim.holder == Holder::None && (runs || held) && self.hosts[h].boot() == owner.boot {
+                self.violated(&format!("{host} releases {name}, which runs there, or may"));
             }
             return;
         }
         if claim.reason != ClaimReason::Migrated {
             self.judge.takeovers += 1;
         }
-        // A later boot began, or a power switch has said, truly, that this one is off.
-        let newest = if self.hosts[h].life.is_some() { Some(self.hosts[h].boot()) } else { self.hosts[h].last_boot() };
-        let rebooted = newest != Some(owner.boot) || self.judge.off.contains(&owner.boot);
-        let ends = [&self.judge.last, &self.judge.reach].map(|ends| ends.get(&(h, home)).copied());
-        let lapsed = ends.into_iter().flatten().all(|until| until <= self.local(h));
-        let said = self.judge.said.contains(&(owner.host, last.tenure));
-        if !(rebooted || lapsed || said) {
+        if !self.is_over(owner, last.tenure, home, self.now) {
             let generation = last.tenure.generation;
             self.violated(&format!("{taker} claims {name} although generation {generation}, of {host}, is not over"));
         }

@@ -86,6 +86,10 @@ impl World {
             if matches!(switch, Switch::Works | Switch::Idles) && world.hosts[victim].life.is_none() {
                 let ended = world.hosts[victim].last_boot();
                 world.judge.off.extend(ended);
+                // Nothing that its kernel held can land any more; its locks are the server's business.
+                for store in world.stores.values_mut() {
+                    store.writers.values_mut().for_each(|writers| writers.retain(|writer| writer.0 != victim));
+                }
             }
             let back = world.latency(20_000);
             world.after(gate, back, move |world| world.done(h, life, ticket, Outcome::Power(answer)));
@@ -99,10 +103,6 @@ impl World {
         self.check_switched_off(victim);
         if on {
             self.kill(victim);
-        }
-        // Nothing that its kernel held can land any more; its locks are the server's business.
-        for store in self.stores.values_mut() {
-            store.writers.values_mut().for_each(|writers| writers.retain(|writer| writer.0 != victim));
         }
     }
 

@@ -164,7 +164,8 @@ impl Core {
     }
 
     /// The next generation is over already: it is that of a try of ours whose claim did not come about, or is still on
-    /// its way. A claim that lets nobody run takes its place; then the generation after it is free.
+    /// its way. A claim that lets nobody run takes its place; then the generation after it is free. Unless another claim
+    /// has been read since this attempt began: it has taken that place, and what it says must not be released.
     pub(in crate::core) fn use_up(&mut self, cx: &mut Cx, id: VmId, attempt: &Attempt) {
         let wanted = match (&attempt.kind, &attempt.before) {
             // It runs without a claim: nobody else may start it.
@@ -172,8 +173,10 @@ impl Core {
             (_, Some(before)) => before.wanted,
         };
         self.fail(cx, id, Denial::Unable("an earlier try is being cleared away; try again in a moment".into()));
-        if attempt.may_wait() {
-            return; // It runs, and no claim that lets others have it may be made.
+        let mark = |claim: &Claim| (claim.tenure, claim.nonce);
+        let superseded = self.vm(id).claim.as_ref().map(mark) != attempt.before.as_ref().map(mark);
+        if superseded || attempt.may_wait() {
+            return; // Of one that may wait: it runs, and no claim that lets others have it may be made.
         }
         let kind = Kind::Release { wanted, reason: ClaimReason::StartFailed };
         self.begin(cx, id, kind, attempt.home, Vec::new());

@@ -4,6 +4,8 @@ use super::*;
 
 /// libvirt's end of a stopped QEMU has come by then, or not at all.
 const DESTROYS: Duration = Duration::from_secs(12);
+/// The guard has ended a QEMU by then; one that hangs in its storage keeps claim and row, and is looked at again.
+const BARRING: Duration = Duration::from_secs(20);
 
 impl Core {
     pub(in crate::core) fn finish(&mut self, cx: &mut Cx, id: VmId) {
@@ -178,16 +180,70 @@ impl Core {
             let me = self.me.host;
             self.vm(id).failed.insert(me, (cx.now, denial.to_string()));
         }
-        cx.guard(GuardOrder::Abandon { tenure: claim.tenure }, Pending::Nothing);
-        if self.vm(id).tenure() != Some(claim.tenure) {
-            return; // Somebody has claimed it since: nothing of ours is left to be released.
-        }
         let wanted = match &attempt.kind {
             Kind::Hook { .. } => attempt.before.as_ref().map_or(Wanted::Stopped, |before| before.wanted),
             _ => Wanted::Running,
         };
-        let kind = Kind::Release { wanted, reason: ClaimReason::StartFailed };
-        self.begin(cx, id, kind, attempt.home, Vec::new());
+        self.vm(id).attempt = Some(Attempt { asks: Vec::new(), waits: None, ..attempt });
+        cx.set(Timer::Attempt(id), cx.now + BARRING);
+        self.bar(cx, id, claim.tenure, wanted);
+    }
+
+    fn bar(&mut self, cx: &mut Cx, id: VmId, tenure: Tenure, wanted: Wanted) {
+        let ticket = cx.guard(GuardOrder::Abandon { tenure }, Pending::Attempt(id));
+        self.stage(id, Stage::Barring { wanted }, ticket);
+    }
+
+    /// Another guard, which was asked for nothing yet.
+    pub(in crate::core) fn bar_again(&mut self, cx: &mut Cx) {
+        let given_up = |(id, vm): (&VmId, &crate::core::vms::Vm)| {
+            let attempt = vm.attempt.as_ref()?;
+            let Stage::Barring { wanted } = attempt.stage else { return None };
+            Some((*id, attempt.claim.as_ref()?.tenure, wanted))
+        };
+        let again: Vec<(VmId, Tenure, Wanted)> = self.vms.iter().filter_map(given_up).collect();
+        again.into_iter().for_each(|(id, tenure, wanted)| self.bar(cx, id, tenure, wanted));
+    }
+
+    /// The guard has barred the row of what was given up; or it refuses, since a QEMU runs under it already: libvirt has
+    /// not answered, or has lost it, but got that far. Its guest has not moved yet, and never will.
+    pub(in crate::core) fn barred(&mut self, cx: &mut Cx, id: VmId, wanted: Wanted, result: Result<(), Refusal>) {
+        let Some(claim) = self.vms.get(&id).and_then(|vm| vm.attempt.as_ref()?.claim.clone()) else { return };
+        if result.is_err() {
+            cx.guard(GuardOrder::Discard { tenure: claim.tenure }, Pending::Nothing);
+        }
+        self.stage(id, Stage::Barring { wanted }, Ticket(0));
+        self.barring(cx, id);
+    }
+
+    /// Called whenever the row changed: goes on as soon as the QEMU has ended, and the guard has said how.
+    pub(in crate::core) fn barring(&mut self, cx: &mut Cx, id: VmId) {
+        let Some(attempt) = self.vms.get(&id).and_then(|vm| vm.attempt.as_ref()) else { return };
+        let (Stage::Barring { wanted }, Ticket(0), Some(claim)) = (&attempt.stage, attempt.ticket, &attempt.claim)
+        else {
+            return;
+        };
+        let (wanted, claim) = (*wanted, claim.clone());
+        let over = self.guard.rows.get(&claim.tenure).is_none_or(|row| match row.state {
+            VmState::Over(Over::Draining) => false,
+            VmState::Over(_) => row.pid.is_none(),
+            VmState::Expected | VmState::Running | VmState::Incoming => false,
+        });
+        if !over {
+            return;
+        }
+        self.leave_barring(cx, id);
+        if self.vm(id).tenure() == Some(claim.tenure) {
+            let kind = Kind::Release { wanted, reason: ClaimReason::StartFailed };
+            self.begin(cx, id, kind, claim.home, Vec::new());
+        } // Else somebody has claimed it since: nothing of ours is left to be released.
+    }
+
+    /// What becomes of row and claim is seen by the next look at them, as after a restart of this agent.
+    fn leave_barring(&mut self, cx: &mut Cx, id: VmId) {
+        cx.unset(Timer::Attempt(id));
+        self.vm(id).attempt = None;
+        self.check = true;
     }
 
     /// The guard is gone: what it was asked will not be answered.
@@ -224,6 +280,7 @@ impl Core {
                 self.give_up(cx, id, Denial::Unable("its QEMU did not appear in time".into()));
             }
             Stage::Resuming if attempt.ticket == Ticket(0) => self.resume_again(cx, id, &attempt),
+            Stage::Barring { .. } => self.leave_barring(cx, id),
             Stage::Confirming
             | Stage::Fencing(_)
             | Stage::Freeing { .. }
