@@ -135,7 +135,7 @@ pub enum StoreFailure {
     /// Any other error of the system.
     #[error("{path}: {why}")]
     Io { path: String, why: String },
-    /// ENODEV or ENXIO: the storage itself says that it is gone.
+    /// ENODEV, ENXIO, or ESHUTDOWN (a client that Ceph has blocklisted): the storage itself says that it is gone.
     #[error("{path}: {why}; the storage is gone for this host")]
     Gone { path: String, why: String },
     /// ESTALE: what was open is not there any more. Every file was opened anew for this operation.

@@ -146,6 +146,9 @@ impl World {
             ["migrations", "work"] => self.migrations_fail = false,
             ["fence", "fails"] => self.fence_fails = true,
             ["fence", "works"] => self.fence_fails = false,
+            ["switch", name, "takes", by] => {
+                self.switches.insert((*name).to_owned(), Switch::Takes(span(by)));
+            }
             ["switch", name, how] => {
                 let how = Switch::named(how).unwrap_or_else(|| panic!("no switch {how}"));
                 self.switches.insert((*name).to_owned(), how);

@@ -424,6 +424,7 @@ impl World {
             Action::Send { ticket, to, request, within } => self.send(h, ticket, to, *request, within),
             Action::Fence { ticket, program, host, within, .. } => self.fence(h, ticket, program, host, within),
             Action::Power { ticket, device, order, within } => self.power_order(h, ticket, &device, order, within),
+            Action::CallOffPower(ticket) => self.call_off_power(h, ticket),
             Action::ProbeLocks { ticket, paths, within } => self.probe_locks(h, ticket, &paths, within),
             Action::Answer(ask, reply) => self.answered(h, ask, reply),
             Action::HookAnswer(ask, result) => self.hook_answered(h, ask, result),
