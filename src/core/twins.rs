@@ -58,7 +58,7 @@ impl Core {
         }
         for claim in silent.into_iter().take(MAX_SILENT) {
             let order = StoreOrder::ReadRecord { vm: claim.tenure.vm, digest: claim.record };
-            open.insert(cx.store(claim.home, order, ANSWER, Pending::Twins(id)), claim.name);
+            open.insert(cx.store(claim.next_home(), order, ANSWER, Pending::Twins(id)), claim.name);
         }
         let none = open.is_empty();
         if let Some(attempt) = &mut self.vm(id).attempt {
