@@ -108,6 +108,9 @@ impl Core {
         if !self.is_mine(vm) || row != Some(VmState::Running) {
             return Err(Denial::NotHere);
         }
+        if claim.next_home() != claim.home {
+            return Err(Denial::Unable("its home is being moved; try again in a moment".into()));
+        }
         let Some(Ok(record)) = vm.record.clone() else {
             return Err(Denial::Unable("its definition cannot be protected, so it cannot be moved".into()));
         };

@@ -46,8 +46,9 @@ impl Core {
     pub(super) fn proof_of(&self, claim: &Claim, known: Time, now: Time) -> Option<Proof> {
         match claim.holder {
             Holder::None => Some(Proof::Unowned),
-            Holder::Deleted | Holder::MovedTo(_) => None,
-            Holder::Host(owner) => {
+            Holder::Deleted => None,
+            // Of one whose home moves: by the lease on the old home, which its owner holds until the next claim stands.
+            Holder::Host(owner) | Holder::Moved { owner, .. } => {
                 let proof = self.proof_against(owner, claim, known, now);
                 // One that is heard speaks for itself.
                 let passed = || self.proof_passed(claim).filter(|_| !self.is_heard(owner.host, now));
@@ -265,7 +266,7 @@ fn ended_cleanly(claim: &Claim, proof: Option<Proof>) -> Vec<Owner> {
             let clean = |half| matches!(half, Against::Said(over) if Proof::Said(over).ended_cleanly());
             halves.into_iter().filter(|(_, half)| clean(*half)).map(|(owner, _)| owner).collect()
         }
-        (Holder::Host(owner), Some(proof)) if proof.ended_cleanly() => vec![owner],
+        (_, Some(proof)) if proof.ended_cleanly() => claim.owner().into_iter().collect(),
         _ => Vec::new(),
     }
 }

@@ -23,6 +23,7 @@ pub const PEACE: Duration = Duration::from_secs(120);
 pub const FAULTS: (u64, u64) = (3, 14);
 
 const HOSTS: [&str; 9] = ["a", "b", "c", "d", "e", "f", "g", "h", "i"];
+const STORES: [&str; 2] = ["nfs", "san"];
 const VMS: [&str; 8] = ["web", "db", "mail", "dns", "wiki", "news", "shop", "git"];
 
 /// What is not left to chance.
@@ -71,7 +72,8 @@ pub fn story(seed: u64, wish: &Wish) -> Scenario {
     // A switch that says of a living host that it is off breaks what is assumed of a proof. It may do so where nothing
     // hangs on it: after the lapse, with late writes accepted.
     let lies = setup.fence_at == FenceAt::Lapse && setup.late_writes == LateWrites::Accept;
-    let mut cast = Cast { hosts: setup.hosts.len(), vms: setup.vms.len(), lies, dice };
+    let several = 1 < setup.datastores.len();
+    let mut cast = Cast { hosts: setup.hosts.len(), vms: setup.vms.len(), several, lies, dice };
     let mut story = Scenario::quiet(setup, TROUBLE + PEACE);
     story.settles = true;
     let faults = wish.faults.unwrap_or(FAULTS.0 + cast.dice.roll(FAULTS.1 - FAULTS.0 + 1));
@@ -118,7 +120,8 @@ fn setup(dice: &mut Dice, seed: u64, wish: &Wish) -> Setup {
     let hosts: Vec<String> = HOSTS.iter().take(count).map(|name| (*name).to_owned()).collect();
     let running = wish.vms.unwrap_or(1 + dice.roll(VMS.len().min(count + 1) as u64) as usize);
     let place = |dice: &mut Dice| hosts[dice.roll(hosts.len() as u64) as usize].clone();
-    let vms = VMS.iter().take(running).map(|vm| ((*vm).to_owned(), place(dice), "nfs".to_owned())).collect();
+    let mut vms: Vec<(String, String, String)> =
+        VMS.iter().take(running).map(|vm| ((*vm).to_owned(), place(dice), "nfs".to_owned())).collect();
     let command = StorageFence::Command { program: "/etc/mainstay/fence".to_owned() };
     let (fence, late_writes, locks) = match dice.roll(4) {
         0 => (StorageFence::Lock, LateWrites::Exclude, Some(Duration::from_secs(10))),
@@ -143,12 +146,19 @@ fn setup(dice: &mut Dice, seed: u64, wish: &Wish) -> Setup {
     // A host that comes up watches for a lease before it beats, and would be switched off for its silence.
     let power = power && timing.lease < seconds(60);
     let switches = hosts.iter().filter(|_| power).map(switch).collect();
-    Setup { hosts, vms, fence, late_writes, switches, fence_at, locks, timing, seed, ..Setup::default() }
+    let mut datastores = vec!["nfs".to_owned()];
+    if dice.roll(3) == 0 {
+        datastores.push("san".to_owned());
+        vms.iter_mut().for_each(|vm| vm.2.clone_from(&datastores[dice.roll(2) as usize]));
+    }
+    Setup { hosts, datastores, vms, fence, late_writes, switches, fence_at, locks, timing, seed, ..Setup::default() }
 }
 
 struct Cast {
     hosts: usize,
     vms: usize,
+    /// There are two datastores.
+    several: bool,
     lies: bool,
     dice: Dice,
 }
@@ -284,6 +294,13 @@ impl Cast {
     fn of_storage(&mut self, host: &str) -> Fault {
         let cure = Some(format!("cure storage {host}"));
         let heal = Some(format!("heal storage {host}"));
+        if self.several && self.dice.roll(3) == 0 {
+            let store = self.dice.pick(&STORES);
+            return match self.dice.roll(3) {
+                0 => (format!("hang datastore {store}"), Some("heal storage".to_owned())),
+                _ => (format!("hang datastore {store} {host}"), heal),
+            };
+        }
         match self.dice.roll(12) {
             11 => (format!("slow storage {}ms all", 200 + self.dice.roll(800)), Some("cure storage all".to_owned())),
             0..=2 => (format!("hang storage {host}"), heal),
@@ -314,6 +331,16 @@ impl Cast {
     fn of_vm(&mut self, host: &str) -> Fault {
         let vm = self.vm();
         let other = self.host();
+        if self.several && self.dice.roll(3) == 0 {
+            let store = self.dice.pick(&STORES);
+            return match self.dice.roll(4) {
+                0 => (
+                    format!("person redefines {vm} in {store} on {host}"),
+                    Some(format!("person starts {vm} on {host}")),
+                ),
+                _ => (format!("person copies {vm} to {store}"), None),
+            };
+        }
         match self.dice.roll(15) {
             10 => (format!("person saves {vm}"), Some(format!("person starts {vm} on {other}"))),
             11 => (format!("person saves {vm} to f"), Some(format!("person restores {vm} from f on {other}"))),

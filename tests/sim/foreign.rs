@@ -142,7 +142,7 @@ impl World {
             self.drop_target(run);
             return self.failed(run, "failed: migration broke");
         }
-        let home = self.vms[&vm].record.home;
+        let home = self.disk_of(from, vm);
         let drains = self.hosts[from].path(home) == Path::Well && !self.stores[&home].hung;
         let halted = [(from, run.source), (to, run.target)]
             .into_iter()
@@ -186,7 +186,7 @@ impl World {
             self.drop_target(run);
             return self.source_goes_on(run);
         }
-        let home = self.vms[&vm].record.home;
+        let home = self.disk_of(to, vm);
         if self.stores.get_mut(&home).expect("its home").lock(vm, to, run.boots.1).is_err() {
             self.drop_target(run);
             return self.source_goes_on(run);

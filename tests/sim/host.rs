@@ -422,7 +422,7 @@ impl World {
             Action::Store { ticket, datastore, order, within } => self.store_order(h, ticket, datastore, order, within),
             Action::Domain { ticket, order, within } => self.domain_order(h, ticket, order, within),
             Action::Send { ticket, to, request, within } => self.send(h, ticket, to, *request, within),
-            Action::Fence { ticket, host, within, .. } => self.fence(h, ticket, host, within),
+            Action::Fence { ticket, program, host, within, .. } => self.fence(h, ticket, program, host, within),
             Action::Power { ticket, device, order, within } => self.power_order(h, ticket, &device, order, within),
             Action::CallOffPower(ticket) => self.call_off_power(h, ticket),
             Action::ProbeLocks { ticket, paths, within } => self.probe_locks(h, ticket, &paths, within),

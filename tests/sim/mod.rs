@@ -26,6 +26,7 @@ pub mod files;
 pub mod foreign;
 pub mod guard;
 pub mod guard_beats;
+pub mod homes;
 pub mod host;
 pub mod hypervisor;
 pub mod images;

@@ -96,22 +96,24 @@ impl World {
     /// A guard kills a stopped copy.
     pub fn kills(&mut self, h: H, vm: VmId) {
         let me = self.hosts[h].id;
-        let home = self.vms[&vm].record.home;
-        if self.stores[&home].lied {
+        let home = self.home_of(vm);
+        if self.stores.values().any(|store| store.lied) {
             return; // What its claims say may be less than what was.
         }
         let Some(Ok(claim)) = self.stores[&home].highest(vm) else { return };
         let goes_on = claim.wanted == Wanted::Running
             && match claim.holder {
                 Holder::None => true,
-                Holder::Host(owner) => owner.host == me && owner.boot == self.hosts[h].boot(),
-                Holder::Handover { .. } | Holder::MovedTo(_) | Holder::Deleted => false,
+                Holder::Host(owner) | Holder::Moved { owner, .. } => {
+                    owner.host == me && owner.boot == self.hosts[h].boot()
+                }
+                Holder::Handover { .. } | Holder::Deleted => false,
             };
         let Some(guard) = &self.hosts[h].guard else { return };
         let rows = guard.state.table.kept(|_| None).into_iter().filter(|row| row.tenure.vm == vm && row.ran);
         let Some(ran) = rows.map(|row| row.tenure).max() else { return };
         // Its memory is older than its disks, should it have run elsewhere meanwhile.
-        let old = self.stores[&home].named_another(ran, me);
+        let old = self.stores.values().any(|store| store.named_another(ran, me));
         // One whose vCPUs were never let go is worth nothing: its start is given up.
         let key = self.hosts[h].domains.get(&vm).and_then(|domain| domain.qemu.as_ref()).map(|qemu| qemu.key);
         let moved = key.is_some_and(|key| self.judge.executed.contains(&key));
@@ -153,8 +155,10 @@ impl World {
         answer: &StoreAnswer,
     ) {
         let name = claim.name.clone();
-        // The first claim on a datastore counts on from what lies on others.
-        if now < before || (before != Generation(0) && before.next() < now && !leaps(now)) {
+        // The first claim on a datastore counts on from what lies on others, and so does one after the home came back.
+        let top = self.stores[&home].claim(Tenure { vm: claim.tenure.vm, generation: before });
+        let left = top.is_some_and(|top| top.next_home() != home);
+        if now < before || (before != Generation(0) && before.next() < now && !leaps(now) && !left) {
             self.violated(&format!("claims of {name} went from generation {before} to {now}"));
         }
         if self.trace {
@@ -162,10 +166,10 @@ impl World {
         }
         if before < now && *answer == StoreAnswer::Created {
             self.judge.claims += 1;
-            let last = Tenure { vm: claim.tenure.vm, generation: before };
-            if let Some(last) = self.stores[&home].claim(last).cloned() {
-                self.succeeds(home, &last, claim);
+            if let Some(last) = self.predecessor(home, claim) {
+                self.succeeds(last.home, &last, claim);
             }
+            self.find_home(claim.tenure.vm);
         }
     }
 
@@ -177,7 +181,7 @@ impl World {
         if h == maker {
             let runs = self.runs_on(vm).contains(&h);
             let held =
-                self.hosts[h].guard.as_ref().is_some_and(|guard| guard.state.table.held(vm) == Some(last.tenure));
+                self.hosts[h].guard.as_ref().is_some_and(|guard| guard.state.table.held(vm, home) == Some(last.tenure));
             if claim.holder == Holder::None && (runs || held) && self.hosts[h].boot() == owner.boot {
                 self.violated(&format!("{host} releases {name}, which runs there, or may"));
             }

@@ -18,8 +18,8 @@ use super::world::{H, World, nanos};
 /// What an event may prove to an agent.
 #[derive(Clone, Copy)]
 pub enum Shows {
-    /// A complete read that began then, in the world's time: silence and boots.
-    Silence(u64),
+    /// A complete read of this datastore that began then, in the world's time: silence there, and boots.
+    Silence(DatastoreId, u64),
     /// Which boot another host is in.
     Boots,
 }
@@ -30,7 +30,7 @@ impl World {
     pub fn shows(&self, h: H, event: &Event) -> Option<Shows> {
         match event {
             Event::Done(_, Outcome::Store(StoreAnswer::Read(read))) => {
-                Some(Shows::Silence(self.hosts[h].clock.when(read.began)))
+                Some(Shows::Silence(read.roster.datastore, self.hosts[h].clock.when(read.began)))
             }
             Event::Heard(_) if self.now < self.judge.reborn => Some(Shows::Boots),
             _ => None,
@@ -52,12 +52,14 @@ impl World {
             let sound = match (proof, shows) {
                 _ if self.stores[&home].lied => true, // What it shows may be less than what was.
                 (Proof::Rebooted { .. }, _) => !self.host_of(owner.host).is_some_and(|of| self.is_in(of, owner)),
-                (Proof::Lapsed { .. }, Shows::Silence(closed)) => {
+                // Another datastore's silence is judged when that one is read.
+                (Proof::Lapsed { .. }, Shows::Silence(read, _)) if read != home => true,
+                (Proof::Lapsed { .. }, Shows::Silence(_, closed)) => {
                     let over =
                         || self.is_over(owner, tenure, home, closed) || self.has_lapsed(owner, tenure, home, closed);
                     !self.is_well_with(owner, tenure, home) && over()
                 }
-                (Proof::PowerOff, Shows::Silence(_)) => self.is_over(owner, tenure, home, self.now),
+                (Proof::PowerOff, Shows::Silence(..)) => self.is_over(owner, tenure, home, self.now),
                 (Proof::Lapsed { .. } | Proof::PowerOff, Shows::Boots) => true,
                 (Proof::Said(_) | Proof::Unowned | Proof::Both { .. }, _) => true,
             };
@@ -82,7 +84,7 @@ impl World {
     fn is_well_with(&self, owner: Owner, tenure: Tenure, home: DatastoreId) -> bool {
         let Some(of) = self.host_of(owner.host).filter(|of| self.is_in(*of, owner)) else { return false };
         let qemu = self.hosts[of].domains.get(&tenure.vm).and_then(|domain| domain.qemu.as_ref());
-        let newest = self.stores[&home].generation(tenure.vm) == tenure.generation;
+        let newest = self.home_of(tenure.vm) == home && self.stores[&home].generation(tenure.vm) == tenure.generation;
         newest && qemu.is_some_and(|qemu| !qemu.dying) && !self.troubled(of)
     }
 

@@ -18,47 +18,12 @@ impl Core {
             vm.restarts.push(cx.now);
         }
         vm.waits = None;
-        if attempt.kind != Kind::Change {
-            vm.ended = None; // It may have ended while its change was recorded.
+        if !(attempt.may_wait() || attempt.kind == Kind::Settle && attempt.crosses()) {
+            vm.ended = None; // Else it ran all the time, and may have ended meanwhile.
         }
         vm.incoming = None;
         let generation = attempt.claim.as_ref().map(|claim| claim.tenure.generation).unwrap_or_default();
-        let took = cx.now.since(attempt.since).as_secs_f64();
-        let text = match &attempt.kind {
-            Kind::Hook { .. } => format!("{name} was started by a person (generation {generation})"),
-            Kind::Run { reason, .. } => {
-                format!(
-                    "{name} runs here: {} (generation {generation}, {took:.2} s)",
-                    crate::core::vms::reason_text(*reason)
-                )
-            }
-            Kind::Adopt => format!("{name} is protected (generation {generation})"),
-            Kind::Reclaim { .. } => format!("{name} goes on after its lease had lapsed (generation {generation})"),
-            Kind::Arrive => format!("{name} runs here: moved (generation {generation})"),
-            Kind::Settle if self.came_here(attempt.before.as_ref()) => {
-                format!("{name} runs here: migrated by a person (generation {generation})")
-            }
-            Kind::Settle => format!("{name} goes on here: it was not migrated away (generation {generation})"),
-            Kind::HandOver { to } => format!(
-                "{name}: generation {generation} hands it to {}, which runs it after libvirt's switch",
-                self.name_of(to.host)
-            ),
-            Kind::Change if attempt.before.as_ref().is_some_and(|before| before.record == attempt.digest) => {
-                format!("{name} is claimed anew (generation {generation})")
-            }
-            Kind::Change => format!("{name}: its changed definition is recorded (generation {generation})"),
-            Kind::Release { .. } => String::new(),
-        };
-        let kind = match &attempt.kind {
-            Kind::Hook { .. } | Kind::Run { .. } => "vm-started",
-            Kind::Adopt => "vm-protected",
-            Kind::Reclaim { .. } => "vm-reclaimed",
-            Kind::Arrive => "vm-arrived",
-            Kind::Settle => "vm-settled",
-            Kind::HandOver { .. } => "vm-handover",
-            Kind::Change => "vm-change",
-            Kind::Release { .. } => "vm-released",
-        };
+        let (kind, text) = self.done_text(&attempt, &name, cx.now);
         if !text.is_empty() {
             cx.note(Note::info(kind, text).of(&name));
         }
@@ -71,6 +36,54 @@ impl Core {
         self.check = true;
         self.look = true;
         self.tell = true;
+    }
+
+    /// Kind and text of the note that says what an attempt has done.
+    fn done_text(&self, attempt: &Attempt, name: &str, now: Time) -> (&'static str, String) {
+        let generation = attempt.claim.as_ref().map(|claim| claim.tenure.generation).unwrap_or_default();
+        let took = now.since(attempt.since).as_secs_f64();
+        let home = || self.store_name(attempt.home);
+        match &attempt.kind {
+            Kind::Hook { .. } => ("vm-started", format!("{name} was started by a person (generation {generation})")),
+            Kind::Run { reason, .. } => {
+                let reason = crate::core::vms::reason_text(*reason);
+                ("vm-started", format!("{name} runs here: {reason} (generation {generation}, {took:.2} s)"))
+            }
+            Kind::Adopt => ("vm-protected", format!("{name} is protected (generation {generation})")),
+            Kind::Reclaim { .. } => {
+                ("vm-reclaimed", format!("{name} goes on after its lease had lapsed (generation {generation})"))
+            }
+            Kind::Arrive => ("vm-arrived", format!("{name} runs here: moved (generation {generation})")),
+            Kind::Settle if self.came_here(attempt.before.as_ref()) => {
+                ("vm-settled", format!("{name} runs here: migrated by a person (generation {generation})"))
+            }
+            Kind::Settle if attempt.crosses() => {
+                ("vm-home", format!("{name}: its home is datastore {} now (generation {generation})", home()))
+            }
+            Kind::Settle => {
+                ("vm-settled", format!("{name} goes on here: it was not migrated away (generation {generation})"))
+            }
+            Kind::Leave { to } => {
+                let (from, to) = (home(), self.store_name(*to));
+                let text = format!(
+                    "{name}: its disks lie on datastore {to} now, and its home moves there from {from} (generation \
+                     {generation})"
+                );
+                ("vm-home", text)
+            }
+            Kind::HandOver { to } => {
+                let to = self.name_of(to.host);
+                let text = format!("generation {generation} hands it to {to}, which runs it after libvirt's switch");
+                ("vm-handover", format!("{name}: {text}"))
+            }
+            Kind::Change if attempt.before.as_ref().is_some_and(|before| before.record == attempt.digest) => {
+                ("vm-change", format!("{name} is claimed anew (generation {generation})"))
+            }
+            Kind::Change => {
+                ("vm-change", format!("{name}: its changed definition is recorded (generation {generation})"))
+            }
+            Kind::Release { .. } => ("vm-released", String::new()),
+        }
     }
 
     pub(in crate::core) fn released(&mut self, cx: &mut Cx, id: VmId) {
@@ -104,8 +117,8 @@ impl Core {
         let name = self.vm_name(id);
         let vm = self.vm(id);
         let Some(attempt) = vm.attempt.take() else { return };
-        if attempt.kind == Kind::Change {
-            return self.change_failed(cx, id, &denial.to_string());
+        if attempt.may_wait() {
+            return self.change_failed(cx, id, &attempt.kind, &denial.to_string());
         }
         vm.waits = Some(denial.to_string());
         vm.pause = cx.now + RETRY;
@@ -119,7 +132,7 @@ impl Core {
                 // The retry is a matter of milliseconds after a heal; the beat's reconcile is the fallback.
                 cx.set(Timer::Judge(id), cx.now + RETRY);
             }
-            Kind::Run { .. } | Kind::Change => {}
+            Kind::Run { .. } | Kind::Change | Kind::Leave { .. } => {}
             Kind::Arrive => {
                 self.set_underway(cx, id, None);
                 self.drop_incoming(cx, id);
@@ -143,8 +156,8 @@ impl Core {
             self.end_underway(cx, id); // A copy that has arrived stands paused: whoever claims it lets it go on.
         }
         let claim = attempt.claim.clone().expect("given up only after a claim");
-        if attempt.kind == Kind::Change {
-            return self.change_failed(cx, id, &denial.to_string()); // Should it have lapsed, it is re-claimed.
+        if attempt.may_wait() {
+            return self.change_failed(cx, id, &attempt.kind, &denial.to_string()); // Should it have lapsed, it is re-claimed.
         }
         cx.note(Note::warning("vm-start-failed", format!("{name}: not started here: {denial}")).of(&name));
         if let Kind::Hook { ask } = &attempt.kind {
@@ -277,6 +290,7 @@ impl Core {
             | Stage::Resuming => {}
             Stage::Claiming if attempt.has_copy() => self.claim_again(cx, id, &attempt),
             Stage::Reading
+            | Stage::LookingBack
             | Stage::Twins
             | Stage::Recording
             | Stage::FetchingRecord
@@ -309,7 +323,7 @@ impl Core {
         }
         // A host that was fenced may still read what it cannot write: whose the VM is by now.
         self.list_claims(cx);
-        let after = attempt.before.as_ref().map(|before| (before.tenure.generation, before.nonce));
+        let after = attempt.after();
         self.ask_store(cx, id, Stage::Claiming, StoreOrder::CreateClaim { claim: Box::new(claim.clone()), after });
     }
 
