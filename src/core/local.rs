@@ -119,6 +119,7 @@ impl Core {
     }
 
     pub(super) fn libvirt_down(&mut self, cx: &mut Cx, why: &str) {
+        self.late_starts_stay();
         if std::mem::take(&mut self.libvirt.up) {
             cx.note(Note::warning("libvirt-down", format!("libvirt does not answer: {why}; VMs go on")));
         }
@@ -148,6 +149,7 @@ impl Core {
             }
         }
         self.note_unprotected(cx, unprotected);
+        self.look_for_late(cx.now);
         self.note_held(cx);
         self.note_deleted(cx);
         self.check = true;
@@ -162,6 +164,7 @@ impl Core {
         let state = match change {
             DomainChange::Stopped(reason) => {
                 self.vm(id).ended = Some((reason, cx.now));
+                self.vm(id).against = None;
                 Some(DomainState::Off(reason))
             }
             DomainChange::ShuttingDown { by_guest } => {
@@ -264,7 +267,7 @@ impl Core {
             }
             let vm = row.tenure.vm;
             for tenure in self.guard.rows.keys().filter(|tenure| tenure.vm == vm).copied().collect::<Vec<_>>() {
-                cx.guard(GuardOrder::Forget { tenure }, Pending::Nothing);
+                self.forget(cx, tenure);
             }
         } else if self.is_leaving(cx, row, claim) {
             // libvirt ends it; until then it stands.
@@ -382,6 +385,7 @@ impl Core {
             }
             // Nothing was started yet; should libvirt be about to, the guard ends it.
             Some(_) | None => {
+                self.start_is_late(id);
                 cx.guard(GuardOrder::Abandon { tenure: row.tenure }, Pending::Nothing);
             }
         }
@@ -480,17 +484,6 @@ impl Core {
                 Some(_) => {}
                 None => self.changed_while_it_stands(cx, id, &domain, &claim),
             }
-        }
-    }
-
-    fn runs_twice(&mut self, cx: &mut Cx, id: VmId, owner: crate::types::HostId) {
-        let (name, owner) = (self.vm_name(id), self.name_of(owner));
-        let what = format!("it runs here, but its claim names {owner}");
-        if self.vm(id).waits.as_ref() != Some(&what) {
-            self.vm(id).waits = Some(what.clone());
-            let text =
-                format!("{name}: {what}; nothing is stopped; see 'mainstay vm explain {name}' and stop the wrong copy");
-            cx.note(Note::alarm("runs-against-claim", text).of(&name));
         }
     }
 }

@@ -33,6 +33,7 @@ pub mod health;
 mod homes;
 mod hooks;
 mod images;
+mod late;
 pub mod lease;
 mod local;
 mod members;

@@ -89,6 +89,10 @@ pub struct Vm {
     pub stopping: Vec<AskId>,
     /// What it waits for, for people.
     pub waits: Option<String>,
+    /// libvirt may still start it here, although that was given up: until its rows may be forgotten.
+    pub late: Option<Time>,
+    /// It runs here against its claim, which names this host; people were told.
+    pub against: Option<HostId>,
     /// An error of its disk paused it, and it was not seen to run for a while since. QEMU tells such errors once a second at
     /// most, and libvirt takes a pause without one for a person's: meanwhile each pause is by error.
     pub io_error: bool,

@@ -126,11 +126,16 @@ impl World {
     /// As `restart_guard`, but what it would have handed on is lost.
     pub fn restart_guard_anew(&mut self, h: H) {
         self.restart_guard(h);
-        self.hosts[h].memory = None;
+        if !self.hosts[h].frozen {
+            self.hosts[h].memory = None;
+        }
     }
 
-    /// SIGKILL. systemd stops every QEMU of a kept row, and starts another.
+    /// SIGKILL. systemd stops every QEMU of a kept row, and starts another. In a frozen host nothing of that happens.
     pub fn restart_guard(&mut self, h: H) {
+        if self.hosts[h].frozen {
+            return;
+        }
         self.stop_guard(h);
         let gate = self.hosts[h].kernel();
         self.after(gate, Duration::from_millis(100), move |world| world.start_guard(h));

@@ -119,7 +119,7 @@ impl World {
         let listed = |(vm, domain): (&VmId, &Domain)| {
             let record = self.definition(h, *vm);
             // A pause that hangs is such a call, too.
-            let busy = 0 < domain.busy || domain.qemu.as_ref().is_some_and(|qemu| qemu.pausing);
+            let busy = domain.starting || 0 < domain.busy || domain.qemu.as_ref().is_some_and(|qemu| qemu.pausing);
             let runs = domain.qemu.as_ref().filter(|_| domain.defined && !busy);
             let live = runs.map(|qemu| Ok(Box::new(self.with_disks(record.clone(), qemu.disk))));
             let domain = DomainInfo {

@@ -375,7 +375,7 @@ impl Core {
         let Some(newest) = self.vm(id).tenure() else { return };
         let older = self.guard.rows.keys().filter(|row| row.vm == id && row.generation < newest.generation);
         for tenure in older.copied().collect::<Vec<_>>() {
-            cx.guard(GuardOrder::Forget { tenure }, Pending::Nothing);
+            self.forget(cx, tenure);
         }
     }
 }

@@ -91,7 +91,7 @@ impl Core {
         let Some(claim) = self.vm(id).claim.clone() else { return };
         let rows: Vec<Tenure> = self.guard.rows.keys().filter(|row| row.vm == id).copied().collect();
         for tenure in rows {
-            cx.guard(GuardOrder::Forget { tenure }, Pending::Nothing);
+            self.forget(cx, tenure);
         }
         let stopping = std::mem::take(&mut self.vm(id).stopping);
         for ask in stopping {
@@ -276,6 +276,7 @@ impl Core {
             Stage::Waiting => self.pay_debts(cx, id),
             Stage::Locks { since } => self.probe_locks(cx, id, since),
             Stage::Adopting => {
+                self.start_is_late(id);
                 self.destroy(cx, id);
                 self.give_up(cx, id, Denial::Unable("its QEMU did not appear in time".into()));
             }
