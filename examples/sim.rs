@@ -54,8 +54,8 @@ struct Cli {
     /// Plant one bug after another, and see whether it is found within the number of seeds
     #[arg(long)]
     mutants: bool,
-    /// Only the planted bugs with this in their name
-    #[arg(long, requires = "mutants")]
+    /// Only the planted bugs with this in their name; with --story or --seed: the one that is planted
+    #[arg(long)]
     mutant: Option<String>,
 }
 
@@ -73,12 +73,21 @@ fn main() -> ExitCode {
     let mut plan = Plan { from: cli.from, seeds: cli.seeds, wish, loud: true, ..Plan::default() };
     plan.jobs = cli.jobs.unwrap_or(plan.jobs);
     plan.within = cli.minutes.map(|minutes| std::time::Duration::from_secs(60 * minutes));
+    let named = cli.mutant.as_deref();
+    if let Some(named) = named.filter(|_| !cli.mutants)
+        && (cli.seed.is_none() && cli.story.is_none() || !plants(named))
+    {
+        eprintln!(
+            "no bug is planted: --mutant {named} needs --mutants, --seed or --story, a bug of that name, and a program built with them"
+        );
+        return ExitCode::FAILURE;
+    }
     if let Some(path) = &cli.story {
         return told(path);
     }
     match cli.seed {
         Some(seed) => one(seed, &plan.wish, cli.trace),
-        None if cli.mutants => mutants(&plan, cli.mutant.as_deref().unwrap_or_default()),
+        None if cli.mutants => mutants(&plan, named.unwrap_or_default()),
         None => many(&plan),
     }
 }
@@ -139,10 +148,29 @@ fn many(plan: &Plan) -> ExitCode {
     if failed.is_empty() && tested { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// Planted bugs with this in their name.
+#[cfg(feature = "mutants")]
+fn chosen(named: &str) -> Vec<Mutant> {
+    let fits = |mutant: &Mutant| format!("{mutant:?}").to_lowercase().contains(&named.to_lowercase());
+    Mutant::ALL.into_iter().filter(fits).collect()
+}
+
+/// Plants the bug of this name; false if there is none.
+#[cfg(feature = "mutants")]
+fn plants(named: &str) -> bool {
+    let mutant = chosen(named).first().copied();
+    mainstay::mutants::plant(mutant);
+    mutant.is_some()
+}
+
+#[cfg(not(feature = "mutants"))]
+fn plants(_: &str) -> bool {
+    false
+}
+
 #[cfg(feature = "mutants")]
 fn mutants(plan: &Plan, named: &str) -> ExitCode {
-    let fits = |mutant: &Mutant| format!("{mutant:?}").to_lowercase().contains(&named.to_lowercase());
-    let chosen: Vec<Mutant> = Mutant::ALL.into_iter().filter(fits).collect();
+    let chosen = chosen(named);
     let mut found = 0;
     for mutant in &chosen {
         let began = std::time::Instant::now();

@@ -55,7 +55,8 @@ pub enum Mutant {
     RebootWithoutBoot,
     /// R5: the claim is created before the guard has its row.
     ClaimBeforeRow,
-    /// R2: a stopped copy is killed although its newest claim lets it go on.
+    /// R2: a stopped copy is killed although its newest claim, which names nobody, lets it go on: by guard and agent,
+    /// whoever reads that first.
     KilledUnclaimed,
 }
 

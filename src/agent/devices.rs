@@ -1,5 +1,6 @@
 //! Fence devices are asked past the core: by people, and by the doctor. That switches nothing and decides nothing.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -21,7 +22,7 @@ pub(crate) fn test(name: &str, device: Option<FenceDevice>, answer: oneshot::Sen
         return;
     };
     let asked = clock::now();
-    power::ask(device, PowerOrder::Status, ANSWER, move |said| {
+    power::ask(device, PowerOrder::Status, ANSWER, Arc::default(), move |said| {
         let took = clock::now().since(asked).as_secs_f64();
         let _ = answer.send(match said {
             Ok(PowerAnswer::On | PowerAnswer::Done) => AskReply::Done(format!("answers: its host is on ({took:.2} s)")),
@@ -36,7 +37,7 @@ pub(crate) async fn monitor(facts: &mut [DeviceFact], devices: Vec<FenceDevice>)
     let ask = |device: FenceDevice| {
         let (sender, receiver) = oneshot::channel();
         let name = device.name.clone();
-        power::ask(device, PowerOrder::Monitor, ANSWER, move |said| {
+        power::ask(device, PowerOrder::Monitor, ANSWER, Arc::default(), move |said| {
             let _ = sender.send(said.map(drop));
         });
         (name, receiver)

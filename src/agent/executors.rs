@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -23,6 +24,7 @@ use crate::exec::guard_client::{GuardClient, GuardEvent};
 use crate::exec::hook::{HookAsk, HookServer, write_unprotected};
 use crate::exec::libvirt::Libvirt;
 use crate::exec::net::BeatReceiver;
+use crate::exec::program::Stop;
 use crate::exec::{clock, fence, power};
 use crate::types::control::{Reply, Request};
 use crate::types::guard::{GuardConfig, GuardDatastore, GuardOrder};
@@ -46,6 +48,8 @@ pub(crate) struct Executors {
     answers: Answers,
     control: Control,
     stores: BTreeMap<DatastoreId, Datastore>,
+    /// Power switches that are being asked, and some that have answered.
+    power: BTreeMap<Ticket, Arc<Stop>>,
     receiver: BeatReceiver,
     _hook: HookServer,
 }
@@ -105,6 +109,7 @@ impl Executors {
             answers: answers.clone(),
             control,
             stores: BTreeMap::new(),
+            power: BTreeMap::new(),
             receiver,
             _hook: hook,
         })
@@ -157,8 +162,15 @@ impl Executors {
                 fence::command(program, name, host, within, move |result| done(Outcome::Fenced(result)));
             }
             Action::Power { device, order, within, ticket } => {
-                let done = self.done(ticket);
-                power::ask(*device, order, within, move |answer| done(Outcome::Power(answer)));
+                let (done, stop) = (self.done(ticket), Arc::new(Stop::default()));
+                self.power.retain(|_, stop| 1 < Arc::strong_count(stop)); // Those that have ended.
+                self.power.insert(ticket, Arc::clone(&stop));
+                power::ask(*device, order, within, stop, move |answer| done(Outcome::Power(answer)));
+            }
+            Action::CallOffPower(ticket) => {
+                if let Some(stop) = self.power.remove(&ticket) {
+                    stop.stop();
+                }
             }
             Action::ProbeLocks { ticket, paths, within } => self.probe_locks(ticket, paths, within),
             Action::Answer(ask, reply) => self.answers.reply(ask, reply),

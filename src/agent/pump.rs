@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use super::Events;
 use super::answers::Answers;
 use crate::api::systemd;
-use crate::core::event::{Event, HookWish, Recorded};
+use crate::core::event::{Event, HookWish, Listed, Recorded};
 use crate::exec::hook::{HookAsk, HookOperation};
 use crate::exec::libvirt::{LibvirtEvent, xml};
 use crate::types::settings::ClusterSettings;
@@ -81,11 +81,12 @@ fn translated(event: LibvirtEvent, settings: &ClusterSettings) -> Event {
         LibvirtEvent::Down(why) => Event::LibvirtDown(why),
         LibvirtEvent::Changed { vm, name, change } => Event::Changed { vm, name, change },
         LibvirtEvent::Listed(domains) => {
-            let with_record = |domain: crate::types::vm::DomainInfo| {
-                let record = domain.xml.as_ref().map(|xml| recorded(xml, settings));
-                (domain, record)
+            let with_records = |domain: crate::types::vm::DomainInfo| Listed {
+                record: domain.xml.as_ref().map(|xml| recorded(xml, settings)),
+                live: domain.live_xml.as_ref().map(|xml| recorded(xml, settings)),
+                domain,
             };
-            Event::Listed(domains.into_iter().map(with_record).collect())
+            Event::Listed(domains.into_iter().map(with_records).collect())
         }
     }
 }

@@ -34,6 +34,8 @@ pub enum Action {
     Send { ticket: Ticket, to: HostId, request: Box<Request>, within: Duration },
     /// Ask a power switch.
     Power { ticket: Ticket, device: Box<FenceDevice>, order: PowerOrder, within: Duration },
+    /// End the program that asks a power switch, at once; it answers all the same.
+    CallOffPower(Ticket),
     /// Run the storage fence against a host.
     Fence { ticket: Ticket, program: String, host: HostId, name: String, within: Duration },
     /// Who holds QEMU's locks of these images?

@@ -274,8 +274,10 @@ impl Core {
                 settings.foreign_migration = policy;
             }
             SettingsChange::AcceptDatastore { name } => {
+                // Above that of each other, too: generations of a VM whose home moved here have counted on from there.
+                let highest = settings.datastores.iter().map(|datastore| datastore.accepted).max().unwrap_or_default();
                 for datastore in settings.datastores.iter_mut().filter(|datastore| datastore.name == name) {
-                    datastore.accepted += 1;
+                    datastore.accepted = highest + 1;
                 }
             }
             other => super::power::devices::change(&mut settings, other).into_iter().for_each(|note| cx.note(note)),
@@ -431,7 +433,7 @@ impl Core {
         }
         let proof = self.proof_of(&claim, cx.now, cx.now).unwrap_or(Proof::Unowned);
         let kind = Kind::Run { proof, reason: ClaimReason::StartedByPerson };
-        self.begin(cx, id, kind, claim.home, vec![ask]);
+        self.begin(cx, id, kind, claim.next_home(), vec![ask]);
     }
 
     // ---- reports ------------------------------------------------------------------------------------------------

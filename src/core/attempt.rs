@@ -3,22 +3,26 @@
 //! ```text
 //!  Hook ─► Reading ─► Recording ┐
 //!  Adopt ──────────► Recording ─┤
-//!  Change ─────────► Recording ─┤
-//!  Run ─► FetchingRecord ───────┼─► Expecting ─► Claiming ─► Confirming ─┬─► (Reclaim, Adopt, Change) done
+//!  Change, Leave ──► Recording ─┤
+//!  Run ─► FetchingRecord ───────┼─► Expecting ─► Claiming ─► Confirming ─┬─► (Reclaim, Adopt, Change, Leave) done
 //!  Reclaim, Arrive, HandOver, Settle ┘ guard's row   claim g+1   epoch same  ├─► (Hook) allowed ─► Adopting ─► done
 //!                                       │             │            │       ├─► (Arrive) Defining ─► Resuming ─► done
 //!                                       │             │            │       └─► (Run) Fencing ─► Locks ─► Defining ─►
 //!                                       ▼             ▼            ▼                Starting ─► Adopting ─► Resuming
-//!                                    nothing       Abandon     Abandon, then Release: g+2 "none, wanted as before"
+//!                                    nothing       Abandon     Barring, then Release: g+2 "none, wanted as before"
 //!
 //!  Release ─► Claiming ("none") ─► done: the rows are forgotten
 //! ```
 //!
+//! A claim on another datastore than the one before (R7) begins with LookingBack: that one must still stand there.
+//!
 //! The guard has its row before any claim that names this host exists; the claim is made in the present lease epoch,
 //! and the guard refuses the confirmation if that epoch has ended. Nothing starts without the confirmation.
-//! A failure after the claim is followed by g+2 "none, wanted running", so that no claim names a host that does nothing.
+//! A failure after the claim is followed by g+2 "none, wanted running", so that no claim names a host that does nothing:
+//! but only when the guard has barred the row, or a QEMU that has come up all the same has ended.
 
 mod claim;
+mod crossing;
 mod debts;
 mod ends;
 mod locks;
@@ -34,11 +38,11 @@ use super::note::Note;
 use super::proofs::LateWrite;
 use crate::types::control::{Denial, Reply};
 use crate::types::guard::{GuardOrder, Purpose, Refusal};
-use crate::types::store::{ClaimsOf, StoreAnswer, StoreOrder};
+use crate::types::store::{After, ClaimsOf, StoreAnswer, StoreOrder};
 use crate::types::vm::{DomainAnswer, DomainFailure, DomainOrder, DomainState, Underway};
 use crate::types::{
     Claim, ClaimReason, DatastoreId, Debt, Digest, Epoch, Generation, Holder, HostId, MAX_DEBTS, Nonce, ObjectKind,
-    Owner, Proof, Tenure, Ticket, Time, VmId, VmRecord, VmState, Wanted,
+    Over, Owner, Proof, Tenure, Ticket, Time, VmId, VmRecord, VmState, Wanted,
 };
 
 /// What an attempt is for.
@@ -54,6 +58,8 @@ pub enum Kind {
     Reclaim { old: Tenure },
     /// Its definition here changed, while it runs here or while nobody owns it: a claim for the new record.
     Change,
+    /// It runs here, and its disks lie on another datastore now: the claim on its old home that says so (R7).
+    Leave { to: DatastoreId },
     /// It came by migration; the source said over.
     Arrive,
     /// A person migrates it away: it runs here until the switch, and there after it.
@@ -69,6 +75,8 @@ pub enum Kind {
 pub enum Stage {
     /// The newest claim is read, on every datastore.
     Reading,
+    /// The claim that it follows, which moves the home here, is read again where it lies.
+    LookingBack,
     /// Other hosts are asked for the same VM, or one with its disks.
     Twins,
     /// The record is written.
@@ -95,6 +103,8 @@ pub enum Stage {
     Adopting,
     /// Its vCPUs are let go.
     Resuming,
+    /// It was given up after its claim; the guard bars its row, or ends the QEMU that is there already. Then nobody owns it.
+    Barring { wanted: Wanted },
     /// Waits for a retry of the former stage.
     Waiting,
 }
@@ -168,10 +178,32 @@ impl Attempt {
     /// Whether a QEMU is here already.
     fn has_copy(&self) -> bool {
         match self.kind {
-            Kind::Reclaim { .. } | Kind::Adopt | Kind::Arrive | Kind::HandOver { .. } | Kind::Settle => true,
+            Kind::Reclaim { .. }
+            | Kind::Adopt
+            | Kind::Leave { .. }
+            | Kind::Arrive
+            | Kind::HandOver { .. }
+            | Kind::Settle => true,
             Kind::Change => !self.is_unowned(),
             Kind::Hook { .. } | Kind::Run { .. } | Kind::Release { .. } => false,
         }
+    }
+
+    /// The VM runs on whatever becomes of it, and it is tried again.
+    fn may_wait(&self) -> bool {
+        matches!(self.kind, Kind::Change | Kind::Leave { .. })
+    }
+
+    /// The claim that it follows lies on another datastore.
+    fn crosses(&self) -> bool {
+        self.before.as_ref().is_some_and(|before| before.home != self.home)
+    }
+
+    /// As the storage is told what its claim follows.
+    fn after(&self) -> Option<After> {
+        let before = self.before.as_ref()?;
+        let generation = before.tenure.generation;
+        Some(if self.crosses() { After::Elsewhere(generation) } else { After::Here(generation, before.nonce) })
     }
 
     /// The claim that it follows names nobody.
@@ -189,7 +221,9 @@ impl Core {
         assert!(vm.attempt.is_none(), "one attempt per VM");
         let before = vm.claim.clone();
         let record = match &kind {
-            Kind::Hook { .. } | Kind::Adopt | Kind::Change => vm.record.clone().and_then(Result::ok),
+            Kind::Hook { .. } | Kind::Adopt | Kind::Change | Kind::Leave { .. } => {
+                vm.record.clone().and_then(Result::ok)
+            }
             // It ran here until just now: what is defined here is the newest.
             Kind::Run { reason: ClaimReason::Crashed, .. } if persistent => vm.record.clone().and_then(Result::ok),
             Kind::Arrive => vm.incoming.as_ref().map(|incoming| incoming.record.clone()),
@@ -228,12 +262,17 @@ impl Core {
         if let Some(what) = self.waits_for_trust(attempt.home) {
             return self.fail(cx, id, Denial::Unable(format!("it waits for {what}")));
         }
+        if let Kind::Hook { .. } = attempt.kind {
+            cx.set(Timer::Attempt(id), cx.now + HOOK_LIMIT);
+            return self.read_everywhere(cx, id);
+        }
+        if attempt.crosses() { self.look_back(cx, id) } else { self.second_stage(cx, id) }
+    }
+
+    fn second_stage(&mut self, cx: &mut Cx, id: VmId) {
+        let Some(attempt) = self.vms.get(&id).and_then(|vm| vm.attempt.clone()) else { return };
         match attempt.kind {
-            Kind::Hook { .. } => {
-                cx.set(Timer::Attempt(id), cx.now + HOOK_LIMIT);
-                self.read_everywhere(cx, id);
-            }
-            Kind::Adopt | Kind::Change => self.write_record(cx, id),
+            Kind::Hook { .. } | Kind::Adopt | Kind::Change | Kind::Leave { .. } => self.write_record(cx, id),
             Kind::Run { .. } if attempt.record.is_some() => self.write_record(cx, id),
             Kind::Run { .. } => {
                 let order = StoreOrder::ReadRecord { vm: id, digest: attempt.digest };
@@ -258,6 +297,7 @@ impl Core {
             return;
         }
         match (attempt.stage.clone(), outcome) {
+            (Stage::LookingBack, Outcome::Store(answer)) => self.looked_back(cx, id, answer),
             (Stage::Recording, Outcome::Store(answer)) => self.recorded(cx, id, answer),
             (Stage::FetchingRecord, Outcome::Store(answer)) => self.record_fetched(cx, id, answer),
             (Stage::Expecting, Outcome::Guard(result)) => self.expected(cx, id, result),
@@ -269,6 +309,7 @@ impl Core {
             (Stage::Defining, Outcome::Domain(answer)) => self.defined(cx, id, answer),
             (Stage::Starting, Outcome::Domain(answer)) => self.started_paused(cx, id, answer),
             (Stage::Resuming, Outcome::Domain(answer)) => self.resumed(cx, id, answer),
+            (Stage::Barring { wanted }, Outcome::Guard(result)) => self.barred(cx, id, wanted, result),
             _ => {}
         }
     }
@@ -295,7 +336,13 @@ impl Core {
 
     fn ask_store(&mut self, cx: &mut Cx, id: VmId, stage: Stage, order: StoreOrder) {
         let within = self.settings.timing.lease;
-        let Some(home) = self.vm(id).attempt.as_ref().map(|attempt| attempt.home) else { return };
+        let home = match (&self.vm(id).attempt, &stage) {
+            // Whoever follows the claim that moves the home looks for its record there.
+            (Some(Attempt { kind: Kind::Leave { to }, .. }), Stage::Recording) => *to,
+            (Some(Attempt { before: Some(before), .. }), Stage::LookingBack) => before.home,
+            (Some(attempt), _) => attempt.home,
+            (None, _) => return,
+        };
         let ticket = cx.store(home, order, within, Pending::Attempt(id));
         self.stage(id, stage, ticket);
     }

@@ -41,6 +41,7 @@ impl Core {
         }
         self.tell_beat(cx);
         self.drop_moves_again(cx);
+        self.hand_again(cx);
         self.look_at_libvirt(cx);
         self.look_at_datastores(cx);
         self.follow_trust_everywhere(cx);

@@ -85,6 +85,8 @@ pub enum Pending {
     List,
     /// A power switch of this host.
     Power(HostId),
+    /// A power switch of this host, by name, was called off.
+    CalledOff(HostId, String),
     /// A person's stop of this VM.
     Stop(VmId, AskId),
     /// The removal of a stale definition.
@@ -221,6 +223,11 @@ impl<'a> Cx<'a> {
         let ticket = self.ticket(Pending::Power(device.host));
         self.output.actions.push(Action::Power { ticket, device: Box::new(device), order, within });
         ticket
+    }
+    /// Calls an order to a power switch off: its answer says only whether that came too late.
+    pub fn call_off_power(&mut self, ticket: Ticket, host: HostId, device: String) {
+        self.desk.pending.insert(ticket, Pending::CalledOff(host, device));
+        self.output.actions.push(Action::CallOffPower(ticket));
     }
     /// Runs a storage fence.
     pub fn fence(&mut self, program: String, host: HostId, name: String, within: Duration, pending: Pending) -> Ticket {

@@ -28,7 +28,7 @@ use crate::types::{Claim, ClaimReason, Digest, Holder, Time, VmId, VmRecord, Wan
 use crate::wire::record::{digest, encode_record};
 
 /// Several changes in a row make one claim: it waits until none came for so long.
-const SETTLED: Duration = Duration::from_secs(1);
+pub(super) const SETTLED: Duration = Duration::from_secs(1);
 /// A change that could not be recorded is tried again after this.
 const CHANGE_RETRY: Duration = Duration::from_secs(5);
 /// A stale definition that libvirt would not remove is left alone for so long.
@@ -77,7 +77,7 @@ impl Core {
         let may = match claim.holder {
             Holder::None => true,
             Holder::Host(owner) => owner.host == self.me.host,
-            Holder::Handover { .. } | Holder::MovedTo(_) | Holder::Deleted => false,
+            Holder::Handover { .. } | Holder::Moved { .. } | Holder::Deleted => false,
         };
         if !may || self.going_down || self.underway.contains_key(&id) || !known || !writable {
             return;
@@ -90,14 +90,19 @@ impl Core {
     }
 
     /// The change is not recorded; the VM goes on as it is.
-    pub(super) fn change_failed(&mut self, cx: &mut Cx, id: VmId, why: &str) {
+    pub(super) fn change_failed(&mut self, cx: &mut Cx, id: VmId, kind: &Kind, why: &str) {
         let at = cx.now + CHANGE_RETRY;
         let name = self.vm_name(id);
         self.vm(id).change_retry = at;
         cx.set(Timer::Judge(id), at);
+        let what = match kind {
+            Kind::Leave { to } => {
+                format!("its home has not followed its disks to datastore {} yet", self.store_name(*to))
+            }
+            _ => "its changed definition is not recorded yet".to_owned(),
+        };
         let text = format!(
-            "{name}: its changed definition is not recorded yet ({why}); it goes on, but a failover would start it as it \
-             was before; tried again in {} s",
+            "{name}: {what} ({why}); it goes on, but a failover would start it as it was before; tried again in {} s",
             CHANGE_RETRY.as_secs()
         );
         cx.note(Note::warning("vm-change", text).of(&name));
@@ -117,7 +122,7 @@ impl Core {
         let within = self.settings.timing.lease;
         self.vm(id).pause = cx.now + within;
         let order = StoreOrder::ReadRecord { vm: id, digest: here };
-        cx.store(claim.home, order, within, Pending::Recorded(id, here));
+        cx.store(claim.next_home(), order, within, Pending::Recorded(id, here));
         None
     }
 

@@ -105,7 +105,7 @@ impl Core {
             return;
         }
         self.vm(id).by_guest = None;
-        self.begin(cx, id, Kind::Release { wanted, reason }, claim.home, Vec::new());
+        self.begin(cx, id, Kind::Release { wanted, reason }, claim.next_home(), Vec::new());
     }
 
     /// Its copy has ended here, and the next beat shows whether its writes have landed. The row changes then.
@@ -121,7 +121,7 @@ impl Core {
         let limit = self.settings.vms.restarts_per_hour as usize;
         let now = cx.now;
         let name = self.vm_name(id);
-        let home = claim.home;
+        let home = claim.next_home();
         let clean = matches!(self.said_over(self.me.host, claim.tenure), Some(Over::Exited { clean: true }));
         // Of a handover the other host's writes count as well.
         let both = self.vms.get(&id).and_then(|vm| self.proof_of(claim, vm.known, now));

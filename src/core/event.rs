@@ -27,6 +27,17 @@ pub enum HookWish {
 /// What a definition says: enough to protect the VM, or why it cannot be protected.
 pub type Recorded = Result<Box<VmRecord>, String>;
 
+/// One domain of libvirt's list.
+#[derive(Debug)]
+pub struct Listed {
+    /// What libvirt says of it.
+    pub domain: DomainInfo,
+    /// What its definition says, if that is known now.
+    pub record: Option<Recorded>,
+    /// What it runs with, if it runs and that is known now.
+    pub live: Option<Recorded>,
+}
+
 /// Something happened.
 #[derive(Debug)]
 pub enum Event {
@@ -44,8 +55,8 @@ pub enum Event {
     LibvirtUp,
     /// libvirt does not answer.
     LibvirtDown(String),
-    /// Every domain, each with what its definition says, as far as that is known now.
-    Listed(Vec<(DomainInfo, Option<Recorded>)>),
+    /// Every domain.
+    Listed(Vec<Listed>),
     /// Something happened to a domain.
     Changed { vm: VmId, name: String, change: DomainChange },
     /// The answer to a question of ours.

@@ -73,9 +73,9 @@ impl Core {
             self.vm(id).placing = None;
         }
         let passed = self.proof_passed(&claim).is_some();
-        if !passed
-            && self.stores.get(&claim.home).and_then(|store| store.listed).is_none_or(|at| at < self.master_since)
-        {
+        let unread =
+            |home| self.stores.get(&home).and_then(|store| store.listed).is_none_or(|at| at < self.master_since);
+        if !passed && (unread(claim.home) || unread(claim.next_home())) {
             return; // What happened before this host became master is not read yet.
         }
         let Some(proof) = self.proof_of(&claim, known, cx.now) else {
@@ -95,7 +95,7 @@ impl Core {
         }
         let tied = self.tied_to(&claim, proof, cx.now);
         let open = || self.late_writes_open(&claim, proof, tied);
-        if let Some(what) = self.waits_for_trust(claim.home).or_else(open) {
+        if let Some(what) = self.homes_wait_for_trust(&claim).or_else(open) {
             return self.waits(cx, id, what);
         }
         self.order(cx, id, claim, proof, tied);
@@ -160,7 +160,7 @@ impl Core {
 
     /// Debts of the next claim. The record names every datastore that is written; the home is always one of them.
     fn debts_after_home(&self, claim: &Claim, proof: Proof) -> Vec<Debt> {
-        self.debts_after(claim, Some(proof), &[claim.home].into())
+        self.debts_after(claim, Some(proof), &[claim.next_home()].into())
     }
 
     fn wait_for_proof(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, owner: HostId) {
@@ -189,7 +189,7 @@ impl Core {
         self.vm(id).failed.retain(|_, (at, _)| now.since(*at) < FAILED_TIME);
         let need = match self.vm(id).record.clone() {
             Some(Ok(record)) => Need::of(&record),
-            _ => Need { datastores: vec![claim.home], memory_kib: self.vm(id).memory_kib() },
+            _ => Need { datastores: vec![claim.next_home()], memory_kib: self.vm(id).memory_kib() },
         };
         let placed = match tied {
             Some(debtor) => match self.room_on(debtor, id, &need, cx.now) {
@@ -219,7 +219,7 @@ impl Core {
         cx.note(Note::warning("vm-restart", text).of(&name));
         self.vm(id).waits = None;
         if host == self.me.host {
-            return self.begin(cx, id, Kind::Run { proof, reason }, claim.home, Vec::new());
+            return self.begin(cx, id, Kind::Run { proof, reason }, claim.next_home(), Vec::new());
         }
         let order = RunOrder { claim, proof, reason };
         let ticket = cx.send(host, Request::Run(Box::new(order)), ORDER_TIME, Pending::Placed(id, host));
@@ -317,7 +317,7 @@ impl Core {
     /// The master's order has arrived at the host that shall run the VM.
     pub(super) fn run_ordered(&mut self, cx: &mut Cx, ask: super::event::AskId, order: RunOrder) {
         let id = order.claim.tenure.vm;
-        let home = order.claim.home;
+        let home = order.claim.next_home();
         let generation = order.claim.tenure.generation;
         let owner = order.claim.owner();
         self.learn(cx, order.claim, cx.now);

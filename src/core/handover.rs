@@ -114,6 +114,9 @@ impl Core {
         if vm.attempt.is_some() || vm.moving.is_some() {
             return Err(Denial::Unable("it is being worked on; try again in a moment".into()));
         }
+        if let Holder::Moved { .. } = claim.holder {
+            return Err(Denial::Unable("its home is being moved; try again in a moment".into()));
+        }
         if self.guard.rows.get(&claim.tenure).map(|row| row.state) != Some(VmState::Running) {
             return Err(Denial::Unable("its lease lapsed here, or it does not run".into()));
         }
@@ -139,7 +142,7 @@ impl Core {
         let runs = self.guard.rows.get(&claim.tenure).map(|row| row.state) == Some(VmState::Running);
         let busy = self.vm(id).attempt.is_some() || self.vm(id).moving.is_some();
         if runs && !busy && claim.tenure.generation.next() == tenure.generation {
-            self.begin(cx, id, Kind::Settle, claim.home, Vec::new());
+            self.begin(cx, id, Kind::Settle, claim.next_home(), Vec::new());
         }
         cx.answer(ask, Reply::Done);
     }

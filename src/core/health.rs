@@ -4,8 +4,9 @@
 //! ```text
 //!  Well ─► Stalls (a write or a read is late) ─► Down (for apd_after)      errors count like silence
 //!   ▲        Full (ENOSPC)                         │
-//!   │        Gone (ENODEV, ENXIO; ESTALE for       │
-//!   │        apd_after while others reach it)      │
+//!   │        Gone (ENODEV, ENXIO, ESHUTDOWN;       │
+//!   │        ESTALE for apd_after while others     │
+//!   │        reach it)                             │
 //!   └───────────── both succeed again ─────────────┘
 //! ```
 //!

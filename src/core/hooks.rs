@@ -54,7 +54,7 @@ impl Core {
             let denial = Denial::Unable("Mainstay is working on it; try again in a moment".into());
             return cx.hook_answer(ask, Err(refusal_text(name, &denial)));
         }
-        let home = self.vm(id).claim.as_ref().map_or(record.home, |claim| claim.home);
+        let home = self.vm(id).claim.as_ref().map_or(record.home, Claim::next_home);
         self.define_record(cx.now, id, Ok(record));
         self.begin(cx, id, Kind::Hook { ask }, home, Vec::new());
     }
@@ -67,7 +67,7 @@ impl Core {
             return cx.hook_answer(ask, Ok(()));
         }
         let home = match (&vm.claim, record) {
-            (Some(claim), _) => claim.home,
+            (Some(claim), _) => claim.next_home(),
             (None, Ok(record)) => record.home,
             (None, Err(_)) => return cx.hook_answer(ask, Ok(())), // Not on a datastore: not protected.
         };
@@ -89,17 +89,14 @@ impl Core {
                 Err(Denial::Waiting(what.into()))
             }
             Holder::None | Holder::Deleted => Ok(()),
-            Holder::MovedTo(to) => {
-                Err(Denial::Unable(format!("its claims live on datastore {} now", self.store_name(to))))
-            }
             Holder::Handover { .. } if self.proof_of(claim, vm.known, now).is_none() => {
                 Err(Denial::Unable("a person migrates it".into()))
             }
-            Holder::Host(owner) if owner.host == self.me.host => {
+            Holder::Host(owner) | Holder::Moved { owner, .. } if owner.host == self.me.host => {
                 let running = self.guard.rows.get(&claim.tenure).map(|row| row.state) == Some(VmState::Running);
                 if running { Err(Denial::Contradiction("it runs here already".into())) } else { Ok(()) }
             }
-            Holder::Host(_) | Holder::Handover { .. } => {
+            Holder::Host(_) | Holder::Moved { .. } | Holder::Handover { .. } => {
                 let generation = claim.tenure.generation;
                 let owner = claim.owners().first().map(|owner| self.name_of(owner.host)).unwrap_or_default();
                 let owned = Denial::OwnedBy { owner, generation };

@@ -91,7 +91,7 @@ impl Core {
             return cx.hook_answer(ask, if allowed { Ok(()) } else { Err(self.older_text(name, &before, saved)) });
         }
         let home = match (&self.vm(id).claim, record) {
-            (Some(claim), _) => claim.home,
+            (Some(claim), _) => claim.next_home(),
             (None, Ok(record)) => record.home,
             (None, Err(_)) => return cx.hook_answer(ask, Ok(())), // Not protected: restores as ever.
         };

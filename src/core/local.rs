@@ -20,11 +20,12 @@ use std::time::Duration;
 use super::Core;
 use super::attempt::Kind;
 use super::cx::{Cx, Pending, Timer};
-use super::event::Recorded;
+use super::event::Listed;
+use super::homes::Lies;
 use super::note::Note;
 use crate::mutants::{Mutant, planted};
 use crate::types::guard::{GuardOrder, RowView};
-use crate::types::vm::{DomainChange, DomainInfo, DomainOrder, DomainState, Underway};
+use crate::types::vm::{DomainChange, DomainOrder, DomainState, Underway};
 use crate::types::{Claim, ClaimReason, Generation, Holder, Incarnation, Over, Tenure, VmId, VmState, Wanted};
 
 /// libvirt's time for a list.
@@ -63,6 +64,7 @@ impl Core {
     pub(super) fn guard_settled(&mut self, cx: &mut Cx) {
         self.guard.settled = true;
         self.check = true;
+        self.bar_again(cx);
         cx.set_earlier(Timer::Beat, cx.now);
     }
 
@@ -86,7 +88,7 @@ impl Core {
             }
             let tried = before.as_ref().is_some_and(|row| row.state == VmState::Expected);
             if state == VmState::Over(Over::Lapsed) && !tried {
-                let home = self.store_name(row.home);
+                let home = self.store_name(self.lapsed_home(tenure.vm, row.home));
                 let text = format!(
                     "{name} is stopped by the guard: its lease on {home} lapsed (generation {} is over)",
                     tenure.generation
@@ -94,6 +96,7 @@ impl Core {
                 cx.note(Note::warning("vm-stopped-by-guard", text).of(&name));
             }
             self.adoption(cx, tenure.vm);
+            self.barring(cx, tenure.vm);
             self.handed_over(cx, tenure, state);
         }
         self.check = true;
@@ -116,20 +119,22 @@ impl Core {
     }
 
     pub(super) fn libvirt_down(&mut self, cx: &mut Cx, why: &str) {
+        self.late_starts_stay();
         if std::mem::take(&mut self.libvirt.up) {
             cx.note(Note::warning("libvirt-down", format!("libvirt does not answer: {why}; VMs go on")));
         }
         self.tell = true;
     }
 
-    pub(super) fn listed(&mut self, cx: &mut Cx, domains: Vec<(DomainInfo, Option<Recorded>)>) {
+    pub(super) fn listed(&mut self, cx: &mut Cx, domains: Vec<Listed>) {
         self.libvirt.listed = true;
         self.libvirt.up = true;
-        self.libvirt.partly = domains.iter().any(|(_, record)| record.is_none());
+        self.libvirt.partly = domains.iter().any(|listed| listed.record.is_none());
         self.libvirt.domains.clear();
         let mut unprotected = Vec::new();
-        for (domain, record) in domains {
+        for Listed { domain, record, live } in domains {
             self.vm(domain.vm).name.clone_from(&domain.name);
+            self.vm(domain.vm).lies = live.map(|live| Lies::of(&live));
             if let Some(record) = record {
                 self.define_record(cx.now, domain.vm, record.map(|record| *record));
             }
@@ -144,6 +149,7 @@ impl Core {
             }
         }
         self.note_unprotected(cx, unprotected);
+        self.look_for_late(cx.now);
         self.note_held(cx);
         self.note_deleted(cx);
         self.check = true;
@@ -158,6 +164,7 @@ impl Core {
         let state = match change {
             DomainChange::Stopped(reason) => {
                 self.vm(id).ended = Some((reason, cx.now));
+                self.vm(id).against = None;
                 Some(DomainState::Off(reason))
             }
             DomainChange::ShuttingDown { by_guest } => {
@@ -189,7 +196,7 @@ impl Core {
                 vm.undefined = change == DomainChange::Undefined && !vm.undefining;
                 None
             }
-            DomainChange::Rebooted | DomainChange::WatchdogFired => None,
+            DomainChange::DisksMoved | DomainChange::Rebooted | DomainChange::WatchdogFired => None,
         };
         if let (Some(state), Some(domain)) = (state, self.libvirt.domains.get_mut(&id)) {
             domain.state = state;
@@ -260,7 +267,7 @@ impl Core {
             }
             let vm = row.tenure.vm;
             for tenure in self.guard.rows.keys().filter(|tenure| tenure.vm == vm).copied().collect::<Vec<_>>() {
-                cx.guard(GuardOrder::Forget { tenure }, Pending::Nothing);
+                self.forget(cx, tenure);
             }
         } else if self.is_leaving(cx, row, claim) {
             // libvirt ends it; until then it stands.
@@ -274,7 +281,9 @@ impl Core {
             self.reclaim(cx, row);
         } else if ours && row.state == VmState::Running {
             // The row of a claim that landed late was given up, and its older one runs on: the next generation gets both.
-            self.record_change(cx, row.tenure.vm, claim);
+            if !self.home_moves(cx, row.tenure.vm, claim) {
+                self.record_change(cx, row.tenure.vm, claim);
+            }
         }
     }
 
@@ -286,7 +295,8 @@ impl Core {
         let near = |generation: Generation| claim.tenure.generation <= generation.next();
         let mut rows = self.guard.rows.range(tenure_from(row.tenure.vm)..=row.tenure).rev();
         let ran = rows.find(|(_, row)| row.ran).map(|(tenure, _)| tenure.generation);
-        near(row.tenure.generation)
+        !planted(Mutant::KilledUnclaimed)
+            && near(row.tenure.generation)
             && (claim.maker == self.me.host || ran.is_none_or(near))
             && claim.holder == Holder::None
             && claim.wanted == Wanted::Running
@@ -301,10 +311,15 @@ impl Core {
             VmState::Running => {
                 self.take_up(cx, id, row);
                 self.mark(cx, id, row);
+                if self.home_moves(cx, id, claim) {
+                    return;
+                }
                 if claim.tenure.generation < self.floor(claim.home) && self.distrusted(claim.home).is_none() {
                     return self.record_change(cx, id, claim); // Lifted: see `trust`.
                 }
-                self.changed_while_it_runs(cx, id, claim);
+                if !self.follow_disks(cx, id, claim) {
+                    self.changed_while_it_runs(cx, id, claim);
+                }
             }
             VmState::Incoming => {}
             VmState::Over(Over::Lapsed) if row.pid.is_some() => self.reclaim(cx, row),
@@ -370,6 +385,7 @@ impl Core {
             }
             // Nothing was started yet; should libvirt be about to, the guard ends it.
             Some(_) | None => {
+                self.start_is_late(id);
                 cx.guard(GuardOrder::Abandon { tenure: row.tenure }, Pending::Nothing);
             }
         }
@@ -431,8 +447,10 @@ impl Core {
     }
 
     pub(super) fn reclaim(&mut self, cx: &mut Cx, row: &RowView) {
-        if self.guard.leases.get(&row.home).is_some_and(|lease| lease.until.is_some()) {
-            self.begin(cx, row.tenure.vm, Kind::Reclaim { old: row.tenure }, row.home, Vec::new());
+        let id = row.tenure.vm;
+        let home = self.vms.get(&id).and_then(|vm| vm.claim.as_ref()).map_or(row.home, Claim::next_home);
+        if self.guard.leases.get(&home).is_some_and(|lease| lease.until.is_some()) {
+            self.begin(cx, id, Kind::Reclaim { old: row.tenure }, home, Vec::new());
         }
     }
 
@@ -442,7 +460,7 @@ impl Core {
         let host_owns = claim.and_then(Claim::owner).map(|owner| owner.host);
         if alive {
             let Some(Ok(record)) = self.vm(id).record.clone() else { return };
-            let home = claim.map_or(record.home, |claim| claim.home);
+            let home = claim.map_or(record.home, Claim::next_home);
             if self.stores.get(&home).is_none_or(|store| store.listed.is_none()) {
                 return; // Whether it has a claim is not known yet.
             }
@@ -466,17 +484,6 @@ impl Core {
                 Some(_) => {}
                 None => self.changed_while_it_stands(cx, id, &domain, &claim),
             }
-        }
-    }
-
-    fn runs_twice(&mut self, cx: &mut Cx, id: VmId, owner: crate::types::HostId) {
-        let (name, owner) = (self.vm_name(id), self.name_of(owner));
-        let what = format!("it runs here, but its claim names {owner}");
-        if self.vm(id).waits.as_ref() != Some(&what) {
-            self.vm(id).waits = Some(what.clone());
-            let text =
-                format!("{name}: {what}; nothing is stopped; see 'mainstay vm explain {name}' and stop the wrong copy");
-            cx.note(Note::alarm("runs-against-claim", text).of(&name));
         }
     }
 }

@@ -6,6 +6,7 @@
 //!              │   trust                 │            what they showed once and do not any more
 //!              │   local ── attempt ─────┼──► output  VMs of this host: protect, start, re-claim, release
 //!              │   definitions ── ends   │            what changed, what is stale, why one ended
+//!              │   homes                 │            claims follow disks to another datastore
 //!              │   failover ── placement │            the master: whom to restart, where; power
 //!              └── moving, hooks, asks ──┘            migrations, libvirt's hook, people and other agents
 //! ```
@@ -29,8 +30,10 @@ pub mod event;
 mod failover;
 mod handover;
 pub mod health;
+mod homes;
 mod hooks;
 mod images;
+mod late;
 pub mod lease;
 mod local;
 mod members;

@@ -11,7 +11,11 @@
 //!
 //! If the source dies before it said over, the target's copy is never resumed: the source may have run on.
 
+mod again;
+
 use std::time::Duration;
+
+pub use again::Unheard;
 
 use super::Core;
 use super::attempt::Kind;
@@ -48,8 +52,8 @@ enum MoveStage {
     Migrating,
     /// libvirt says stopped/migrated; the guard must see the exit.
     Leaving,
-    /// The guard said over; the target was told.
-    Handing,
+    /// The guard said over; the target is told, with every beat until it answers or this time has come.
+    Handing { until: Time },
 }
 
 /// A move to this host.
@@ -62,15 +66,6 @@ pub struct Incoming {
     /// What comes.
     pub record: VmRecord,
     claim: Claim,
-}
-
-/// A target that was not reached when its copy was to be thrown away. At most one per move that failed within
-/// `MOVE_LIMIT`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Unheard {
-    to: HostId,
-    tenure: Tenure,
-    until: Time,
 }
 
 /// A move takes at most this long before it is cancelled.
@@ -112,6 +107,9 @@ impl Core {
         }
         if !self.is_mine(vm) || row != Some(VmState::Running) {
             return Err(Denial::NotHere);
+        }
+        if claim.next_home() != claim.home {
+            return Err(Denial::Unable("its home is being moved; try again in a moment".into()));
         }
         let Some(Ok(record)) = vm.record.clone() else {
             return Err(Denial::Unable("its definition cannot be protected, so it cannot be moved".into()));
@@ -165,7 +163,8 @@ impl Core {
                 // Still running, or the row is another: nothing was handed over.
                 self.move_failed(cx, id, Denial::Unable(format!("the guard does not hand it over: {refusal}")));
             }
-            (MoveStage::Handing, Outcome::Reply(reply)) => self.handed_answered(cx, id, &moving, reply),
+            (MoveStage::Handing { .. }, Outcome::Reply(Err(_))) if self.is_handed_again(cx.now, id, &moving) => {}
+            (MoveStage::Handing { .. }, Outcome::Reply(reply)) => self.handed_answered(cx, id, &moving, reply),
             _ => {}
         }
     }
@@ -232,13 +231,13 @@ impl Core {
     pub(super) fn handed_over(&mut self, cx: &mut Cx, tenure: Tenure, state: VmState) {
         let id = tenure.vm;
         let Some(moving) = self.vms.get(&id).and_then(|vm| vm.moving.clone()) else { return };
-        if moving.tenure != tenure || moving.stage == MoveStage::Handing {
+        if moving.tenure != tenure || matches!(moving.stage, MoveStage::Handing { .. }) {
             return;
         }
         match state {
             VmState::Over(Over::HandedTo(to)) if to == moving.to => {
-                let ticket = cx.send(moving.to, Request::Handed { tenure }, ANSWER, Pending::Move(id));
-                self.move_stage(id, MoveStage::Handing, ticket);
+                self.move_stage(id, MoveStage::Handing { until: cx.now + ANSWER }, Ticket(0));
+                self.hand(cx, id);
             }
             // The guard may see the exit before libvirt tells of the migration's end: libvirt says which end it was.
             VmState::Over(Over::Exited { .. } | Over::Draining) if moving.stage == MoveStage::Migrating => {}
@@ -336,35 +335,6 @@ impl Core {
         self.leave(cx, id, &moving);
     }
 
-    /// A move came to nothing: the target throws its copy away. One that does not hear it is told with every beat, as
-    /// long as it may wait for the memory: until then it takes no other copy of this VM.
-    pub(super) fn drop_move(&mut self, cx: &mut Cx, tenure: Tenure, to: HostId) {
-        self.send_dropped(cx, Unheard { to, tenure, until: cx.now + MOVE_LIMIT });
-    }
-
-    fn send_dropped(&self, cx: &mut Cx, unheard: Unheard) {
-        let Unheard { to, tenure, .. } = unheard;
-        cx.send(to, Request::Dropped { tenure }, ANSWER, Pending::Dropped(unheard));
-    }
-
-    /// The target answers, or did not hear it.
-    pub(super) fn dropped_answered(&mut self, now: Time, unheard: Unheard, reply: &Result<Reply, String>) {
-        let again = self.vms.get(&unheard.tenure.vm).is_some_and(|vm| vm.moving.is_some());
-        if reply.is_err() && now < unheard.until && !again {
-            self.unheard.push(unheard);
-        }
-    }
-
-    /// Once per beat.
-    pub(super) fn drop_moves_again(&mut self, cx: &mut Cx) {
-        for unheard in std::mem::take(&mut self.unheard) {
-            // Another move of it may be under way to the same host.
-            if self.vms.get(&unheard.tenure.vm).is_none_or(|vm| vm.moving.is_none()) {
-                self.send_dropped(cx, unheard);
-            }
-        }
-    }
-
     fn move_stage(&mut self, id: VmId, stage: MoveStage, ticket: Ticket) {
         if let Some(moving) = &mut self.vm(id).moving {
             moving.stage = stage;
@@ -417,7 +387,7 @@ impl Core {
     pub(super) fn handed(&mut self, cx: &mut Cx, ask: AskId, from: HostId, tenure: Tenure) {
         let id = tenure.vm;
         let Some(incoming) = self.vms.get(&id).and_then(|vm| vm.incoming.clone()) else {
-            return cx.answer(ask, Reply::Denied(Denial::NotHere));
+            return cx.answer(ask, self.handed_before(tenure));
         };
         if let Some(attempt) = self.vm(id).attempt.as_mut().filter(|attempt| matches!(attempt.kind, Kind::Arrive)) {
             return attempt.asks.push(ask); // Told again: its first answer was lost, or comes yet.

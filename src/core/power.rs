@@ -8,6 +8,7 @@
 //!    │ │ failed, hung, status on: next level;             │ then every device of the level: status, off
 //!    │ └── no level left: again later, 1 s … 60 s ────────┤
 //!    │                                                    ▼
+//!    ├── any sign of life, before all said done: called off, see life.rs
 //!    ├── a beat of another boot ── (also from Cutting) ── Off: proof for every claim of that boot that was read before
 //!    └── a beat of the same boot, begun later: it was         the first device of the level was asked
 //!        no proof: dropped, devices distrusted, alarm
@@ -20,6 +21,7 @@
 //! Deliberately not here: programs and their deadlines (`exec/power.rs`), what a proof allows (`failover`).
 
 pub(super) mod devices;
+mod life;
 mod when;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -78,7 +80,7 @@ struct Cut {
     level: u8,
     /// The first device of the level was asked.
     started: Time,
-    /// The first of them said that it was done.
+    /// The last of them said that it was done: before, what feeds the host may be another one.
     reported: Option<Time>,
     /// All of the level.
     devices: Vec<String>,
@@ -127,7 +129,12 @@ impl Core {
         let power = self.power.entry(host).or_default();
         let retry = power.retry;
         match &mut power.state {
-            State::Cutting(_) => return,
+            State::Cutting(_) => {
+                if self.is_heard_by_others(host, cx.now) {
+                    self.call_off(cx, host, "another host hears it");
+                }
+                return;
+            }
             State::Off(off) if TELL_AGAIN <= cx.now.since(off.told) => {
                 off.told = cx.now;
                 let boot = off.boot;
@@ -211,7 +218,9 @@ impl Core {
         let Some((name, order)) = cut.steps.pop_front() else { return };
         let why = match (order, answer) {
             (PowerOrder::Off, Ok(PowerAnswer::Done)) => {
-                cut.reported.get_or_insert(cx.now);
+                if !cut.steps.iter().any(|(_, order)| *order == PowerOrder::Off) {
+                    cut.reported = Some(cx.now);
+                }
                 return self.next_step(cx, host);
             }
             (PowerOrder::Status, Ok(PowerAnswer::Off)) => return self.next_step(cx, host),
@@ -334,51 +343,5 @@ impl Core {
         self.vms.values_mut().filter(of_host).for_each(|vm| vm.retry = cx.now);
         self.look = true;
         self.check = true;
-    }
-
-    /// A beat of a host that was begun after `since`: what its switch said of that boot before was no proof.
-    pub(super) fn shows_life(&mut self, cx: &mut Cx, host: HostId, boot: BootId, since: Time) {
-        let Some(power) = self.power.get_mut(&host) else { return };
-        if power.told.is_some_and(|(off, at)| off != boot || at < since) {
-            power.told = None;
-        }
-        if power.boot.is_some_and(|of| of != boot) {
-            // Somebody switched it on. What was tried against the boot before, and still may be, holds up nothing that is to be
-            // done about this one.
-            (power.state, power.boot) = (State::Idle, None);
-            (power.retry, power.pause) = (Time::ZERO, Duration::ZERO);
-            return;
-        }
-        let (said, devices) = match &power.state {
-            State::Idle => return,
-            State::Off(off) => (Some(off.reported), off.devices.clone()),
-            State::Cutting(cut) => (cut.reported, cut.devices.clone()),
-        };
-        if said.is_some_and(|said| said < since) {
-            self.contradicted(cx, host, &devices);
-        }
-    }
-
-    fn contradicted(&mut self, cx: &mut Cx, host: HostId, devices: &[String]) {
-        let name = self.name_of(host);
-        let list = devices.join(" and ");
-        let text = format!(
-            "host {name} beats although {list} said that it is off: that is no proof any more, and {list} is not used until \
-             a person has mended it and said 'mainstay host fence-device trust {list}'"
-        );
-        cx.note(Note::alarm("fence-device-lies", text));
-        self.rest(cx, host, PAUSES.0);
-        for device in devices {
-            let distrusted = Some(format!("it said that {name} was off, which then beat"));
-            let change = SettingsChange::TrustFenceDevice { name: device.clone(), distrusted };
-            match self.master() {
-                Some(master) if master != self.me.host => {
-                    let within = self.settings.timing.lease;
-                    cx.send(master, Request::Change(Box::new(change)), within, Pending::Nothing);
-                }
-                Some(_) => self.carry_out(cx, change),
-                None => {} // Only masters switch hosts off; the next contradiction finds one.
-            }
-        }
     }
 }

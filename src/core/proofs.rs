@@ -46,8 +46,9 @@ impl Core {
     pub(super) fn proof_of(&self, claim: &Claim, known: Time, now: Time) -> Option<Proof> {
         match claim.holder {
             Holder::None => Some(Proof::Unowned),
-            Holder::Deleted | Holder::MovedTo(_) => None,
-            Holder::Host(owner) => {
+            Holder::Deleted => None,
+            // Of one whose home moves: by the lease on the old home, which its owner holds until the next claim stands.
+            Holder::Host(owner) | Holder::Moved { owner, .. } => {
                 let proof = self.proof_against(owner, claim, known, now);
                 // One that is heard speaks for itself.
                 let passed = || self.proof_passed(claim).filter(|_| !self.is_heard(owner.host, now));
@@ -59,6 +60,16 @@ impl Core {
                 Some(Proof::Both { from, to })
             }
         }
+    }
+
+    /// Each owner of a claim, other than this host, against whom there is a proof now. What others have passed on is not among
+    /// them. The simulator holds each against what is true.
+    pub fn proven(&self, now: Time) -> impl Iterator<Item = (&Claim, Owner, Proof)> {
+        let claims = self.vms.values().filter_map(|vm| Some((vm.claim.as_ref()?, vm.known)));
+        claims.flat_map(move |(claim, known)| {
+            let others = claim.owners().into_iter().filter(|owner| owner.host != self.me.host);
+            others.filter_map(move |owner| Some((claim, owner, self.proof_against(owner, claim, known, now)?)))
+        })
     }
 
     /// The best proof that one owner of this claim lets the VM run under it no more.
@@ -255,7 +266,7 @@ fn ended_cleanly(claim: &Claim, proof: Option<Proof>) -> Vec<Owner> {
             let clean = |half| matches!(half, Against::Said(over) if Proof::Said(over).ended_cleanly());
             halves.into_iter().filter(|(_, half)| clean(*half)).map(|(owner, _)| owner).collect()
         }
-        (Holder::Host(owner), Some(proof)) if proof.ended_cleanly() => vec![owner],
+        (_, Some(proof)) if proof.ended_cleanly() => claim.owner().into_iter().collect(),
         _ => Vec::new(),
     }
 }

@@ -132,6 +132,7 @@ impl Core {
                 self.take_settings(cx, *newer);
             }
             (Pending::Power(host), Outcome::Power(answer)) => self.power_answered(cx, host, ticket, answer),
+            (Pending::CalledOff(host, device), Outcome::Power(answer)) => self.called_off(cx, host, &device, answer),
             (Pending::List, Outcome::Domain(DomainAnswer::Listed(_))) => {} // Comes as `Event::Listed`.
             (Pending::Stop(vm, ask), Outcome::Domain(answer)) => self.stop_done(cx, vm, ask, answer),
             (Pending::Undefine(vm), Outcome::Domain(answer)) => self.undefined(cx, vm, &answer),

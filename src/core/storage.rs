@@ -345,14 +345,11 @@ impl Core {
 
     /// Whether VMs run on a host with a lease on this datastore, as it said last, or stand after a lapse and may go on at any
     /// moment: a fence for `but` would hit them, too. `over` = the proof in hand ends all that the host ran. A host that is
-    /// only silent may run them on: its lease says, and others may attest it.
+    /// only silent may run them on: its lease says, and others may attest it. What was not read yet is no sign of none.
     pub(super) fn runs_vms_on(&self, id: DatastoreId, host: HostId, but: VmId, over: bool, now: Time) -> bool {
         let Some(store) = self.stores.get(&id) else { return false };
-        let Some((beat, list)) =
-            store.seen.get(&host).and_then(|seen| Some((seen.beat.as_ref()?, seen.list.as_ref()?)))
-        else {
-            return false;
-        };
+        let Some(seen) = store.seen.get(&host) else { return !over && store.read_at.is_none() };
+        let Some(beat) = &seen.beat else { return false };
         let lives = self.is_heard(host, now) || self.freshness(id, host, now) == Some(Freshness::Fresh);
         let gone = || {
             over || store.lapsed(host, Time::ZERO).is_some()
@@ -364,7 +361,7 @@ impl Core {
             VmState::Over(_) => false,
             VmState::Expected | VmState::Running | VmState::Incoming => true,
         };
-        (lives || !gone()) && list.entries.iter().any(alive)
+        (lives || !gone()) && seen.list.as_ref().is_none_or(|list| list.entries.iter().any(alive))
     }
 
     /// Whether a debtor that lives and reaches this datastore says that its copy has ended there, cleanly.

@@ -18,6 +18,7 @@ use super::Core;
 use super::attempt::{Kind, Stage};
 use super::cx::{Cx, Pending};
 use super::event::{AskId, Outcome};
+use super::note::Note;
 use crate::types::control::{Denial, Reply, Request};
 use crate::types::store::{StoreAnswer, StoreOrder};
 use crate::types::vm::DomainState;
@@ -58,7 +59,7 @@ impl Core {
         }
         for claim in silent.into_iter().take(MAX_SILENT) {
             let order = StoreOrder::ReadRecord { vm: claim.tenure.vm, digest: claim.record };
-            open.insert(cx.store(claim.home, order, ANSWER, Pending::Twins(id)), claim.name);
+            open.insert(cx.store(claim.next_home(), order, ANSWER, Pending::Twins(id)), claim.name);
         }
         let none = open.is_empty();
         if let Some(attempt) = &mut self.vm(id).attempt {
@@ -145,5 +146,17 @@ impl Core {
     /// Here, the VM itself is no twin: whether it runs is known from its claim and row.
     fn is_another(&self, id: VmId, disks: &[String]) -> bool {
         matches!(self.twin_here(id, disks), Some(Denial::Contradiction(_)))
+    }
+
+    /// It runs here, and its claim names another host: told once, since neither copy may be stopped by guess.
+    pub(super) fn runs_twice(&mut self, cx: &mut Cx, id: VmId, host: HostId) {
+        let (name, owner) = (self.vm_name(id), self.name_of(host));
+        let what = format!("it runs here, but its claim names {owner}");
+        self.vm(id).waits = Some(what.clone());
+        if self.vm(id).against.replace(host) != Some(host) {
+            let text =
+                format!("{name}: {what}; nothing is stopped; see 'mainstay vm explain {name}' and stop the wrong copy");
+            cx.note(Note::alarm("runs-against-claim", text).of(&name));
+        }
     }
 }

@@ -181,7 +181,7 @@ impl Core {
                 Wanted::Stopped => "stopped".into(),
             }),
             protected: vm.claim.is_some() && unprotected.is_none(),
-            home: vm.claim.as_ref().map(|claim| self.store_name(claim.home)),
+            home: vm.claim.as_ref().map(|claim| self.store_name(claim.next_home())),
             why: unprotected
                 .or(doing)
                 .or(held)
@@ -213,6 +213,9 @@ impl Core {
         if let Some(Holder::Handover { from, to }) = vm.claim.as_ref().map(|claim| claim.holder) {
             let (from, to) = (self.name_of(from.host), self.name_of(to.host));
             return Some(format!("is being migrated from {from} to {to} by a person"));
+        }
+        if let Some(Holder::Moved { to, .. }) = vm.claim.as_ref().map(|claim| claim.holder) {
+            return Some(format!("its home moves to datastore {}", self.store_name(to)));
         }
         let attempt = vm.attempt.as_ref()?;
         Some(

@@ -11,6 +11,7 @@ use super::doubt::PauseCall;
 use super::event::AskId;
 use super::failover::Placing;
 use super::handover::Handover;
+use super::homes::Lies;
 use super::moving::{Incoming, Moving};
 use super::note::Note;
 use crate::types::control::VmReport;
@@ -34,6 +35,10 @@ pub struct Vm {
     pub record: Option<Result<VmRecord, String>>,
     /// Of that record, if there is one.
     pub digest: Option<Digest>,
+    /// Where the disks lie that it runs with here.
+    pub lies: Option<Lies>,
+    /// What people were told of its home.
+    pub home_told: Option<String>,
     /// When its definition on this host was last seen to change.
     pub defined: Time,
     /// A record of this digest, that of its definition here, was looked for on its home: whether it is there.
@@ -84,6 +89,10 @@ pub struct Vm {
     pub stopping: Vec<AskId>,
     /// What it waits for, for people.
     pub waits: Option<String>,
+    /// libvirt may still start it here, although that was given up: until its rows may be forgotten.
+    pub late: Option<Time>,
+    /// It runs here against its claim, which names this host; people were told.
+    pub against: Option<HostId>,
     /// An error of its disk paused it, and it was not seen to run for a while since. QEMU tells such errors once a second at
     /// most, and libvirt takes a pause without one for a person's: meanwhile each pause is by error.
     pub io_error: bool,
@@ -184,7 +193,12 @@ impl Core {
 
     pub(super) fn holder_text(&self, claim: &Claim) -> String {
         let holder = match claim.owners()[..] {
-            [owner] => format!("owned by {}", self.name_of(owner.host)),
+            [owner] => match claim.holder {
+                Holder::Moved { to, .. } => {
+                    format!("owned by {}, its home moves to {}", self.name_of(owner.host), self.store_name(to))
+                }
+                _ => format!("owned by {}", self.name_of(owner.host)),
+            },
             [from, to, ..] => format!("handed from {} to {}", self.name_of(from.host), self.name_of(to.host)),
             [] if claim.holder == Holder::Deleted => "owned by nobody, gone".to_owned(),
             [] => match claim.wanted {
@@ -252,5 +266,6 @@ pub(super) fn reason_text(reason: crate::types::ClaimReason) -> &'static str {
         R::Saved => "its memory was saved",
         R::HandedOver => "migrated by a person",
         R::MigratedAway => "migrated away by a person",
+        R::HomeMoved => "its home moved",
     }
 }

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use nix::fcntl::{FcntlArg, fcntl};
 
-use super::program::{self, AFTERWARDS, Ended, Places};
+use super::program::{self, AFTERWARDS, Ended, Places, Stop};
 use crate::types::HostId;
 
 /// Fence programs at the same time, hung ones included.
@@ -75,11 +75,13 @@ pub fn probe(path: PathBuf, within: Duration, answer: impl FnOnce(io::Result<Opt
 pub fn run_command(program: &str, host_name: &str, host: HostId, within: Duration) -> Result<(), String> {
     let mut command = Command::new(program);
     command.arg(host_name).arg(host.to_string());
-    let (ended, said) = program::run(command, &[], within).map_err(|error| format!("cannot run {program}: {error}"))?;
+    let (ended, said) = program::run(command, &[], within, &Stop::default())
+        .map_err(|error| format!("cannot run {program}: {error}"))?;
     let said = if said.is_empty() { String::new() } else { format!(": {said}") };
     match ended {
         Ended::Itself(status) if status.success() => Ok(()),
         Ended::Itself(status) => Err(format!("{program} failed ({status}){said}")),
+        Ended::Stopped => Err(format!("{program} was stopped{said}")),
         Ended::Killed => Err(format!("{program} did not end within {} ms and was killed{said}", within.as_millis())),
         Ended::NotEven => Err(format!("{program} did not end within {} ms, nor when killed{said}", within.as_millis())),
         Ended::Unknown(error) => Err(format!("cannot wait for {program}: {error}{said}")),

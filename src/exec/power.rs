@@ -13,11 +13,12 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use zeroize::Zeroizing;
 
-use super::program::{self, AFTERWARDS, Ended, Places};
+use super::program::{self, AFTERWARDS, Ended, Places, Stop};
 use crate::types::power::{FenceDevice, PowerAnswer, PowerOrder};
 
 /// Where packages put fence agents.
@@ -27,15 +28,16 @@ static AGENTS: Places = Places::new(32);
 /// Exit code of `status` (and of `monitor`, where an agent takes it for that) when the host is off.
 const IS_OFF: i32 = 2;
 
-/// Runs `run` on a thread of its own and answers exactly once, soon after `within` at the latest.
+/// Runs `run` on a thread of its own and answers exactly once, soon after `within` at the latest, or after `stop` says so.
 pub fn ask(
     device: FenceDevice,
     order: PowerOrder,
     within: Duration,
+    stop: Arc<Stop>,
     answer: impl FnOnce(Result<PowerAnswer, String>) + Send + 'static,
 ) {
     let late = format!("{} did not end within {} ms", device.agent, within.as_millis());
-    let work = move || run(&device, order, within);
+    let work = move || run(&device, order, within, &stop);
     let failed = move |why: Option<String>| Err(why.unwrap_or(late));
     // Killing takes a moment, and the program's own words are worth it.
     program::bounded(&AGENTS, "fence-agent", within + 3 * AFTERWARDS, work, failed, answer);
@@ -44,14 +46,14 @@ pub fn ask(
 /// Asks a device and waits for its answer.
 ///
 /// # Errors
-/// When the agent is not there, fails, or does not end in time. Whether the host was switched off all the same nobody
+/// When the agent is not there, fails, does not end in time, or is stopped. Whether the host was switched off all the same nobody
 /// knows.
-pub fn run(device: &FenceDevice, order: PowerOrder, within: Duration) -> Result<PowerAnswer, String> {
+pub fn run(device: &FenceDevice, order: PowerOrder, within: Duration, stop: &Stop) -> Result<PowerAnswer, String> {
     let agent = device.agent.as_str();
     let path = find(agent)?;
     let mut command = Command::new(&path);
     command.env_clear().env("PATH", FOLDERS.join(":")).env("HOME", "/root").env("LC_ALL", "C.UTF-8");
-    let (ended, said) = program::run(command, input(device, order).as_bytes(), within)
+    let (ended, said) = program::run(command, input(device, order).as_bytes(), within, stop)
         .map_err(|error| format!("cannot run {}: {error}", path.display()))?;
     let said = if said.is_empty() { String::new() } else { format!(": {}", without_secrets(device, said)) };
     match ended {
@@ -64,6 +66,7 @@ pub fn run(device: &FenceDevice, order: PowerOrder, within: Duration) -> Result<
                 Err(format!("{agent} {} failed ({status}){said}", order.action()))
             }
         },
+        Ended::Stopped => Err(format!("{agent} was killed before it had ended{said}")),
         Ended::Killed => Err(format!("{agent} did not end within {} ms and was killed{said}", within.as_millis())),
         Ended::NotEven => Err(format!("{agent} did not end within {} ms, nor when killed{said}", within.as_millis())),
         Ended::Unknown(error) => Err(format!("cannot wait for {agent}: {error}{said}")),
@@ -133,7 +136,7 @@ mod tests {
         let (_folder, device) = device(body);
         // Another test's fork may hold the script open for writing for a moment ("text file busy").
         loop {
-            match run(&device, order, within) {
+            match run(&device, order, within, &Stop::default()) {
                 Err(why) if why.contains("Text file busy") => std::thread::yield_now(),
                 other => return other,
             }
@@ -183,16 +186,73 @@ mod tests {
             ("/etc/passwd", "no executable file"),
         ] {
             let device = FenceDevice { agent: agent.into(), ..there.clone() };
-            let why = run(&device, PowerOrder::Off, LONG).unwrap_err();
+            let why = run(&device, PowerOrder::Off, LONG, &Stop::default()).unwrap_err();
             assert!(why.contains(part), "{agent}: {why}");
         }
+    }
+
+    /// Waits for something that another process does.
+    fn until(what: &str, mut so: impl FnMut() -> bool) {
+        let end = std::time::Instant::now() + LONG;
+        while !so() {
+            assert!(std::time::Instant::now() < end, "{what}");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn an_agent_that_is_called_off_dies_with_its_children_before_they_do_anything() {
+        // The child, too, would switch the host off as soon as it may.
+        let body =
+            "cd ${0%/*}; sh -c 'echo $$ > child; while ! test -e go; do sleep 0.01; done; echo off > off' & wait";
+        let (folder, device) = device(body);
+        let file = |name: &str| folder.path().join(name);
+        let child = || std::fs::read_to_string(file("child")).ok().and_then(|id| id.trim().parse::<i32>().ok());
+        let (stop, (tell, told)) = (Arc::new(Stop::default()), std::sync::mpsc::channel());
+        loop {
+            let tell = tell.clone();
+            ask(device.clone(), PowerOrder::Off, LONG, Arc::clone(&stop), move |answer| tell.send(answer).unwrap());
+            until("the child begins", || child().is_some() || told.try_recv().is_ok());
+            if child().is_some() {
+                break; // Else the script was busy: another test's fork held it open.
+            }
+        }
+        let child = child().unwrap();
+        stop.stop();
+        let why = told.recv_timeout(LONG).unwrap().unwrap_err();
+        assert!(why.contains("was killed before it had ended"), "{why}");
+        let gone = || {
+            let state = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+            state.rsplit(')').next().is_none_or(|rest| rest.is_empty() || rest.trim().starts_with('Z'))
+        };
+        until("the child is dead", gone);
+        std::fs::write(file("go"), "").unwrap();
+        assert!(!file("off").exists());
+        // What is called off before it was begun is not begun.
+        std::fs::remove_file(file("child")).unwrap();
+        let why = run(&device, PowerOrder::Off, LONG, &stop).unwrap_err();
+        assert!(why.contains("was killed") && !file("child").exists(), "{why}");
+    }
+
+    #[test]
+    fn an_agent_that_had_ended_before_it_was_called_off_has_done_it() {
+        let stop = Stop::default();
+        let (_folder, device) = device("exit 0");
+        let first = loop {
+            match run(&device, PowerOrder::Off, LONG, &stop) {
+                Err(why) if why.contains("Text file busy") => std::thread::yield_now(),
+                other => break other,
+            }
+        };
+        stop.stop();
+        assert_eq!(first, Ok(PowerAnswer::Done));
     }
 
     #[test]
     fn an_answer_comes_exactly_once() {
         let (_folder, device) = device("exit 0");
         let (tell, told) = std::sync::mpsc::channel();
-        ask(device, PowerOrder::Off, LONG, move |answer| tell.send(answer).unwrap());
+        ask(device, PowerOrder::Off, LONG, Arc::default(), move |answer| tell.send(answer).unwrap());
         let first = told.recv_timeout(LONG).unwrap();
         assert!(first == Ok(PowerAnswer::Done) || first.unwrap_err().contains("Text file busy"));
         assert!(told.recv().is_err());

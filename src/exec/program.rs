@@ -5,18 +5,18 @@
 //!   bounded ──► own thread ──► work ── result ──► answer
 //!                  └─ nothing by the deadline: answer all the same, the thread stays with what hangs
 //!   run ──► child in its own process group ── input, output ── its end
-//!                  └─ deadline: the group is killed by its id, which is nobody else's until the child is reaped
+//!                  └─ deadline, or stopped: the group is killed by its id, which is nobody else's until the child is reaped
 //! ```
 //!
 //! Not here: what the programs mean (`fence`, `power`).
 
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::AsFd;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -93,24 +93,79 @@ pub fn bounded<T: Send + 'static>(
     }
 }
 
+/// Ends a program before its deadline, from any thread; one that is not begun yet is then not begun.
+#[derive(Default)]
+pub struct Stop(Mutex<Stopping>);
+
+#[derive(Default)]
+enum Stopping {
+    #[default]
+    NotBegun,
+    /// Who waits for its end.
+    Runs(Sender<Word>),
+    Stopped,
+}
+
+/// What whoever waits for a program is told.
+enum Word {
+    /// It has ended, or cannot be waited for.
+    Ended(Result<(), Errno>),
+    /// End it.
+    Stop,
+}
+
+impl Stop {
+    /// Asks for the end; does not wait for it.
+    pub fn stop(&self) {
+        let before = std::mem::replace(&mut *self.state(), Stopping::Stopped);
+        if let Stopping::Runs(waiting) = before {
+            let _ = waiting.send(Word::Stop); // Nobody waits any more: it has ended.
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        matches!(*self.state(), Stopping::Stopped)
+    }
+
+    /// From now on `waiting` is told.
+    fn begun(&self, waiting: &Sender<Word>) {
+        let mut state = self.state();
+        match *state {
+            Stopping::Stopped => {
+                let _ = waiting.send(Word::Stop); // It listens by now, or soon.
+            }
+            Stopping::NotBegun | Stopping::Runs(_) => *state = Stopping::Runs(waiting.clone()),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, Stopping> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// How a program ended.
 pub enum Ended {
     /// By itself.
     Itself(ExitStatus),
     /// At its deadline, with its group.
     Killed,
+    /// By `Stop`, with its group; or it was never begun.
+    Stopped,
     /// It hangs in the kernel; it dies whenever it comes back.
     NotEven,
     /// It cannot be waited for.
     Unknown(io::Error),
 }
 
-/// Runs a program in its own process group to its end, or to its deadline; gives the beginning of what it wrote, on one
+/// Runs a program in its own process group to its end, to its deadline, or until it is stopped; gives the beginning of what it wrote, on one
 /// line. `input` must fit into a pipe (64 KiB), so that a program that does not read it holds nobody up.
 ///
 /// # Errors
 /// When it cannot be started.
-pub fn run(mut command: Command, input: &[u8], within: Duration) -> io::Result<(Ended, String)> {
+pub fn run(mut command: Command, input: &[u8], within: Duration, stop: &Stop) -> io::Result<(Ended, String)> {
+    if stop.is_stopped() {
+        return Ok((Ended::Stopped, String::new()));
+    }
     let (read, write) = io::pipe()?;
     let stdin = if input.is_empty() { Stdio::null() } else { Stdio::piped() };
     command.stdin(stdin).stdout(write.try_clone()?).stderr(write).process_group(0);
@@ -120,19 +175,20 @@ pub fn run(mut command: Command, input: &[u8], within: Duration) -> io::Result<(
         let _ = stdin.write_all(input); // Whoever does not read it says more by his end.
     }
     let output = Output::collect(read);
-    let ended = wait(child, within);
+    let ended = wait(child, within, stop);
     Ok((ended, output.finish()))
 }
 
-/// Waits for a child that leads its own process group, and kills the group at the deadline.
+/// Waits for a child that leads its own process group, and kills the group at the deadline or when it is stopped.
 ///
 /// A thread sees the child's end without reaping it. Until it is reaped, after our word, its id belongs to nobody
 /// else, so the kill cannot hit a stranger.
-fn wait(mut child: Child, within: Duration) -> Ended {
+fn wait(mut child: Child, within: Duration, stop: &Stop) -> Ended {
     let Ok(id) = i32::try_from(child.id()).map(Pid::from_raw) else {
         return Ended::Unknown(io::ErrorKind::InvalidData.into());
     };
-    let (tell, ended) = channel();
+    let (tell, words) = channel();
+    stop.begun(&tell);
     let (reap, may_reap) = channel::<()>();
     let waiting = std::thread::Builder::new().name("program".into()).spawn(move || {
         let seen = loop {
@@ -141,7 +197,7 @@ fn wait(mut child: Child, within: Duration) -> Ended {
                 other => break other.map(drop),
             }
         };
-        let _ = tell.send(seen);
+        let _ = tell.send(Word::Ended(seen));
         let _ = may_reap.recv(); // Or the sender is gone: it is done with the id as well.
         child.wait()
     });
@@ -152,19 +208,28 @@ fn wait(mut child: Child, within: Duration) -> Ended {
             return Ended::Unknown(error);
         }
     };
-    if let Ok(seen) = ended.recv_timeout(within) {
-        drop(reap);
-        return match (seen, waiting.join()) {
-            (Ok(()), Ok(Ok(status))) => Ended::Itself(status),
-            (Err(errno), _) => Ended::Unknown(errno.into()),
-            (_, Ok(Err(error))) => Ended::Unknown(error),
-            (_, Err(_)) => Ended::Unknown(io::Error::other("the waiting thread panicked")),
-        };
-    }
-    let _ = killpg(id, Signal::SIGKILL);
-    let died = ended.recv_timeout(AFTERWARDS).is_ok();
+    let word = words.recv_timeout(within);
+    let died = match word {
+        Ok(Word::Ended(Ok(()))) => true,
+        Ok(Word::Ended(Err(errno))) => return Ended::Unknown(errno.into()),
+        Ok(Word::Stop) | Err(_) => {
+            let _ = killpg(id, Signal::SIGKILL);
+            let mut later = std::iter::from_fn(|| words.recv_timeout(AFTERWARDS).ok());
+            later.any(|word| matches!(word, Word::Ended(_)))
+        }
+    };
     drop(reap); // A process that hangs in the kernel is reaped by its thread whenever it ends.
-    if died { Ended::Killed } else { Ended::NotEven }
+    if !died {
+        return Ended::NotEven;
+    }
+    match (waiting.join(), word) {
+        // Whoever had ended before he was killed has done what his own end says.
+        (Ok(Ok(status)), Err(_)) if status.signal() == Some(Signal::SIGKILL as i32) => Ended::Killed,
+        (Ok(Ok(status)), Ok(Word::Stop)) if status.signal() == Some(Signal::SIGKILL as i32) => Ended::Stopped,
+        (Ok(Ok(status)), _) => Ended::Itself(status),
+        (Ok(Err(error)), _) => Ended::Unknown(error),
+        (Err(_), _) => Ended::Unknown(io::Error::other("the waiting thread panicked")),
+    }
 }
 
 /// The beginning of what a program writes. All of it is read, so that the program never blocks.

@@ -14,13 +14,15 @@ pub fn ends(claim: &Claim, tenure: Tenure, me: HostId) -> Option<String> {
         return Some(format!("claim {generation} says that it is to be stopped"));
     }
     match claim.holder {
-        Holder::Host(owner) if owner.host != me => Some(format!("claim {generation} names host {}", owner.host)),
+        Holder::Host(owner) | Holder::Moved { owner, .. } if owner.host != me => {
+            Some(format!("claim {generation} names host {}", owner.host))
+        }
         Holder::Handover { from, to } if from.host != me && to.host != me => {
             Some(format!("claim {generation} hands it from {} to {}", from.host, to.host))
         }
         Holder::Deleted => Some(format!("claim {generation} says that it was deleted")),
         Holder::None if planted(Mutant::KilledUnclaimed) => Some(format!("claim {generation} names nobody")),
-        Holder::Host(_) | Holder::Handover { .. } | Holder::None | Holder::MovedTo(_) => None,
+        Holder::Host(_) | Holder::Handover { .. } | Holder::None | Holder::Moved { .. } => None,
     }
 }
 
@@ -41,7 +43,8 @@ mod tests {
             (Holder::None, Wanted::Running, 8, false),
             (Holder::None, Wanted::Stopped, 8, true),
             (Holder::Deleted, Wanted::Running, 8, true),
-            (Holder::MovedTo(DatastoreId::default()), Wanted::Running, 8, false),
+            (Holder::Moved { to: DatastoreId::default(), owner: owner(me) }, Wanted::Running, 8, false),
+            (Holder::Moved { to: DatastoreId::default(), owner: owner(other) }, Wanted::Running, 8, true),
             (Holder::Handover { from: owner(me), to: owner(other) }, Wanted::Running, 8, false),
             (Holder::Handover { from: owner(other), to: owner(me) }, Wanted::Running, 8, false),
             (Holder::Handover { from: owner(other), to: owner(other) }, Wanted::Running, 8, true),

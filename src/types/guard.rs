@@ -138,8 +138,8 @@ pub enum GuardOrder {
     /// The source of `virsh migrate`: libvirt says that its vCPUs have stopped because the memory has gone. From now on
     /// the guard stops the copy if they move.
     Switched { tenure: Tenure },
-    /// The copy here of a VM that was being handed over is worth nothing any more (its memory is older than the disks,
-    /// or never came whole): SIGKILL, over.
+    /// The copy here is worth nothing any more: of a VM that was being handed over (its memory is older than the disks, or
+    /// never came whole), or of a start that was given up before its vCPUs were let go. SIGKILL, over.
     Discard { tenure: Tenure },
 }
 

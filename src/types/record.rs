@@ -164,9 +164,9 @@ pub enum Holder {
     Host(Owner),
     /// `virsh migrate`: `from` until the switch, `to` after it (R6).
     Handover { from: Owner, to: Owner },
-    /// The home is another datastore now (R7): the next claim is made there, and never here, or each of the two could get
-    /// one of the same generation.
-    MovedTo(DatastoreId),
+    /// The home moves to another datastore (R7), while `owner` runs on by its lease on the old one. The next claim is made
+    /// there, and never here, or each of the two could get one of the same generation.
+    Moved { to: DatastoreId, owner: Owner },
     /// The VM was removed. A new one with the same id counts on from here.
     Deleted,
 }
@@ -217,6 +217,8 @@ pub enum ClaimReason {
     HandedOver,
     /// A person migrated it with libvirt to a host that took no part in the handover, so outside the cluster.
     MigratedAway,
+    /// Its disks lie on another datastore now, and its claims follow.
+    HomeMoved,
 }
 
 /// Debts in one claim.
@@ -267,8 +269,8 @@ impl Claim {
     #[must_use]
     pub fn owner(&self) -> Option<Owner> {
         match self.holder {
-            Holder::Host(owner) => Some(owner),
-            Holder::None | Holder::Handover { .. } | Holder::MovedTo(_) | Holder::Deleted => None,
+            Holder::Host(owner) | Holder::Moved { owner, .. } => Some(owner),
+            Holder::None | Holder::Handover { .. } | Holder::Deleted => None,
         }
     }
 
@@ -276,9 +278,18 @@ impl Claim {
     #[must_use]
     pub fn owners(&self) -> Vec<Owner> {
         match self.holder {
-            Holder::Host(owner) => vec![owner],
+            Holder::Host(owner) | Holder::Moved { owner, .. } => vec![owner],
             Holder::Handover { from, to } => vec![from, to],
-            Holder::None | Holder::MovedTo(_) | Holder::Deleted => Vec::new(),
+            Holder::None | Holder::Deleted => Vec::new(),
+        }
+    }
+
+    /// Where the claim after this one is made, and where the record that it names lies.
+    #[must_use]
+    pub fn next_home(&self) -> DatastoreId {
+        match self.holder {
+            Holder::Moved { to, .. } => to,
+            Holder::None | Holder::Host(_) | Holder::Handover { .. } | Holder::Deleted => self.home,
         }
     }
 
@@ -418,6 +429,13 @@ impl VmRecord {
     pub fn exclusive(&self) -> impl Iterator<Item = &str> {
         let alone = |disk: &&DiskNeed| disk.writable && !disk.shareable && !disk.optional;
         self.disks.iter().filter(alone).map(|disk| disk.path.as_str())
+    }
+    /// The one datastore on which everything lies that a start needs; none if there are several, or something is on none.
+    #[must_use]
+    pub fn place(&self) -> Option<DatastoreId> {
+        let mut needed = self.disks.iter().filter(|disk| !disk.optional).map(|disk| disk.datastore);
+        let first = needed.next()??;
+        needed.all(|datastore| datastore == Some(first)).then_some(first)
     }
     /// Datastores that hold a writable disk: a storage fence is owed for each.
     pub fn written(&self) -> impl Iterator<Item = DatastoreId> + '_ {

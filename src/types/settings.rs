@@ -79,8 +79,8 @@ pub struct DatastoreSettings {
     /// What to do when they are not.
     #[serde(default)]
     pub late_writes: LateWrites,
-    /// How often an operator has accepted it as it is, after it had shown less than before. Claims that are made later
-    /// have a generation above all that were made earlier, wherever those are remembered.
+    /// Rises, above that of every datastore, when an operator accepts it as it is, after it had shown less than before.
+    /// Claims that are made later have a generation above all that were made earlier, wherever those are remembered.
     #[serde(default)]
     pub accepted: u32,
 }

@@ -45,6 +45,25 @@ pub enum ClaimsOf {
     Vms(Vec<VmId>),
 }
 
+/// The claim that a new one follows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum After {
+    /// It lies on the same datastore, with this nonce.
+    Here(Generation, Nonce),
+    /// It lies on another one, and says that the home moves here: whoever orders has just read it there.
+    Elsewhere(Generation),
+}
+
+impl After {
+    /// Of that claim.
+    #[must_use]
+    pub fn generation(self) -> Generation {
+        match self {
+            Self::Here(generation, _) | Self::Elsewhere(generation) => generation,
+        }
+    }
+}
+
 /// An order to one datastore. Each runs on that datastore's own threads and has a deadline.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum StoreOrder {
@@ -52,9 +71,9 @@ pub enum StoreOrder {
     ReadAll,
     /// Read the highest claim of each.
     ReadClaims(ClaimsOf),
-    /// Create claim g+1 exclusively. `after` = generation and nonce of the claim g that the proof names; `None` for
-    /// generation 1. The creator checks after the link that g is still that claim, and gives way if not.
-    CreateClaim { claim: Box<Claim>, after: Option<(Generation, Nonce)> },
+    /// Create claim g+1 exclusively. `after` = the claim g that the proof names; `None` for generation 1. The creator
+    /// checks after the link that g is still that claim, and gives way if not.
+    CreateClaim { claim: Box<Claim>, after: Option<After> },
     /// Write a record durably; the name carries its digest.
     WriteRecord(Box<VmRecord>),
     /// Read one.
@@ -116,7 +135,7 @@ pub enum StoreFailure {
     /// Any other error of the system.
     #[error("{path}: {why}")]
     Io { path: String, why: String },
-    /// ENODEV or ENXIO: the storage itself says that it is gone.
+    /// ENODEV, ENXIO, or ESHUTDOWN (a client that Ceph has blocklisted): the storage itself says that it is gone.
     #[error("{path}: {why}; the storage is gone for this host")]
     Gone { path: String, why: String },
     /// ESTALE: what was open is not there any more. Every file was opened anew for this operation.

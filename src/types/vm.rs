@@ -72,6 +72,8 @@ pub struct DomainInfo {
     ///
     /// Not known while `busy`: libvirt shows it only when no call is under way, and would keep the whole list waiting.
     pub xml: Option<String>,
+    /// Live XML of one that runs and has a definition of its own; not known while `busy`, either.
+    pub live_xml: Option<String>,
     /// QEMU's process, if it runs.
     pub pid: Option<u32>,
     /// A saved image waits (`virsh managedsave`).
@@ -87,6 +89,8 @@ pub enum DomainChange {
     Defined,
     /// The definition was removed.
     Undefined,
+    /// A block job has ended: its disks may lie elsewhere now (`virsh blockcopy --pivot`).
+    DisksMoved,
     /// QEMU runs.
     Started { by_migration: bool },
     /// vCPUs stand still.

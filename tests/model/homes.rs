@@ -1,9 +1,12 @@
 //! R7: the home of a VM moves from one datastore to the other by two claims; a moves it, b may take it.
 //!
 //! ```text
-//!  home D1, lease on D1 ─► both leases ─► g+1 on D1 "moved to D2" ─► g+2 on D2 ─► home D2, lease on D2   (and back)
+//!  home D1, lease on D1 ─► g+1 on D1 "moved to D2" ─► row of g+2: both leases ─► g+2 on D2 ─► home D2, lease on D2  (and back)
 //!                              b: newest is "moved to D2", a silent on D1: g+2 on D2 ┘ only one can be created
 //! ```
+//!
+//! As the code does it: the lease on D2 counts from the row of g+2 on, not before (nothing there names a yet), and a copy that
+//! stands after its lapse on D1 is claimed on D2 by the lease there alone, as anybody else with that proof could.
 //!
 //! As in `claims`, a lapse on a datastore is a fact against every claim that a holds there.
 //!
@@ -74,11 +77,12 @@ impl Homes {
 
     /// Whether the lapse on this datastore stops a's copy.
     fn enforces(&self, s: &State, d: usize) -> bool {
-        let moving = s.moved || s.makes == Kind::Moved && s.attempt != Try::None;
-        if !moving {
-            return d == s.home;
+        let row = s.attempt != Try::None && s.at == d;
+        if d == s.home {
+            row || s.copy == Copy::Runs && (!s.moved || self.keeps(Rule::OldLease))
+        } else {
+            row && self.keeps(Rule::NewLease)
         }
-        if d == s.home { !s.moved || self.keeps(Rule::OldLease) } else { self.keeps(Rule::NewLease) }
     }
 
     fn begin(s: &mut State, at: usize, makes: Kind) {
@@ -126,7 +130,7 @@ impl Homes {
         if free && s.copy == Copy::Runs && !s.moved && s.leases == [true; 2] {
             go("begins to move its home: a claim \"moved\" on the old one", &|s| Self::begin(s, home, Kind::Moved));
         }
-        if free && s.copy != Copy::Gone && s.moved && s.leases == [true; 2] {
+        if free && s.copy != Copy::Gone && s.moved && s.leases[other] {
             go("begins to create the next claim on the new home", &|s| Self::begin(s, other, Kind::OfA));
         }
         if free && s.copy == Copy::Stands && !s.moved && s.leases[home] {
@@ -134,8 +138,7 @@ impl Homes {
         }
         if let Try::Created { fresh } = s.attempt {
             go("knows of its claim", &|s| {
-                let needs = if s.makes == Kind::Moved { [true; 2] } else { [s.at == 0, s.at == 1] };
-                let valid = (0..2).all(|d| s.leases[d] || !needs[d]);
+                let valid = s.leases[s.at];
                 (s.known, s.home, s.moved) = (s.known + 1, s.at, s.makes == Kind::Moved);
                 s.attempt = Try::None;
                 if s.copy == Copy::Stands && fresh && valid && s.makes == Kind::OfA {

@@ -3,9 +3,9 @@
 //! `at 30s kill a` in a story, or one line of a random run: the words are the same.
 
 use mainstay::core::health::Loss;
-use mainstay::types::VmId;
 use mainstay::types::control::VmCommand;
 use mainstay::types::settings::OnDoubt;
+use mainstay::types::{DatastoreId, VmId};
 
 use super::faults::{Sick, Weather};
 use super::host::Path;
@@ -20,6 +20,10 @@ impl World {
 
     fn named_vm(&self, vm: &str) -> VmId {
         self.vm(vm).unwrap_or_else(|| panic!("no vm {vm}"))
+    }
+
+    fn store_named(&self, name: &str) -> DatastoreId {
+        self.store(name).unwrap_or_else(|| panic!("no datastore {name}"))
     }
 
     fn hosts_named(&self, names: &[&str]) -> Vec<H> {
@@ -81,6 +85,14 @@ impl World {
                 self.sick[h].loss = Some(if *how == "stale" { Loss::Stale } else { Loss::Gone });
                 self.set_path(h, Path::Broken);
             }
+            ["hang", "datastore", name] => {
+                let home = self.store_named(name);
+                self.hang_store(home);
+            }
+            ["hang", "datastore", name, host] => {
+                let home = self.store_named(name);
+                self.set_path_to(self.named(host), home, Path::Hung);
+            }
             ["heal", "storage", host] => self.set_path(self.named(host), Path::Well),
             ["restart", "agent" | "agents", names @ ..] => {
                 self.hosts_named(names).into_iter().for_each(|h| self.restart_agent(h));
@@ -134,6 +146,9 @@ impl World {
             ["migrations", "work"] => self.migrations_fail = false,
             ["fence", "fails"] => self.fence_fails = true,
             ["fence", "works"] => self.fence_fails = false,
+            ["switch", name, "takes", by] => {
+                self.switches.insert((*name).to_owned(), Switch::Takes(span(by)));
+            }
             ["switch", name, how] => {
                 let how = Switch::named(how).unwrap_or_else(|| panic!("no switch {how}"));
                 self.switches.insert((*name).to_owned(), how);
@@ -149,7 +164,7 @@ impl World {
             ["lose", "claim", vm] => self.lose_claim(self.named_vm(vm)),
             ["tear", "claim", vm] => {
                 let vm = self.named_vm(vm);
-                let home = self.vms[&vm].record.home;
+                let home = self.home_of(vm);
                 self.stores.get_mut(&home).expect("its home").tear(vm);
             }
             rest => self.act_on_vm(what, rest),
@@ -181,6 +196,10 @@ impl World {
             ["twin", "of", host, "beats", "for", length] => self.twin_beats(self.named(host), nanos(span(length))),
             ["autostart", vm, "on", host] => self.virsh_autostart(self.named(host), self.named_vm(vm)),
             ["person", "edits", vm, "on", host] => self.virsh_edit(self.named(host), self.named_vm(vm)),
+            ["person", "copies", vm, "to", store] => self.virsh_blockcopy(self.named_vm(vm), self.store_named(store)),
+            ["person", "redefines", vm, "in", store, "on", host] => {
+                self.virsh_redefine(self.named(host), self.named_vm(vm), self.store_named(store));
+            }
             ["person", "starts", vm, "on", host] => self.virsh_start(self.named(host), self.named_vm(vm)),
             ["person", "migrates", vm, "away"] => {
                 let vm = self.named_vm(vm);

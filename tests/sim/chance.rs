@@ -23,6 +23,7 @@ pub const PEACE: Duration = Duration::from_secs(120);
 pub const FAULTS: (u64, u64) = (3, 14);
 
 const HOSTS: [&str; 9] = ["a", "b", "c", "d", "e", "f", "g", "h", "i"];
+const STORES: [&str; 2] = ["nfs", "san"];
 const VMS: [&str; 8] = ["web", "db", "mail", "dns", "wiki", "news", "shop", "git"];
 
 /// What is not left to chance.
@@ -71,16 +72,24 @@ pub fn story(seed: u64, wish: &Wish) -> Scenario {
     // A switch that says of a living host that it is off breaks what is assumed of a proof. It may do so where nothing
     // hangs on it: after the lapse, with late writes accepted.
     let lies = setup.fence_at == FenceAt::Lapse && setup.late_writes == LateWrites::Accept;
-    let mut cast = Cast { hosts: setup.hosts.len(), vms: setup.vms.len(), lies, dice };
+    let several = 1 < setup.datastores.len();
+    let mut cast = Cast { hosts: setup.hosts.len(), vms: setup.vms.len(), several, lies, dice };
     let mut story = Scenario::quiet(setup, TROUBLE + PEACE);
     story.settles = true;
     let faults = wish.faults.unwrap_or(FAULTS.0 + cast.dice.roll(FAULTS.1 - FAULTS.0 + 1));
     // Some outlast the longest lease, and everything that follows from its end.
     let longest = (story.setup.timing.lease * 5 / 2).max(Duration::from_secs(60)).as_millis() as u64;
     let mut left = faults;
+    let lease = story.setup.timing.lease;
     while 0 < left {
         let mut at = cast.dice.millis(TROUBLE.as_millis() as u64);
         let victim = cast.host();
+        if wish.only.is_none() && 2 < left && cast.dice.roll(5) == 0 {
+            left -= 3;
+            let all = cast.dice.roll(4) == 0;
+            story.acts.extend(if all { cast.stalls(victim, at, lease) } else { cast.goes_in_steps(victim, at, lease) });
+            continue;
+        }
         for _ in 0..left.min(1 + cast.dice.roll(4)) {
             // What breaks rules comes within a moment, or within a lease.
             let gap = [300, 2_000, 12_000][cast.dice.roll(3) as usize];
@@ -89,10 +98,13 @@ pub fn story(seed: u64, wish: &Wish) -> Scenario {
             let fault = cast.wished(wish, host);
             left -= 1;
             let Some((what, end)) = fault else { continue };
-            let length = [500, 4_000, 20_000, longest][cast.dice.roll(4) as usize];
+            let length = match cast.dice.roll(5) {
+                4 => cast.about(lease),
+                n => cast.dice.millis([500, 4_000, 20_000, longest][n as usize]),
+            };
             story.acts.push((at, what));
             if let Some(end) = end {
-                story.acts.push((at + cast.dice.millis(length), end));
+                story.acts.push((at + length, end));
             }
         }
     }
@@ -108,7 +120,8 @@ fn setup(dice: &mut Dice, seed: u64, wish: &Wish) -> Setup {
     let hosts: Vec<String> = HOSTS.iter().take(count).map(|name| (*name).to_owned()).collect();
     let running = wish.vms.unwrap_or(1 + dice.roll(VMS.len().min(count + 1) as u64) as usize);
     let place = |dice: &mut Dice| hosts[dice.roll(hosts.len() as u64) as usize].clone();
-    let vms = VMS.iter().take(running).map(|vm| ((*vm).to_owned(), place(dice), "nfs".to_owned())).collect();
+    let mut vms: Vec<(String, String, String)> =
+        VMS.iter().take(running).map(|vm| ((*vm).to_owned(), place(dice), "nfs".to_owned())).collect();
     let command = StorageFence::Command { program: "/etc/mainstay/fence".to_owned() };
     let (fence, late_writes, locks) = match dice.roll(4) {
         0 => (StorageFence::Lock, LateWrites::Exclude, Some(Duration::from_secs(10))),
@@ -133,12 +146,19 @@ fn setup(dice: &mut Dice, seed: u64, wish: &Wish) -> Setup {
     // A host that comes up watches for a lease before it beats, and would be switched off for its silence.
     let power = power && timing.lease < seconds(60);
     let switches = hosts.iter().filter(|_| power).map(switch).collect();
-    Setup { hosts, vms, fence, late_writes, switches, fence_at, locks, timing, seed, ..Setup::default() }
+    let mut datastores = vec!["nfs".to_owned()];
+    if dice.roll(3) == 0 {
+        datastores.push("san".to_owned());
+        vms.iter_mut().for_each(|vm| vm.2.clone_from(&datastores[dice.roll(2) as usize]));
+    }
+    Setup { hosts, datastores, vms, fence, late_writes, switches, fence_at, locks, timing, seed, ..Setup::default() }
 }
 
 struct Cast {
     hosts: usize,
     vms: usize,
+    /// There are two datastores.
+    several: bool,
     lies: bool,
     dice: Dice,
 }
@@ -159,6 +179,79 @@ impl Cast {
     fn wished(&mut self, wish: &Wish, host: &str) -> Option<Fault> {
         let fits = |fault: &Fault| wish.only.as_ref().is_none_or(|only| fault.0.starts_with(only.as_str()));
         (0..200).map(|_| self.fault(host)).find(fits)
+    }
+
+    /// A span that ends where leases and windows do.
+    fn about(&mut self, lease: Duration) -> Duration {
+        lease * 4 / 5 + self.dice.millis(lease.as_millis() as u64 / 2)
+    }
+
+    /// A host is lost in two steps: its storage path first, so that it lives on by what others attest, then the rest of
+    /// it; while those who watch it read late, or not at all, or fail to claim. It may come back just about when its lease
+    /// ends, and its guard may have to come back alone.
+    fn goes_in_steps(&mut self, host: &str, at: Duration, lease: Duration) -> Vec<(Duration, String)> {
+        let span = lease.as_millis() as u64;
+        let path = if self.dice.roll(3) == 0 { "break" } else { "hang" };
+        let gap = [300, 3_000, span][self.dice.roll(3) as usize];
+        let then = at + self.dice.millis(gap);
+        let (rest, end) = match self.dice.roll(7) {
+            0..=2 => (format!("cut {host}"), "heal".to_owned()),
+            3 => (format!("silence {host}"), "heal".to_owned()),
+            4 => (format!("kill {host}"), format!("boot {host}")),
+            5 => (format!("freeze {host}"), format!("thaw {host}")),
+            _ => (format!("restart guard {host} anew"), "heal".to_owned()),
+        };
+        let away = |dice: &mut Dice, about| if dice.roll(2) == 0 { about } else { lease + dice.millis(60_000) };
+        let about = self.about(lease);
+        let (storage, network) = (then + away(&mut self.dice, about), then + away(&mut self.dice, about));
+        let mut acts = vec![
+            (at, format!("{path} storage {host}")),
+            (then, rest),
+            (storage, format!("heal storage {host}")),
+            (network, end),
+        ];
+        if self.dice.roll(3) == 0 {
+            acts.push((then, format!("hold agent {host}")));
+            acts.push((storage + self.dice.millis(10_000), format!("let agent go {host}")));
+        }
+        let one = self.host();
+        let all = self.dice.roll(3) == 0;
+        let watchers: Vec<&str> =
+            HOSTS[..self.hosts].iter().copied().filter(|w| *w != host && (all || *w == one)).collect();
+        // About the moment in which the host is heard last, or in which its window ends.
+        let about = if self.dice.roll(2) == 0 { then + lease } else { then };
+        let from = about.saturating_sub(self.dice.millis((span / 2).min(4_000)));
+        let length = [2_000, 8_000, span][self.dice.roll(3) as usize];
+        let (kind, until) = (self.dice.roll(5), from + self.dice.millis(length));
+        for watcher in watchers {
+            let (what, end) = match kind {
+                0 => (format!("unreadable storage {watcher}"), format!("cure storage {watcher}")),
+                1 => (format!("hang storage {watcher}"), format!("heal storage {watcher}")),
+                2 => (format!("hold agent {watcher}"), format!("let agent go {watcher}")),
+                3 => (format!("flaky storage {watcher}"), format!("cure storage {watcher}")),
+                _ => {
+                    let slow = 200 + self.dice.roll(1300);
+                    (format!("slow storage {slow}ms {watcher}"), format!("cure storage {watcher}"))
+                }
+            };
+            acts.extend([(from, what), (until, end)]);
+        }
+        acts
+    }
+
+    /// The storage stalls for everybody, and one host is heard by nobody meanwhile: it is the storage's silence, not its own
+    /// (R4).
+    fn stalls(&mut self, host: &str, at: Duration, lease: Duration) -> Vec<(Duration, String)> {
+        let span = lease.as_millis() as u64;
+        let cut = at + self.dice.millis(span);
+        let stall = if self.dice.roll(2) == 0 { self.about(lease) } else { lease + self.dice.millis(span * 2) };
+        let heard = (at + stall).max(cut) + self.dice.millis(span);
+        vec![
+            (at, "hang storage all".to_owned()),
+            (cut, format!("cut {host}")),
+            (at + stall, "heal storage".to_owned()),
+            (heard, "heal".to_owned()),
+        ]
     }
 
     fn fault(&mut self, host: &str) -> Fault {
@@ -201,6 +294,13 @@ impl Cast {
     fn of_storage(&mut self, host: &str) -> Fault {
         let cure = Some(format!("cure storage {host}"));
         let heal = Some(format!("heal storage {host}"));
+        if self.several && self.dice.roll(3) == 0 {
+            let store = self.dice.pick(&STORES);
+            return match self.dice.roll(3) {
+                0 => (format!("hang datastore {store}"), Some("heal storage".to_owned())),
+                _ => (format!("hang datastore {store} {host}"), heal),
+            };
+        }
         match self.dice.roll(12) {
             11 => (format!("slow storage {}ms all", 200 + self.dice.roll(800)), Some("cure storage all".to_owned())),
             0..=2 => (format!("hang storage {host}"), heal),
@@ -231,6 +331,16 @@ impl Cast {
     fn of_vm(&mut self, host: &str) -> Fault {
         let vm = self.vm();
         let other = self.host();
+        if self.several && self.dice.roll(3) == 0 {
+            let store = self.dice.pick(&STORES);
+            return match self.dice.roll(4) {
+                0 => (
+                    format!("person redefines {vm} in {store} on {host}"),
+                    Some(format!("person starts {vm} on {host}")),
+                ),
+                _ => (format!("person copies {vm} to {store}"), None),
+            };
+        }
         match self.dice.roll(15) {
             10 => (format!("person saves {vm}"), Some(format!("person starts {vm} on {other}"))),
             11 => (format!("person saves {vm} to f"), Some(format!("person restores {vm} from f on {other}"))),

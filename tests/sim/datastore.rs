@@ -16,9 +16,9 @@ use std::time::Duration;
 use mainstay::core::event::Outcome;
 use mainstay::core::health::Loss;
 use mainstay::types::settings::{ClusterSettings, LateWrites};
-use mainstay::types::store::{ClaimsOf, CompleteRead, StoreAnswer, StoreFailure, StoreOrder};
+use mainstay::types::store::{After, ClaimsOf, CompleteRead, StoreAnswer, StoreFailure, StoreOrder};
 use mainstay::types::{
-    Claim, DatastoreId, Digest, Generation, HostId, Nonce, Roster, RosterEntry, Tenure, Ticket, VmId, VmRecord,
+    Claim, DatastoreId, Digest, Generation, HostId, Roster, RosterEntry, Tenure, Ticket, VmId, VmRecord,
 };
 
 use super::faults::{Deed, Fate};
@@ -110,6 +110,11 @@ impl Datastore {
         self.claims.get(&tenure.vm)?.get(&tenure.generation)?.0.as_ref().ok()
     }
 
+    /// When a claim was made.
+    pub fn made(&self, tenure: Tenure) -> Option<u64> {
+        self.claims.get(&tenure.vm)?.get(&tenure.generation).map(|(_, made)| *made)
+    }
+
     /// Whether a claim after this one named another host: it may have run there.
     pub fn named_another(&self, tenure: Tenure, me: HostId) -> bool {
         let all = self.claims.get(&tenure.vm).into_iter().flatten();
@@ -130,7 +135,7 @@ impl Datastore {
         }
     }
 
-    fn create(&mut self, claim: &Claim, after: Option<(Generation, Nonce)>, now: u64) -> StoreAnswer {
+    fn create(&mut self, claim: &Claim, after: Option<After>, now: u64) -> StoreAnswer {
         let all = self.claims.entry(claim.tenure.vm).or_default();
         let bad = |why: &str| StoreAnswer::Failed(StoreFailure::Bad { path: "claim".into(), why: why.to_owned() });
         match all.get(&claim.tenure.generation) {
@@ -145,8 +150,11 @@ impl Datastore {
                 all.insert(claim.tenure.generation, (Ok(claim.clone()), now));
             }
         }
-        let stands = |(generation, nonce): (Generation, Nonce)| {
-            all.get(&generation).is_some_and(|(before, _)| before.as_ref().is_ok_and(|before| before.nonce == nonce))
+        let stands = |after: After| match after {
+            After::Elsewhere(_) => true,
+            After::Here(generation, nonce) => all
+                .get(&generation)
+                .is_some_and(|(before, _)| before.as_ref().is_ok_and(|before| before.nonce == nonce)),
         };
         let ours = claim.tenure.generation;
         if let Some((Ok(higher), _)) =
@@ -154,8 +162,9 @@ impl Datastore {
         {
             return StoreAnswer::Exists(Box::new(higher.clone()));
         }
-        let between = after
-            .is_some_and(|(before, _)| all.range((Bound::Excluded(before), Bound::Excluded(ours))).next().is_some());
+        let between = after.is_some_and(|after| {
+            all.range((Bound::Excluded(after.generation()), Bound::Excluded(ours))).next().is_some()
+        });
         if after.is_none_or(stands) && !between {
             return StoreAnswer::Created;
         }
@@ -389,7 +398,10 @@ impl World {
     /// A host's path to every datastore changes. What hung there goes on, or fails.
     pub fn set_path(&mut self, h: H, path: Path) {
         let homes = self.homes();
-        self.excuse(h);
+        // A host whose path was well all the time has no excuse when the storage is healed for all.
+        if homes.iter().any(|home| self.hosts[h].path(*home) != path) {
+            self.excuse(h);
+        }
         for home in &homes {
             self.hosts[h].paths.insert(*home, path);
         }
@@ -412,7 +424,7 @@ impl World {
         }
     }
 
-    fn unpark(&mut self, home: DatastoreId) {
+    pub(super) fn unpark(&mut self, home: DatastoreId) {
         // Each client finds out in its own time that the server answers again.
         let most = self.settings.timing.lease.as_micros() as u64 / 2;
         let late: Vec<u64> = (0..self.hosts.len()).map(|_| if self.jitter { self.dice(most) } else { 0 }).collect();
@@ -434,20 +446,22 @@ impl World {
 
     /// The server hears no more of this client; after a while it drops its state.
     pub fn silence_storage(&mut self, h: H) {
+        self.homes().into_iter().for_each(|home| self.silence_store(h, home));
+    }
+
+    /// That of one datastore.
+    pub(super) fn silence_store(&mut self, h: H, home: DatastoreId) {
         let Some(boot) = self.hosts[h].life else { return };
         let now = self.now;
-        let homes: Vec<(DatastoreId, Option<Duration>)> = self.stores.iter().map(|(id, s)| (*id, s.keeps)).collect();
-        for (home, keeps) in homes {
-            let store = self.stores.get_mut(&home).expect("its own key");
-            store.silent.entry((h, boot)).or_insert(now);
-            let Some(keeps) = keeps else { continue };
-            self.after(Gate::World, keeps, move |world| {
-                let still = world.stores[&home].silent.get(&(h, boot)) == Some(&now);
-                if still {
-                    world.expire(home, h, Some(boot));
-                }
-            });
-        }
+        let store = self.stores.get_mut(&home).expect("its own key");
+        store.silent.entry((h, boot)).or_insert(now);
+        let Some(keeps) = store.keeps else { return };
+        self.after(Gate::World, keeps, move |world| {
+            let still = world.stores[&home].silent.get(&(h, boot)) == Some(&now);
+            if still {
+                world.expire(home, h, Some(boot));
+            }
+        });
     }
 
     /// The client is back. If it has booted, the server knows that its old self is gone.

@@ -17,7 +17,7 @@ impl World {
         if let Some((_, policy)) = self.policies.range((vm, 0)..=(vm, edit)).next_back() {
             record.on_doubt = *policy;
         }
-        record
+        self.with_disks(record, self.place(vm, edit))
     }
 
     /// `virsh define`.
@@ -57,7 +57,8 @@ impl World {
         let edits = self.edits.entry(vm).or_default();
         *edits += 1;
         let edit = *edits;
-        self.domain(h, vm).edit = edit;
+        let before = std::mem::replace(&mut self.domain(h, vm).edit, edit);
+        self.places.insert((vm, edit), self.place(vm, before));
         if let Some(policy) = policy {
             self.policies.insert((vm, edit), policy);
         }

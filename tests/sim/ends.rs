@@ -65,7 +65,7 @@ impl World {
     /// The process ends; on hung storage it cannot, until the storage is back, unless its waits can be killed (NFS): then
     /// what it had under way stays in the kernel.
     pub fn exit(&mut self, h: H, vm: VmId, key: ProcessKey, reason: OffReason) {
-        let home = self.vms[&vm].record.home;
+        let home = self.disk_of(h, vm);
         let hung = self.hosts[h].path(home) == Path::Hung || self.stores[&home].hung;
         let gate = self.hosts[h].kernel();
         let killable = self.jitter && !self.stores[&home].hung && self.chance(3) == 0;

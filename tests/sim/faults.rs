@@ -7,13 +7,17 @@
 
 use std::time::Duration;
 
-use mainstay::core::event::Outcome;
+use mainstay::core::event::{Event, Outcome};
 use mainstay::core::health::Loss;
 use mainstay::guard::table::ProcessKey;
+use mainstay::types::vm::{DomainAnswer, DomainFailure};
 use mainstay::types::{DatastoreId, Ticket, VmId};
 
 use super::host::Path;
 use super::world::{Gate, H, Item, World};
+
+/// The agent's keepalive gives a libvirtd up that has not answered for so long (two messages, two seconds apart).
+const KEEPALIVE: Duration = Duration::from_secs(5);
 
 /// How the storage path of a host is sick, beside being cut.
 #[derive(Clone, Copy, Default, Debug)]
@@ -125,17 +129,57 @@ impl World {
         self.release(backlog);
     }
 
-    /// SIGSTOP of libvirtd.
+    /// SIGSTOP of libvirtd. The agent's keepalive notices it after a while.
     pub fn hold_libvirtd(&mut self, h: H) {
         self.excuse(h);
-        self.hosts[h].libvirt_held = self.hosts[h].libvirtd.is_some();
+        let Some(daemon) = self.hosts[h].libvirtd else { return };
+        self.hosts[h].libvirt_held = true;
+        let Some(agent) = self.hosts[h].agent.as_ref().map(|agent| agent.life) else { return };
+        let since = self.now;
+        self.hosts[h].libvirt_since = since;
+        self.after(Gate::Agent(h, agent), KEEPALIVE, move |world| {
+            let host = &world.hosts[h];
+            if host.libvirt_held && host.libvirtd == Some(daemon) && host.libvirt_since == since {
+                world.hang_up_libvirt(h, agent);
+            }
+        });
     }
 
-    /// SIGCONT.
+    /// SIGCONT. It goes on with what it was told, whether anybody still waits for that or not.
     pub fn let_libvirtd_go(&mut self, h: H) {
         self.hosts[h].libvirt_held = false;
         let backlog = std::mem::take(&mut self.hosts[h].libvirt_backlog);
         self.release(backlog);
+        if std::mem::take(&mut self.hosts[h].libvirt_lost)
+            && let Some(daemon) = self.hosts[h].libvirtd
+        {
+            let gate = Gate::Libvirt(h, daemon);
+            self.after(gate, Duration::from_millis(50), move |world| world.connect_libvirt(h));
+        }
+    }
+
+    /// Remembers a call of the agent, for `hang_up_libvirt`.
+    pub fn calls_libvirt(&mut self, h: H, agent: u64, ticket: Ticket) {
+        let open = &self.open;
+        let calls = &mut self.hosts[h].calls;
+        calls.retain(|ticket| open.contains(&(h, agent, ticket.0)));
+        calls.push(ticket);
+    }
+
+    /// On a busy host much of a start comes after its QEMU is there.
+    pub fn busy_start(&mut self) -> Duration {
+        if self.jitter { Duration::from_millis(self.dice(600)) } else { Duration::ZERO }
+    }
+
+    /// The agent's connections are given up: every call under way has failed, though it may be carried out all the same.
+    fn hang_up_libvirt(&mut self, h: H, agent: u64) {
+        const WHY: &str = "connection closed due to keepalive timeout";
+        self.hosts[h].libvirt_lost = true;
+        for ticket in std::mem::take(&mut self.hosts[h].calls) {
+            let answer = DomainAnswer::Failed(DomainFailure::NoDaemon(WHY.to_owned()));
+            self.done(h, agent, ticket, Outcome::Domain(answer));
+        }
+        self.agent_event(h, Event::LibvirtDown(WHY.to_owned()));
     }
 
     /// SIGSTOP and freezer; the last thread stands a little later (at worst 36 ms under load).

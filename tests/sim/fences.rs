@@ -72,7 +72,8 @@ impl World {
         }
         store.writers.values_mut().for_each(|writers| writers.retain(|writer| !hit(writer)));
         if self.hosts[h].life.is_some_and(|life| boot.is_none_or(|boot| boot == life)) {
-            self.hosts[h].domains.values_mut().filter_map(|d| d.qemu.as_mut()).for_each(|qemu| qemu.stale = true);
+            let open = self.hosts[h].domains.values_mut().filter_map(|d| d.qemu.as_mut());
+            open.filter(|qemu| qemu.disk == home).for_each(|qemu| qemu.stale = true);
         }
         let store = self.stores.get_mut(&home).expect("its own key");
         let (gone, kept) = std::mem::take(&mut store.parked)
@@ -86,7 +87,7 @@ impl World {
     }
 
     /// The administrator's program against a host.
-    pub fn fence(&mut self, h: H, ticket: Ticket, host: HostId, within: Duration) {
+    pub fn fence(&mut self, h: H, ticket: Ticket, program: String, host: HostId, within: Duration) {
         let Some(life) = self.hosts[h].agent.as_ref().map(|agent| agent.life) else { return };
         let gate = Gate::Agent(h, life);
         self.due(gate, within, ticket, Outcome::Fenced(Err("no answer in time".to_owned())));
@@ -96,8 +97,11 @@ impl World {
             if result.is_ok()
                 && let Some(victim) = world.host_of(host)
             {
-                world.fenced(victim);
-                let homes: Vec<DatastoreId> = world.stores.keys().copied().collect();
+                let its = |d: &&mainstay::types::settings::DatastoreSettings| {
+                    d.fence == StorageFence::Command { program: program.clone() }
+                };
+                let homes: Vec<DatastoreId> = world.settings.datastores.iter().filter(its).map(|d| d.id).collect();
+                world.fenced(victim, &homes);
                 homes.into_iter().for_each(|home| world.expire(home, victim, None));
             }
             world.done(h, life, ticket, Outcome::Fenced(result));
@@ -109,8 +113,7 @@ impl World {
         let Some(life) = self.hosts[h].agent.as_ref().map(|agent| agent.life) else { return };
         let gate = Gate::Agent(h, life);
         self.due(gate, within, ticket, Outcome::Locks(Err("no answer in time".to_owned())));
-        let on = |spec: &&super::world::Spec| spec.record.disks.iter().any(|disk| paths.contains(&disk.path));
-        let Some((vm, home)) = self.vms.values().find(on).map(|spec| (spec.id, spec.record.home)) else { return };
+        let Some((vm, home)) = self.image(paths) else { return };
         let look =
             move |world: &mut Self| world.stores[&home].holder(vm).map(|holder| world.hosts[holder].name.clone());
         self.io(h, home, gate, Deed::Read, 2000, look, move |world, result| {

@@ -27,6 +27,8 @@ use super::world::{Gate, H, World};
 const STEP: Duration = Duration::from_millis(100);
 /// Steps that the memory takes.
 const MEMORY_STEPS: u32 = 7;
+/// A target whose source has gone without a word learns it from its own keepalive (libvirtd's 5 × 5 s, and one more).
+const SERVER_KEEPALIVE: Duration = Duration::from_secs(30);
 /// libvirt's keepalive notices a dead peer after this many steps.
 const KEEPALIVE_STEPS: u32 = 50;
 /// From the target's first instruction to the source's libvirtd.
@@ -117,8 +119,16 @@ impl World {
     /// The target's half ends: its libvirtd sees the connection end, or is told.
     fn drop_target(&mut self, run: Run) {
         let told = self.hosts[run.from].life != Some(run.boots.0) || self.links.both(run.from, run.to);
+        if told {
+            return self.lose_target(run);
+        }
+        let gate = Gate::Kernel(run.to, run.boots.1);
+        self.after(gate, SERVER_KEEPALIVE, move |world| world.lose_target(run));
+    }
+
+    fn lose_target(&mut self, run: Run) {
         let there = self.hosts[run.to].life == Some(run.boots.1);
-        if told && there && self.qemu(run.to, run.vm).is_some_and(|qemu| qemu.key == run.target && qemu.incoming) {
+        if there && self.qemu(run.to, run.vm).is_some_and(|qemu| qemu.key == run.target && qemu.incoming) {
             self.exit(run.to, run.vm, run.target, OffReason::Failed);
         }
     }
@@ -142,7 +152,7 @@ impl World {
             self.drop_target(run);
             return self.failed(run, "failed: migration broke");
         }
-        let home = self.vms[&vm].record.home;
+        let home = self.disk_of(from, vm);
         let drains = self.hosts[from].path(home) == Path::Well && !self.stores[&home].hung;
         let halted = [(from, run.source), (to, run.target)]
             .into_iter()
@@ -186,7 +196,7 @@ impl World {
             self.drop_target(run);
             return self.source_goes_on(run);
         }
-        let home = self.vms[&vm].record.home;
+        let home = self.disk_of(to, vm);
         if self.stores.get_mut(&home).expect("its home").lock(vm, to, run.boots.1).is_err() {
             self.drop_target(run);
             return self.source_goes_on(run);

@@ -79,6 +79,7 @@ impl World {
             return;
         }
         self.excuse(h);
+        self.is_reborn();
         let life = self.new_life();
         let now = self.local(h);
         let host = &mut self.hosts[h];
@@ -125,11 +126,16 @@ impl World {
     /// As `restart_guard`, but what it would have handed on is lost.
     pub fn restart_guard_anew(&mut self, h: H) {
         self.restart_guard(h);
-        self.hosts[h].memory = None;
+        if !self.hosts[h].frozen {
+            self.hosts[h].memory = None;
+        }
     }
 
-    /// SIGKILL. systemd stops every QEMU of a kept row, and starts another.
+    /// SIGKILL. systemd stops every QEMU of a kept row, and starts another. In a frozen host nothing of that happens.
     pub fn restart_guard(&mut self, h: H) {
+        if self.hosts[h].frozen {
+            return;
+        }
         self.stop_guard(h);
         let gate = self.hosts[h].kernel();
         self.after(gate, Duration::from_millis(100), move |world| world.start_guard(h));
@@ -142,6 +148,9 @@ impl World {
         self.hosts[h].memory = Some(guard.state.carry().encode());
         let gate = self.hosts[h].kernel();
         self.after(gate, Duration::from_millis(20), move |world| {
+            if world.hosts[h].guard.is_some() {
+                return; // A frozen host was healed meanwhile; in truth systemd starts the next one only after this.
+            }
             let rows: Vec<VmId> = world.hosts[h].kept.iter().map(|row| row.tenure.vm).collect();
             for vm in rows {
                 world.halt(h, vm);

@@ -97,6 +97,12 @@ pub struct Host {
     /// Its libvirtd does not move, and what waits for it.
     pub libvirt_held: bool,
     pub libvirt_backlog: Vec<Item>,
+    /// Since when it does not move.
+    pub libvirt_since: u64,
+    /// The agent has given up its connections to it.
+    pub libvirt_lost: bool,
+    /// The agent's calls to it that may still be under way.
+    pub calls: Vec<Ticket>,
     /// systemd is shutting down.
     pub going_down: bool,
     /// Its agent.
@@ -150,6 +156,9 @@ impl Host {
             agent_backlog: Vec::new(),
             libvirt_held: false,
             libvirt_backlog: Vec::new(),
+            libvirt_since: 0,
+            libvirt_lost: false,
+            calls: Vec::new(),
             going_down: false,
             agent: None,
             guard: None,
@@ -220,7 +229,7 @@ impl World {
         host.frozen = false;
         host.going_down = false;
         host.backlog.clear();
-        (host.agent_held, host.libvirt_held) = (false, false);
+        (host.agent_held, host.libvirt_held, host.libvirt_lost) = (false, false, false);
         host.agent_backlog.clear();
         host.libvirt_backlog.clear();
         host.agent = None;
@@ -279,9 +288,13 @@ impl World {
         self.after(gate, Duration::from_millis(2), move |world| world.release(backlog));
     }
 
-    /// Its disk is new, and its clock of day is anywhere: the incarnation begins with that.
+    /// Its disk is new, and its clock of day is anywhere: the incarnation begins with that, in microseconds. So not with
+    /// one that this host had lately.
     pub fn lose_state(&mut self, h: H) {
-        self.hosts[h].incarnation = Incarnation(1 + self.dice(5000));
+        let begins = 1 + self.dice(5000);
+        let had =
+            |of: u64| self.judge.given.get(&h).is_some_and(|all| all.iter().any(|g| g.incarnation.0.abs_diff(of) < 20));
+        self.hosts[h].incarnation = Incarnation((begins..).step_by(64).find(|of| !had(*of)).expect("they do not end"));
     }
 
     // ---- agent --------------------------------------------------------------------------------------------------
@@ -343,11 +356,15 @@ impl World {
             return self.at(Gate::Agent(h, life), now, move |world| world.agent_event(h, event));
         }
         let now = self.local(h);
+        let shows = self.shows(h, &event);
         let Some(agent) = &mut self.hosts[h].agent else { return };
         let told = self.trace.then(|| format!("{event:?}"));
         let output = agent.core.step(now, event);
         if let Some(told) = told {
             self.trace_step(h, &told, &output);
+        }
+        if let Some(shows) = shows {
+            self.check_proofs(h, shows);
         }
         self.carry_out(h, output);
         self.arm(h);
@@ -405,8 +422,9 @@ impl World {
             Action::Store { ticket, datastore, order, within } => self.store_order(h, ticket, datastore, order, within),
             Action::Domain { ticket, order, within } => self.domain_order(h, ticket, order, within),
             Action::Send { ticket, to, request, within } => self.send(h, ticket, to, *request, within),
-            Action::Fence { ticket, host, within, .. } => self.fence(h, ticket, host, within),
+            Action::Fence { ticket, program, host, within, .. } => self.fence(h, ticket, program, host, within),
             Action::Power { ticket, device, order, within } => self.power_order(h, ticket, &device, order, within),
+            Action::CallOffPower(ticket) => self.call_off_power(h, ticket),
             Action::ProbeLocks { ticket, paths, within } => self.probe_locks(h, ticket, &paths, within),
             Action::Answer(ask, reply) => self.answered(h, ask, reply),
             Action::HookAnswer(ask, result) => self.hook_answered(h, ask, result),

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use mainstay::core::event::{AskId, Event, HookWish, Outcome};
 use mainstay::guard::table::ProcessKey;
-use mainstay::types::vm::{DomainAnswer, DomainChange, DomainFailure, DomainInfo, DomainOrder, DomainState, OffReason};
-use mainstay::types::{Generation, Ticket, VmId};
+use mainstay::types::vm::{DomainAnswer, DomainChange, DomainFailure, DomainOrder, DomainState, OffReason};
+use mainstay::types::{DatastoreId, Generation, Ticket, VmId};
 
 use super::host::Path;
 use super::images::Image;
@@ -47,6 +47,8 @@ pub struct Qemu {
     pub spent: u64,
     /// When libvirt let it go on after a migration's switch.
     pub let_go: Option<u64>,
+    /// Where the disks lie that it has open.
+    pub disk: DatastoreId,
     /// Which change of its definition it was started with.
     pub edit: u32,
     /// The generation that it is marked with.
@@ -97,7 +99,8 @@ impl Domain {
         self.busy = 0;
         self.off = OffReason::Unknown;
     }
-    fn state(&self) -> DomainState {
+    /// As libvirt lists it.
+    pub fn state(&self) -> DomainState {
         match &self.qemu {
             Some(qemu) if qemu.cpus || qemu.pausing => DomainState::Running,
             Some(_) => DomainState::Paused { by_io_error: false },
@@ -131,7 +134,7 @@ impl World {
             return;
         }
         self.excuse(h);
-        self.hosts[h].libvirt_held = false;
+        (self.hosts[h].libvirt_held, self.hosts[h].libvirt_lost) = (false, false);
         self.hosts[h].libvirt_backlog.clear();
         for domain in self.hosts[h].domains.values_mut() {
             domain.starting = false;
@@ -153,29 +156,6 @@ impl World {
             let listed = self.list(h);
             self.agent_event(h, listed);
         }
-    }
-
-    fn list(&self, h: H) -> Event {
-        let host = &self.hosts[h];
-        let there = host.domains.iter().filter(|(_, domain)| domain.defined || domain.qemu.is_some());
-        let info = |(vm, domain): (&VmId, &Domain)| {
-            let record = self.definition(h, *vm);
-            // A pause that hangs is such a call, too.
-            let busy = 0 < domain.busy || domain.qemu.as_ref().is_some_and(|qemu| qemu.pausing);
-            let info = DomainInfo {
-                vm: *vm,
-                name: record.name.clone(),
-                state: domain.state(),
-                persistent: domain.defined,
-                autostart: domain.autostart,
-                xml: (!busy).then(|| record.xml.clone()),
-                pid: domain.qemu.as_ref().map(|qemu| qemu.key.pid),
-                managed_save: domain.saved.is_some(),
-                busy,
-            };
-            (info, (!busy).then(|| Ok(Box::new(record))))
-        };
-        Event::Listed(there.map(info).collect())
     }
 
     /// libvirt tells the agent what happened to a domain.
@@ -228,6 +208,7 @@ impl World {
         let Some(daemon) = self.hosts[h].libvirtd else {
             return told(self, DomainAnswer::Failed(DomainFailure::NoDaemon("connection refused".to_owned())));
         };
+        self.calls_libvirt(h, life, ticket);
         let then: Then = Box::new(move |world, result| {
             told(world, result.map_or_else(DomainAnswer::Failed, |()| DomainAnswer::Done));
         });
@@ -322,7 +303,7 @@ impl World {
 
     /// QEMU opens its images and stands; while the storage hangs it hangs, too.
     fn launch(&mut self, h: H, vm: VmId, run: bool, image: Option<Image>, then: Then) {
-        let home = self.vms[&vm].record.home;
+        let home = self.disk_of(h, vm);
         let gate = Gate::Libvirt(h, self.hosts[h].libvirtd.unwrap_or(0));
         match self.hosts[h].path(home) {
             Path::Well if !self.stores[&home].hung => {}
@@ -347,7 +328,7 @@ impl World {
         }
         self.spawn(h, vm, false);
         self.loaded(h, vm, image.as_ref());
-        let delay = self.latency(30_000);
+        let delay = self.latency(30_000) + self.busy_start();
         self.after(gate, delay, move |world| {
             if let Some(qemu) = world.qemu(h, vm) {
                 qemu.rising = false;
@@ -367,6 +348,9 @@ impl World {
         let pid = self.new_life();
         let key = ProcessKey { pid: pid as u32, started: pid };
         let memory = incoming.then_some(0); // Nothing yet.
+        // A target has open what its source has.
+        let source = self.qemus().find(|(_, of, _)| *of == vm && incoming).map(|(_, _, qemu)| qemu.disk);
+        let disk = source.unwrap_or_else(|| self.disk_of(h, vm));
         let domain = self.domain(h, vm);
         domain.starting = false;
         let edit = domain.edit;
@@ -383,6 +367,7 @@ impl World {
             memory,
             spent: 0,
             let_go: None,
+            disk,
             edit,
             mark: None,
         });
@@ -405,7 +390,7 @@ impl World {
     /// The vCPUs stand at once; QEMU answers when nothing is under way on its disks. A stopped QEMU does neither before
     /// the stop is lifted.
     pub fn suspend(&mut self, h: H, vm: VmId, then: Then) {
-        let home = self.vms[&vm].record.home;
+        let home = self.disk_of(h, vm);
         let gate = self.hosts[h].kernel();
         let hung = self.hosts[h].path(home) == Path::Hung || self.stores[&home].hung;
         let Some(qemu) = self.qemu(h, vm) else { return then(self, Err(DomainFailure::NoDomain)) };
@@ -431,7 +416,7 @@ impl World {
                 self.after(gate, Duration::from_millis(50), move |world| world.resume(h, vm, then));
             }
             Some(_) => {
-                let home = self.vms[&vm].record.home;
+                let home = self.disk_of(h, vm);
                 let boot = self.hosts[h].life.unwrap_or(0);
                 if let Err(holder) = self.stores.get_mut(&home).expect("its home").lock(vm, h, boot) {
                     let holder = self.hosts[holder].name.clone();

@@ -5,6 +5,7 @@
 //! - nobody runs beyond its lease, and no lease reaches beyond what truly lies on its datastore
 //! - nobody starts while an earlier copy's writes may still land (unless the administrator accepts that)
 //! - a copy never goes on after another one has executed: its memory would be older than the disks
+//! - no host has a proof that is not true (`soundness.rs`)
 //! - no storage fence hits a host that runs something
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -41,7 +42,7 @@ pub struct Judge {
     /// How often each VM began to run.
     pub starts: BTreeMap<VmId, u32>,
     /// Copies that have executed, and the one of each VM that did last.
-    executed: BTreeSet<ProcessKey>,
+    pub(super) executed: BTreeSet<ProcessKey>,
     newest: BTreeMap<VmId, ProcessKey>,
     spent: u64,
     busy: BTreeSet<ProcessKey>,
@@ -55,8 +56,14 @@ pub struct Judge {
     pub(super) grounds: BTreeMap<(H, DatastoreId), Time>,
     /// Until when a lease that stood can have reached since, whether its guard knew it or not.
     pub(super) reach: BTreeMap<(H, DatastoreId), Time>,
+    /// When the lease before the present one had ended, in the world's time: whatever was claimed before that is over.
+    pub(super) lapsed: BTreeMap<(H, DatastoreId), u64>,
     /// Boots that a power switch has ended.
     pub(super) off: BTreeSet<BootId>,
+    /// Where the highest claim of each VM lies.
+    pub(super) homes: BTreeMap<VmId, DatastoreId>,
+    /// Until then network beats may show a guard that nobody has heard of.
+    pub(super) reborn: u64,
     /// What guards have said to be over.
     pub(super) said: BTreeSet<(HostId, Tenure)>,
     /// When a copy stopped running, by VM and host.
@@ -214,7 +221,7 @@ impl World {
     }
 
     fn check_late_writes(&mut self, vm: VmId, h: H) {
-        let home = self.vms[&vm].record.home;
+        let home = self.disk_of(h, vm);
         let boot = self.hosts[h].life.unwrap_or(0);
         let stale = self.qemu(h, vm).is_some_and(|qemu| qemu.stale);
         let store = self.stores.get_mut(&home).expect("its home");
@@ -237,7 +244,7 @@ impl World {
 
     /// Whether a VM was ever claimed; one that was not may run without a lease.
     fn is_claimed(&self, vm: VmId) -> bool {
-        self.stores[&self.vms[&vm].record.home].generation(vm) != Generation(0)
+        self.stores[&self.home_of(vm)].generation(vm) != Generation(0)
     }
 
     /// Leases of a host that have changed.
@@ -249,6 +256,10 @@ impl World {
             let last = self.judge.last.entry((h, *home)).or_default();
             if *last == until {
                 continue;
+            }
+            let ended = self.judge.reach.get(&(h, *home)).copied().unwrap_or_default().max(*last);
+            if ended <= self.hosts[h].clock.at(self.now) {
+                self.judge.lapsed.insert((h, *home), self.hosts[h].clock.when(ended));
             }
             *last = until;
             self.judge.calm_until = 0;
@@ -269,7 +280,7 @@ impl World {
             if !self.is_claimed(*vm) {
                 continue;
             }
-            let home = self.vms[vm].record.home;
+            let home = self.home_of(*vm);
             for h in hosts {
                 match self.judge.last.get(&(*h, home)) {
                     Some(until) if self.local(*h) < *until => {
@@ -287,11 +298,12 @@ impl World {
     }
 
     /// A storage fence hits this host.
-    pub fn fenced(&mut self, victim: H) {
+    pub fn fenced(&mut self, victim: H, homes: &[DatastoreId]) {
         let name = self.hosts[victim].name.clone();
         self.tell("", &format!("storage fence against {name}"));
         let hit: Vec<VmId> =
             self.judge.running.iter().filter(|(_, hosts)| hosts.contains(&victim)).map(|(vm, _)| *vm).collect();
+        let hit: Vec<VmId> = hit.into_iter().filter(|vm| homes.contains(&self.home_of(*vm))).collect();
         if let Some(vm) = hit.first() {
             let vm = self.vm_name(*vm);
             self.violated(&format!("a storage fence hits {name}, which runs {vm}"));
@@ -309,7 +321,7 @@ impl World {
     pub fn facts(&self) -> Vec<String> {
         let fact = |vm: &VmId| {
             let name = self.vm_name(*vm);
-            let home = self.vms[vm].record.home;
+            let home = self.home_of(*vm);
             let where_ = match self.runs_on(*vm).first() {
                 Some(h) => {
                     let edit = self.domains(*h).get(vm).and_then(|domain| domain.qemu.as_ref()).map_or(0, |q| q.edit);
@@ -324,7 +336,7 @@ impl World {
             let claim = match self.stores[&home].highest(*vm) {
                 Some(Ok(claim)) => {
                     let holder = match claim.holder {
-                        Holder::Host(owner) => {
+                        Holder::Host(owner) | Holder::Moved { owner, .. } => {
                             let h = self.host_of(owner.host).expect("a host of the world");
                             format!("owned by {}", self.hosts[h].name)
                         }
@@ -339,7 +351,8 @@ impl World {
                         _ => "owned by nobody".to_owned(),
                     };
                     let wanted = if claim.wanted == Wanted::Running { "running" } else { "stopped" };
-                    format!("generation {}, {holder}, wanted {wanted}", claim.tenure.generation)
+                    let elsewhere = if home == self.vms[vm].record.home { "" } else { ", on another home" };
+                    format!("generation {}, {holder}, wanted {wanted}{elsewhere}", claim.tenure.generation)
                 }
                 Some(Err(why)) => format!("newest claim unreadable: {why}"),
                 None => "no claim".to_owned(),
@@ -352,7 +365,7 @@ impl World {
     /// After a heal: every VM that is wanted runs exactly once, in nobody's way. Else what is wrong.
     pub fn unsettled(&self) -> Option<String> {
         for (vm, spec) in &self.vms {
-            let Some(Ok(claim)) = self.stores[&spec.record.home].highest(*vm) else { continue };
+            let Some(Ok(claim)) = self.stores[&self.home_of(*vm)].highest(*vm) else { continue };
             let on = self.runs_on(*vm);
             let wanted = claim.wanted == Wanted::Running;
             if wanted != (on.len() == 1) {
@@ -361,6 +374,11 @@ impl World {
             let owner = claim.owner().and_then(|owner| self.host_of(owner.host));
             if wanted && owner != on.first().copied() {
                 return Some(format!("{}: runs elsewhere than its claim says", spec.name));
+            }
+            let (home, edit) = (claim.next_home(), |h: &H| self.domains(*h).get(vm).map_or(0, |domain| domain.edit));
+            let astray = |h: &&H| self.disk_of(**h, *vm) != home && self.place(*vm, edit(h)) == self.disk_of(**h, *vm);
+            if claim.home != home || on.iter().any(|h| astray(&h)) {
+                return Some(format!("{}: its home has not followed its disks", spec.name));
             }
         }
         if let Some((h, vm, _)) = self.qemus().find(|(_, _, qemu)| qemu.halted || !qemu.cpus) {

@@ -96,23 +96,28 @@ impl World {
     /// A guard kills a stopped copy.
     pub fn kills(&mut self, h: H, vm: VmId) {
         let me = self.hosts[h].id;
-        let home = self.vms[&vm].record.home;
-        if self.stores[&home].lied {
+        let home = self.home_of(vm);
+        if self.stores.values().any(|store| store.lied) {
             return; // What its claims say may be less than what was.
         }
         let Some(Ok(claim)) = self.stores[&home].highest(vm) else { return };
         let goes_on = claim.wanted == Wanted::Running
             && match claim.holder {
                 Holder::None => true,
-                Holder::Host(owner) => owner.host == me && owner.boot == self.hosts[h].boot(),
-                Holder::Handover { .. } | Holder::MovedTo(_) | Holder::Deleted => false,
+                Holder::Host(owner) | Holder::Moved { owner, .. } => {
+                    owner.host == me && owner.boot == self.hosts[h].boot()
+                }
+                Holder::Handover { .. } | Holder::Deleted => false,
             };
         let Some(guard) = &self.hosts[h].guard else { return };
         let rows = guard.state.table.kept(|_| None).into_iter().filter(|row| row.tenure.vm == vm && row.ran);
         let Some(ran) = rows.map(|row| row.tenure).max() else { return };
         // Its memory is older than its disks, should it have run elsewhere meanwhile.
-        let old = self.stores[&home].named_another(ran, me);
-        if goes_on && !old {
+        let old = self.stores.values().any(|store| store.named_another(ran, me));
+        // One whose vCPUs were never let go is worth nothing: its start is given up.
+        let key = self.hosts[h].domains.get(&vm).and_then(|domain| domain.qemu.as_ref()).map(|qemu| qemu.key);
+        let moved = key.is_some_and(|key| self.judge.executed.contains(&key));
+        if goes_on && !old && moved {
             let (name, host) = (self.vm_name(vm), self.hosts[h].name.clone());
             self.violated(&format!("the guard of {host} kills {name}, which its newest claim lets go on"));
         }
@@ -150,8 +155,10 @@ impl World {
         answer: &StoreAnswer,
     ) {
         let name = claim.name.clone();
-        // The first claim on a datastore counts on from what lies on others.
-        if now < before || (before != Generation(0) && before.next() < now && !leaps(now)) {
+        // The first claim on a datastore counts on from what lies on others, and so does one after the home came back.
+        let top = self.stores[&home].claim(Tenure { vm: claim.tenure.vm, generation: before });
+        let left = top.is_some_and(|top| top.next_home() != home);
+        if now < before || (before != Generation(0) && before.next() < now && !leaps(now) && !left) {
             self.violated(&format!("claims of {name} went from generation {before} to {now}"));
         }
         if self.trace {
@@ -159,10 +166,10 @@ impl World {
         }
         if before < now && *answer == StoreAnswer::Created {
             self.judge.claims += 1;
-            let last = Tenure { vm: claim.tenure.vm, generation: before };
-            if let Some(last) = self.stores[&home].claim(last).cloned() {
-                self.succeeds(home, &last, claim);
+            if let Some(last) = self.predecessor(home, claim) {
+                self.succeeds(last.home, &last, claim);
             }
+            self.find_home(claim.tenure.vm);
         }
     }
 
@@ -172,22 +179,18 @@ impl World {
         let (Some(h), Some(maker)) = (self.host_of(owner.host), self.host_of(claim.maker)) else { return };
         let (name, host, taker) = (claim.name.clone(), self.hosts[h].name.clone(), self.hosts[maker].name.clone());
         if h == maker {
-            let runs = self.runs_on(vm).contains(&h) && self.hosts[h].boot() == owner.boot;
-            if claim.holder == Holder::None && runs {
-                self.violated(&format!("{host} releases {name}, which runs there"));
+            let runs = self.runs_on(vm).contains(&h);
+            let held =
+                self.hosts[h].guard.as_ref().is_some_and(|guard| guard.state.table.held(vm, home) == Some(last.tenure));
+            if claim.holder == Holder::None && (runs || held) && self.hosts[h].boot() == owner.boot {
+                self.violated(&format!("{host} releases {name}, which runs there, or may"));
             }
             return;
         }
         if claim.reason != ClaimReason::Migrated {
             self.judge.takeovers += 1;
         }
-        // A later boot began, or a power switch has said, truly, that this one is off.
-        let newest = if self.hosts[h].life.is_some() { Some(self.hosts[h].boot()) } else { self.hosts[h].last_boot() };
-        let rebooted = newest != Some(owner.boot) || self.judge.off.contains(&owner.boot);
-        let ends = [&self.judge.last, &self.judge.reach].map(|ends| ends.get(&(h, home)).copied());
-        let lapsed = ends.into_iter().flatten().all(|until| until <= self.local(h));
-        let said = self.judge.said.contains(&(owner.host, last.tenure));
-        if !(rebooted || lapsed || said) {
+        if !self.is_over(owner, last.tenure, home, self.now) {
             let generation = last.tenure.generation;
             self.violated(&format!("{taker} claims {name} although generation {generation}, of {host}, is not over"));
         }

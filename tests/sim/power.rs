@@ -13,6 +13,8 @@ use super::world::{Gate, H, World, nanos};
 pub enum Switch {
     /// It switches its host off and says so.
     Works,
+    /// The same, so long after it was asked; unless its program is killed before.
+    Takes(Duration),
     /// No answer ever comes.
     Hangs,
     /// It says that it failed.
@@ -64,10 +66,16 @@ impl World {
             world.done(h, life, ticket, Outcome::Power(Err("it did not end in time and was killed".to_owned())));
         });
         let (name, Some(victim)) = (device.name.clone(), self.host_of(device.host)) else { return };
-        let there = self.latency(20_000);
+        let there = match self.switches.get(&name) {
+            Some(Switch::Takes(span)) if order == PowerOrder::Off => *span,
+            _ => self.latency(20_000),
+        };
         // What is asked reaches the switch whether the asker lives or not.
         self.after(Gate::World, there, move |world| {
             let switch = world.switches.get(&name).copied().unwrap_or(Switch::Works);
+            if matches!(switch, Switch::Takes(_)) && !world.open.contains(&(h, life, ticket.0)) {
+                return; // Its program was killed.
+            }
             let on = world.hosts[victim].life.is_some();
             let answer = match (switch, order) {
                 (Switch::Hangs, _) => return,
@@ -75,20 +83,35 @@ impl World {
                 (Switch::Missing, _) => Err("fence_sim is not installed on this host".to_owned()),
                 (_, PowerOrder::Monitor) | (Switch::Idles | Switch::Lies, PowerOrder::Off) => Ok(PowerAnswer::Done),
                 (Switch::Lies, PowerOrder::Status) => Ok(PowerAnswer::Off),
-                (Switch::Works | Switch::Idles, PowerOrder::Status) => {
+                (Switch::Works | Switch::Takes(_) | Switch::Idles, PowerOrder::Status) => {
                     Ok(if on { PowerAnswer::On } else { PowerAnswer::Off })
                 }
-                (Switch::Works, PowerOrder::Off) => {
+                (Switch::Works | Switch::Takes(_), PowerOrder::Off) => {
                     world.switch_off(victim, &name);
                     Ok(PowerAnswer::Done)
                 }
             };
-            if matches!(switch, Switch::Works | Switch::Idles) && world.hosts[victim].life.is_none() {
+            if matches!(switch, Switch::Works | Switch::Takes(_) | Switch::Idles) && world.hosts[victim].life.is_none()
+            {
                 let ended = world.hosts[victim].last_boot();
                 world.judge.off.extend(ended);
+                // Nothing that its kernel held can land any more; its locks are the server's business.
+                for store in world.stores.values_mut() {
+                    store.writers.values_mut().for_each(|writers| writers.retain(|writer| writer.0 != victim));
+                }
             }
             let back = world.latency(20_000);
             world.after(gate, back, move |world| world.done(h, life, ticket, Outcome::Power(answer)));
+        });
+    }
+
+    /// An agent has the program killed that asks a power switch, and is told so.
+    pub fn call_off_power(&mut self, h: H, ticket: Ticket) {
+        let Some(life) = self.hosts[h].agent.as_ref().map(|agent| agent.life) else { return };
+        let killed = "fence_sim was killed before it had ended".to_owned();
+        let takes = self.latency(1_000);
+        self.after(Gate::Agent(h, life), takes, move |world| {
+            world.done(h, life, ticket, Outcome::Power(Err(killed)));
         });
     }
 
@@ -99,10 +122,6 @@ impl World {
         self.check_switched_off(victim);
         if on {
             self.kill(victim);
-        }
-        // Nothing that its kernel held can land any more; its locks are the server's business.
-        for store in self.stores.values_mut() {
-            store.writers.values_mut().for_each(|writers| writers.retain(|writer| writer.0 != victim));
         }
     }
 

@@ -62,15 +62,19 @@ impl World {
     pub fn roll_back_storage(&mut self) {
         for home in self.homes() {
             let lost = self.stores.get_mut(&home).expect("its own key").roll_back();
-            lost.into_iter().for_each(|vm| self.touch(vm));
+            for vm in lost {
+                self.touch(vm);
+                self.find_home(vm);
+            }
         }
     }
 
     /// A claim is deleted, by hand or by a file system check.
     pub fn lose_claim(&mut self, vm: VmId) {
-        let home = self.vms[&vm].record.home;
+        let home = self.home_of(vm);
         self.touch(vm);
         self.stores.get_mut(&home).expect("its home").lose_claim(vm);
+        self.find_home(vm);
     }
 
     /// `mainstay datastore accept NAME` on a host.
@@ -131,7 +135,7 @@ impl World {
         let table = &self.hosts[h].guard.as_ref()?.state.table;
         let living = table.living(home);
         let next = living.get(from.checked_rem(living.len())?).copied()?;
-        let held: Tenure = table.held(missed.map_or(next, |missed: Tenure| missed.vm))?;
+        let held: Tenure = table.held(missed.map_or(next, |missed: Tenure| missed.vm), home)?;
         if held.generation <= self.stores[&home].generation(held.vm) {
             return None;
         }

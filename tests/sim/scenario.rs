@@ -82,6 +82,9 @@ impl Scenario {
                     self.setup.vms.push(((*name).to_owned(), (*host).to_owned(), home));
                 }
             }
+            ["vm", name, "on", host, "in", store] => {
+                self.setup.vms.push(((*name).to_owned(), (*host).to_owned(), (*store).to_owned()));
+            }
             ["clone", name, "of", vm] => self.setup.clones.push(((*name).to_owned(), (*vm).to_owned())),
             ["fence", "lock"] => self.setup.fence = StorageFence::Lock,
             ["fence", "command"] => {}
@@ -175,8 +178,8 @@ impl fmt::Display for Scenario {
         let Setup { hosts, datastores, vms, clones, fence, late_writes, switches, fence_at, .. } = &self.setup;
         let Setup { locks, timing, foreign_migration, seed, clocks, .. } = &self.setup;
         writeln!(f, "hosts {}; datastores {}", hosts.join(" "), datastores.join(" "))?;
-        for (vm, host, _) in vms {
-            writeln!(f, "vm {vm} on {host}")?;
+        for (vm, host, store) in vms {
+            writeln!(f, "vm {vm} on {host} in {store}")?;
         }
         let fence = match (fence, late_writes) {
             (StorageFence::Lock, _) => "lock",

@@ -198,6 +198,16 @@ pub struct World {
     pub edits: BTreeMap<VmId, u32>,
     /// What the n-th change of a definition has made of its policy.
     pub policies: BTreeMap<(VmId, u32), Option<OnDoubt>>,
+    /// Where the n-th change of a definition has its disks.
+    pub places: BTreeMap<(VmId, u32), DatastoreId>,
+}
+
+/// Each datastore has a program of its own.
+fn fence_of(fence: &StorageFence, n: usize, name: &str) -> StorageFence {
+    match fence {
+        StorageFence::Command { program } if 0 < n => StorageFence::Command { program: format!("{program}-{name}") },
+        StorageFence::Command { .. } | StorageFence::Lock | StorageFence::None => fence.clone(),
+    }
 }
 
 fn mixed(mut z: u64) -> u64 {
@@ -225,7 +235,7 @@ impl World {
             id: DatastoreId(id(0xd, n)),
             name: name.clone(),
             path: format!("/srv/{name}"),
-            fence: setup.fence.clone(),
+            fence: fence_of(&setup.fence, n, name),
             late_writes: setup.late_writes,
             accepted: 0,
         });
@@ -276,6 +286,7 @@ impl World {
             files: BTreeMap::new(),
             edits: BTreeMap::new(),
             policies: BTreeMap::new(),
+            places: BTreeMap::new(),
         };
         for (n, member) in settings.members.iter().enumerate() {
             // Clocks of different hosts have nothing to do with each other; where they have time to go apart, they are as

@@ -51,11 +51,12 @@ impl Core {
     /// would be. Only a VM without a claim, and one whose home is silent, cannot be started.
     fn all_read(&mut self, cx: &mut Cx, id: VmId) {
         let newest = self.vm(id).claim.clone();
-        let home = newest.as_ref().map(|claim| self.store_name(claim.home));
+        let homes = newest.as_ref().map(|claim| [claim.home, claim.next_home()].map(|home| self.store_name(home)));
         let unread = self.vm(id).attempt.as_ref().map(|attempt| attempt.unread.clone()).unwrap_or_default();
-        let missing = unread.into_iter().find(|(store, _)| home.as_ref().is_none_or(|home| home == store));
+        let missing = unread.into_iter().find(|(store, _)| homes.as_ref().is_none_or(|homes| homes.contains(store)));
         if let Some((store, why)) = missing {
-            let why = format!("its claims cannot be read on datastore {store}: {why}");
+            let cure = self.left_behind(id).unwrap_or_default();
+            let why = format!("its claims cannot be read on datastore {store}: {why}{cure}");
             return self.fail(cx, id, Denial::Unable(why));
         }
         let generation = newest.as_ref().map(|claim| claim.tenure.generation);
@@ -65,7 +66,7 @@ impl Core {
             return self.fail(cx, id, Denial::Contradiction(why.into()));
         }
         if let Some(newest) = &newest {
-            attempt.home = newest.home;
+            attempt.home = newest.next_home();
         }
         attempt.before = newest;
         match self.may_start_here(id, cx.now) {
@@ -138,7 +139,7 @@ impl Core {
             deadline: cx.now + ROW_DEADLINE,
             purpose: match attempt.kind {
                 Kind::Hook { .. } | Kind::Run { .. } => Purpose::Start,
-                Kind::Adopt | Kind::Arrive | Kind::Change | Kind::Settle => Purpose::Adopt,
+                Kind::Adopt | Kind::Arrive | Kind::Change | Kind::Leave { .. } | Kind::Settle => Purpose::Adopt,
                 Kind::HandOver { .. } => Purpose::HandOver,
                 Kind::Reclaim { .. } => Purpose::Reclaim,
                 Kind::Release { .. } => return,
@@ -163,7 +164,8 @@ impl Core {
     }
 
     /// The next generation is over already: it is that of a try of ours whose claim did not come about, or is still on
-    /// its way. A claim that lets nobody run takes its place; then the generation after it is free.
+    /// its way. A claim that lets nobody run takes its place; then the generation after it is free. Unless another claim
+    /// has been read since this attempt began: it has taken that place, and what it says must not be released.
     pub(in crate::core) fn use_up(&mut self, cx: &mut Cx, id: VmId, attempt: &Attempt) {
         let wanted = match (&attempt.kind, &attempt.before) {
             // It runs without a claim: nobody else may start it.
@@ -171,8 +173,10 @@ impl Core {
             (_, Some(before)) => before.wanted,
         };
         self.fail(cx, id, Denial::Unable("an earlier try is being cleared away; try again in a moment".into()));
-        if attempt.kind == Kind::Change {
-            return; // It runs, and no claim that lets others have it may be made.
+        let mark = |claim: &Claim| (claim.tenure, claim.nonce);
+        let superseded = self.vm(id).claim.as_ref().map(mark) != attempt.before.as_ref().map(mark);
+        if superseded || attempt.may_wait() {
+            return; // Of one that may wait: it runs, and no claim that lets others have it may be made.
         }
         let kind = Kind::Release { wanted, reason: ClaimReason::StartFailed };
         self.begin(cx, id, kind, attempt.home, Vec::new());
@@ -197,7 +201,7 @@ impl Core {
             self.abandon(cx, claim.tenure, &attempt.kind);
             return self.fail(cx, id, Denial::Unable(format!("it waits for {what}")));
         }
-        let after = attempt.before.as_ref().map(|before| (before.tenure.generation, before.nonce));
+        let after = attempt.after();
         if let Some(attempt) = &mut self.vm(id).attempt {
             attempt.claim = Some(claim.clone());
         }
@@ -221,7 +225,9 @@ impl Core {
                 (Holder::Handover { from: owner, to: *to }, Wanted::Running, ClaimReason::HandedOver)
             }
             Kind::Settle if self.came_here(before) => (Holder::Host(owner), Wanted::Running, ClaimReason::Migrated),
+            Kind::Settle if attempt.crosses() => (Holder::Host(owner), Wanted::Running, ClaimReason::HomeMoved),
             Kind::Settle => (Holder::Host(owner), Wanted::Running, ClaimReason::Reclaimed),
+            Kind::Leave { to } => (Holder::Moved { to: *to, owner }, Wanted::Running, ClaimReason::HomeMoved),
             Kind::Change => match before {
                 Some(before) if before.owner().is_none() => (before.holder, before.wanted, ClaimReason::RecordChanged),
                 Some(_) | None => (Holder::Host(owner), Wanted::Running, ClaimReason::RecordChanged),
@@ -341,6 +347,7 @@ impl Core {
                 cx.hook_answer(ask, Ok(()));
                 self.await_adoption(cx, id);
             }
+            Kind::Leave { .. } => self.left(cx, id),
             Kind::Change | Kind::HandOver { .. } => self.finish(cx, id),
             Kind::Settle => self.settled(cx, id, &attempt),
             Kind::Adopt | Kind::Reclaim { .. } => self.lift_late_pause(cx, id),
@@ -368,7 +375,7 @@ impl Core {
         let Some(newest) = self.vm(id).tenure() else { return };
         let older = self.guard.rows.keys().filter(|row| row.vm == id && row.generation < newest.generation);
         for tenure in older.copied().collect::<Vec<_>>() {
-            cx.guard(GuardOrder::Forget { tenure }, Pending::Nothing);
+            self.forget(cx, tenure);
         }
     }
 }

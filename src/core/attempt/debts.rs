@@ -101,9 +101,12 @@ impl Core {
                 self.debts_after(before, self.proof_of(before, known, known), &written)
             }
             // The same copy goes on.
-            Kind::Adopt | Kind::Reclaim { .. } | Kind::Change | Kind::HandOver { .. } | Kind::Settle => {
-                before.debts.iter().copied().filter(|debt| !self.is_paid(debt)).collect()
-            }
+            Kind::Adopt
+            | Kind::Reclaim { .. }
+            | Kind::Change
+            | Kind::Leave { .. }
+            | Kind::HandOver { .. }
+            | Kind::Settle => before.debts.iter().copied().filter(|debt| !self.is_paid(debt)).collect(),
         };
         if let Kind::Release { .. } = attempt.kind {
             debts.extend(self.own_debts(id, &written));

@@ -4,6 +4,8 @@ use super::*;
 
 /// libvirt's end of a stopped QEMU has come by then, or not at all.
 const DESTROYS: Duration = Duration::from_secs(12);
+/// The guard has ended a QEMU by then; one that hangs in its storage keeps claim and row, and is looked at again.
+const BARRING: Duration = Duration::from_secs(20);
 
 impl Core {
     pub(in crate::core) fn finish(&mut self, cx: &mut Cx, id: VmId) {
@@ -16,47 +18,12 @@ impl Core {
             vm.restarts.push(cx.now);
         }
         vm.waits = None;
-        if attempt.kind != Kind::Change {
-            vm.ended = None; // It may have ended while its change was recorded.
+        if !(attempt.may_wait() || attempt.kind == Kind::Settle && attempt.crosses()) {
+            vm.ended = None; // Else it ran all the time, and may have ended meanwhile.
         }
         vm.incoming = None;
         let generation = attempt.claim.as_ref().map(|claim| claim.tenure.generation).unwrap_or_default();
-        let took = cx.now.since(attempt.since).as_secs_f64();
-        let text = match &attempt.kind {
-            Kind::Hook { .. } => format!("{name} was started by a person (generation {generation})"),
-            Kind::Run { reason, .. } => {
-                format!(
-                    "{name} runs here: {} (generation {generation}, {took:.2} s)",
-                    crate::core::vms::reason_text(*reason)
-                )
-            }
-            Kind::Adopt => format!("{name} is protected (generation {generation})"),
-            Kind::Reclaim { .. } => format!("{name} goes on after its lease had lapsed (generation {generation})"),
-            Kind::Arrive => format!("{name} runs here: moved (generation {generation})"),
-            Kind::Settle if self.came_here(attempt.before.as_ref()) => {
-                format!("{name} runs here: migrated by a person (generation {generation})")
-            }
-            Kind::Settle => format!("{name} goes on here: it was not migrated away (generation {generation})"),
-            Kind::HandOver { to } => format!(
-                "{name}: generation {generation} hands it to {}, which runs it after libvirt's switch",
-                self.name_of(to.host)
-            ),
-            Kind::Change if attempt.before.as_ref().is_some_and(|before| before.record == attempt.digest) => {
-                format!("{name} is claimed anew (generation {generation})")
-            }
-            Kind::Change => format!("{name}: its changed definition is recorded (generation {generation})"),
-            Kind::Release { .. } => String::new(),
-        };
-        let kind = match &attempt.kind {
-            Kind::Hook { .. } | Kind::Run { .. } => "vm-started",
-            Kind::Adopt => "vm-protected",
-            Kind::Reclaim { .. } => "vm-reclaimed",
-            Kind::Arrive => "vm-arrived",
-            Kind::Settle => "vm-settled",
-            Kind::HandOver { .. } => "vm-handover",
-            Kind::Change => "vm-change",
-            Kind::Release { .. } => "vm-released",
-        };
+        let (kind, text) = self.done_text(&attempt, &name, cx.now);
         if !text.is_empty() {
             cx.note(Note::info(kind, text).of(&name));
         }
@@ -71,12 +38,60 @@ impl Core {
         self.tell = true;
     }
 
+    /// Kind and text of the note that says what an attempt has done.
+    fn done_text(&self, attempt: &Attempt, name: &str, now: Time) -> (&'static str, String) {
+        let generation = attempt.claim.as_ref().map(|claim| claim.tenure.generation).unwrap_or_default();
+        let took = now.since(attempt.since).as_secs_f64();
+        let home = || self.store_name(attempt.home);
+        match &attempt.kind {
+            Kind::Hook { .. } => ("vm-started", format!("{name} was started by a person (generation {generation})")),
+            Kind::Run { reason, .. } => {
+                let reason = crate::core::vms::reason_text(*reason);
+                ("vm-started", format!("{name} runs here: {reason} (generation {generation}, {took:.2} s)"))
+            }
+            Kind::Adopt => ("vm-protected", format!("{name} is protected (generation {generation})")),
+            Kind::Reclaim { .. } => {
+                ("vm-reclaimed", format!("{name} goes on after its lease had lapsed (generation {generation})"))
+            }
+            Kind::Arrive => ("vm-arrived", format!("{name} runs here: moved (generation {generation})")),
+            Kind::Settle if self.came_here(attempt.before.as_ref()) => {
+                ("vm-settled", format!("{name} runs here: migrated by a person (generation {generation})"))
+            }
+            Kind::Settle if attempt.crosses() => {
+                ("vm-home", format!("{name}: its home is datastore {} now (generation {generation})", home()))
+            }
+            Kind::Settle => {
+                ("vm-settled", format!("{name} goes on here: it was not migrated away (generation {generation})"))
+            }
+            Kind::Leave { to } => {
+                let (from, to) = (home(), self.store_name(*to));
+                let text = format!(
+                    "{name}: its disks lie on datastore {to} now, and its home moves there from {from} (generation \
+                     {generation})"
+                );
+                ("vm-home", text)
+            }
+            Kind::HandOver { to } => {
+                let to = self.name_of(to.host);
+                let text = format!("generation {generation} hands it to {to}, which runs it after libvirt's switch");
+                ("vm-handover", format!("{name}: {text}"))
+            }
+            Kind::Change if attempt.before.as_ref().is_some_and(|before| before.record == attempt.digest) => {
+                ("vm-change", format!("{name} is claimed anew (generation {generation})"))
+            }
+            Kind::Change => {
+                ("vm-change", format!("{name}: its changed definition is recorded (generation {generation})"))
+            }
+            Kind::Release { .. } => ("vm-released", String::new()),
+        }
+    }
+
     pub(in crate::core) fn released(&mut self, cx: &mut Cx, id: VmId) {
         let name = self.vm_name(id);
         let Some(claim) = self.vm(id).claim.clone() else { return };
         let rows: Vec<Tenure> = self.guard.rows.keys().filter(|row| row.vm == id).copied().collect();
         for tenure in rows {
-            cx.guard(GuardOrder::Forget { tenure }, Pending::Nothing);
+            self.forget(cx, tenure);
         }
         let stopping = std::mem::take(&mut self.vm(id).stopping);
         for ask in stopping {
@@ -102,8 +117,8 @@ impl Core {
         let name = self.vm_name(id);
         let vm = self.vm(id);
         let Some(attempt) = vm.attempt.take() else { return };
-        if attempt.kind == Kind::Change {
-            return self.change_failed(cx, id, &denial.to_string());
+        if attempt.may_wait() {
+            return self.change_failed(cx, id, &attempt.kind, &denial.to_string());
         }
         vm.waits = Some(denial.to_string());
         vm.pause = cx.now + RETRY;
@@ -117,7 +132,7 @@ impl Core {
                 // The retry is a matter of milliseconds after a heal; the beat's reconcile is the fallback.
                 cx.set(Timer::Judge(id), cx.now + RETRY);
             }
-            Kind::Run { .. } | Kind::Change => {}
+            Kind::Run { .. } | Kind::Change | Kind::Leave { .. } => {}
             Kind::Arrive => {
                 self.set_underway(cx, id, None);
                 self.drop_incoming(cx, id);
@@ -141,8 +156,8 @@ impl Core {
             self.end_underway(cx, id); // A copy that has arrived stands paused: whoever claims it lets it go on.
         }
         let claim = attempt.claim.clone().expect("given up only after a claim");
-        if attempt.kind == Kind::Change {
-            return self.change_failed(cx, id, &denial.to_string()); // Should it have lapsed, it is re-claimed.
+        if attempt.may_wait() {
+            return self.change_failed(cx, id, &attempt.kind, &denial.to_string()); // Should it have lapsed, it is re-claimed.
         }
         cx.note(Note::warning("vm-start-failed", format!("{name}: not started here: {denial}")).of(&name));
         if let Kind::Hook { ask } = &attempt.kind {
@@ -165,16 +180,70 @@ impl Core {
             let me = self.me.host;
             self.vm(id).failed.insert(me, (cx.now, denial.to_string()));
         }
-        cx.guard(GuardOrder::Abandon { tenure: claim.tenure }, Pending::Nothing);
-        if self.vm(id).tenure() != Some(claim.tenure) {
-            return; // Somebody has claimed it since: nothing of ours is left to be released.
-        }
         let wanted = match &attempt.kind {
             Kind::Hook { .. } => attempt.before.as_ref().map_or(Wanted::Stopped, |before| before.wanted),
             _ => Wanted::Running,
         };
-        let kind = Kind::Release { wanted, reason: ClaimReason::StartFailed };
-        self.begin(cx, id, kind, attempt.home, Vec::new());
+        self.vm(id).attempt = Some(Attempt { asks: Vec::new(), waits: None, ..attempt });
+        cx.set(Timer::Attempt(id), cx.now + BARRING);
+        self.bar(cx, id, claim.tenure, wanted);
+    }
+
+    fn bar(&mut self, cx: &mut Cx, id: VmId, tenure: Tenure, wanted: Wanted) {
+        let ticket = cx.guard(GuardOrder::Abandon { tenure }, Pending::Attempt(id));
+        self.stage(id, Stage::Barring { wanted }, ticket);
+    }
+
+    /// Another guard, which was asked for nothing yet.
+    pub(in crate::core) fn bar_again(&mut self, cx: &mut Cx) {
+        let given_up = |(id, vm): (&VmId, &crate::core::vms::Vm)| {
+            let attempt = vm.attempt.as_ref()?;
+            let Stage::Barring { wanted } = attempt.stage else { return None };
+            Some((*id, attempt.claim.as_ref()?.tenure, wanted))
+        };
+        let again: Vec<(VmId, Tenure, Wanted)> = self.vms.iter().filter_map(given_up).collect();
+        again.into_iter().for_each(|(id, tenure, wanted)| self.bar(cx, id, tenure, wanted));
+    }
+
+    /// The guard has barred the row of what was given up; or it refuses, since a QEMU runs under it already: libvirt has
+    /// not answered, or has lost it, but got that far. Its guest has not moved yet, and never will.
+    pub(in crate::core) fn barred(&mut self, cx: &mut Cx, id: VmId, wanted: Wanted, result: Result<(), Refusal>) {
+        let Some(claim) = self.vms.get(&id).and_then(|vm| vm.attempt.as_ref()?.claim.clone()) else { return };
+        if result.is_err() {
+            cx.guard(GuardOrder::Discard { tenure: claim.tenure }, Pending::Nothing);
+        }
+        self.stage(id, Stage::Barring { wanted }, Ticket(0));
+        self.barring(cx, id);
+    }
+
+    /// Called whenever the row changed: goes on as soon as the QEMU has ended, and the guard has said how.
+    pub(in crate::core) fn barring(&mut self, cx: &mut Cx, id: VmId) {
+        let Some(attempt) = self.vms.get(&id).and_then(|vm| vm.attempt.as_ref()) else { return };
+        let (Stage::Barring { wanted }, Ticket(0), Some(claim)) = (&attempt.stage, attempt.ticket, &attempt.claim)
+        else {
+            return;
+        };
+        let (wanted, claim) = (*wanted, claim.clone());
+        let over = self.guard.rows.get(&claim.tenure).is_none_or(|row| match row.state {
+            VmState::Over(Over::Draining) => false,
+            VmState::Over(_) => row.pid.is_none(),
+            VmState::Expected | VmState::Running | VmState::Incoming => false,
+        });
+        if !over {
+            return;
+        }
+        self.leave_barring(cx, id);
+        if self.vm(id).tenure() == Some(claim.tenure) {
+            let kind = Kind::Release { wanted, reason: ClaimReason::StartFailed };
+            self.begin(cx, id, kind, claim.home, Vec::new());
+        } // Else somebody has claimed it since: nothing of ours is left to be released.
+    }
+
+    /// What becomes of row and claim is seen by the next look at them, as after a restart of this agent.
+    fn leave_barring(&mut self, cx: &mut Cx, id: VmId) {
+        cx.unset(Timer::Attempt(id));
+        self.vm(id).attempt = None;
+        self.check = true;
     }
 
     /// The guard is gone: what it was asked will not be answered.
@@ -207,10 +276,12 @@ impl Core {
             Stage::Waiting => self.pay_debts(cx, id),
             Stage::Locks { since } => self.probe_locks(cx, id, since),
             Stage::Adopting => {
+                self.start_is_late(id);
                 self.destroy(cx, id);
                 self.give_up(cx, id, Denial::Unable("its QEMU did not appear in time".into()));
             }
             Stage::Resuming if attempt.ticket == Ticket(0) => self.resume_again(cx, id, &attempt),
+            Stage::Barring { .. } => self.leave_barring(cx, id),
             Stage::Confirming
             | Stage::Fencing(_)
             | Stage::Freeing { .. }
@@ -219,6 +290,7 @@ impl Core {
             | Stage::Resuming => {}
             Stage::Claiming if attempt.has_copy() => self.claim_again(cx, id, &attempt),
             Stage::Reading
+            | Stage::LookingBack
             | Stage::Twins
             | Stage::Recording
             | Stage::FetchingRecord
@@ -251,7 +323,7 @@ impl Core {
         }
         // A host that was fenced may still read what it cannot write: whose the VM is by now.
         self.list_claims(cx);
-        let after = attempt.before.as_ref().map(|before| (before.tenure.generation, before.nonce));
+        let after = attempt.after();
         self.ask_store(cx, id, Stage::Claiming, StoreOrder::CreateClaim { claim: Box::new(claim.clone()), after });
     }
 

@@ -80,7 +80,8 @@ impl Core {
 
     /// What a start waits for whose image is locked.
     pub(in crate::core) fn lock_text(&self, id: VmId, holder: &str, waited: Duration) -> String {
-        let lease = self.vms.get(&id).and_then(|vm| vm.claim.as_ref()).and_then(|claim| self.lock_lease(claim.home));
+        let lease =
+            self.vms.get(&id).and_then(|vm| vm.claim.as_ref()).and_then(|claim| self.lock_lease(claim.next_home()));
         match lease {
             Some(lease) => format!(
                 "the image lock of its old copy ({holder}), held at the storage server until its client's lease of {} s ends",

@@ -42,6 +42,10 @@ impl Core {
 
     pub(in crate::core) fn defined(&mut self, cx: &mut Cx, id: VmId, answer: DomainAnswer) {
         let kind = self.vm(id).attempt.as_ref().map(|attempt| attempt.kind.clone());
+        let record = self.vm(id).attempt.as_ref().and_then(|attempt| attempt.record.clone());
+        if let (DomainAnswer::Done | DomainAnswer::Listed(_), Some(record)) = (&answer, record) {
+            self.define_record(cx.now, id, Ok(record)); // A list made while it starts does not show it.
+        }
         let arrives = kind == Some(Kind::Arrive);
         match answer {
             _ if kind == Some(Kind::Settle) => self.finish(cx, id), // It runs, whether it could be written or not.
@@ -92,7 +96,9 @@ impl Core {
                 self.wait_in(cx, id, Stage::Locks { since: cx.now }, RETRY, what);
             }
             DomainFailure::NoDaemon(why) => {
-                self.give_up(cx, id, Denial::Unable(format!("libvirt does not answer: {why}")))
+                self.start_is_late(id);
+                self.give_up(cx, id, Denial::Unable(format!("libvirt does not answer: {why}")));
+                self.set_underway(cx, id, Some(Underway::Start)); // Should it come up after all, it stands paused.
             }
             DomainFailure::NoDomain => self.give_up(cx, id, Denial::Unable("its definition vanished".into())),
             DomainFailure::Host(why) => self.give_up(cx, id, Denial::Host(why)),
@@ -105,6 +111,7 @@ impl Core {
                 self.give_up(cx, id, Denial::Definition(why))
             }
             DomainFailure::Timeout => {
+                self.start_is_late(id);
                 self.destroy(cx, id);
                 self.give_up(cx, id, Denial::Unable("libvirt did not answer in time".into()));
                 self.set_underway(cx, id, Some(Underway::Start)); // Should it come up after all, it stands paused.

@@ -106,7 +106,8 @@ impl Core {
             Holder::None => {
                 Err("it belongs to no host of the cluster: stop it where it runs, and start it here".into())
             }
-            Holder::MovedTo(_) | Holder::Deleted => Err("its claims have moved, or it was deleted".into()),
+            Holder::Moved { .. } => Err("its home is being moved to another datastore; try again in a moment".into()),
+            Holder::Deleted => Err("it was deleted".into()),
         }
     }
 

@@ -126,7 +126,7 @@ impl Core {
     }
 
     /// Whether somebody who is heard here has heard the host after this host last did.
-    fn is_heard_by_others(&self, host: HostId, now: Time) -> bool {
+    pub(super) fn is_heard_by_others(&self, host: HostId, now: Time) -> bool {
         let Some(index) = self.settings.member(host).map(|member| member.index) else { return false };
         let known = self.peers.get(&host).and_then(|peer| peer.beat.as_ref());
         let newer = |echo: &Echo| {

@@ -22,7 +22,7 @@ use nix::errno::Errno;
 
 use super::files::{CLAIMS, Folder, Seen, TMP, bad, failure, vm_name, write_at};
 use super::prepared::{Pool, Ready};
-use crate::types::store::{StoreAnswer, StoreFailure};
+use crate::types::store::{After, StoreAnswer, StoreFailure};
 use crate::types::{Claim, Generation, HostId, Nonce, Tenure, VmId};
 use crate::wire::record::{self, BLOCK};
 
@@ -119,12 +119,12 @@ impl Claims {
         &self,
         root: &Folder,
         claim: &Claim,
-        after: Option<(Generation, Nonce)>,
+        after: Option<After>,
         before_deadline: &dyn Fn() -> Result<(), StoreFailure>,
         used: &mut Vec<String>,
     ) -> Result<StoreAnswer, StoreFailure> {
         let generation = claim.tenure.generation;
-        assert!(after.is_none_or(|(before, _)| before < generation), "a claim follows the one of its proof");
+        assert!(after.is_none_or(|after| after.generation() < generation), "a claim follows the one of its proof");
         let claims = root.sub(CLAIMS)?;
         let vm_folder = vm_name(claim.tenure.vm);
         let folder = match claims.sub_if_there(&vm_folder)? {
@@ -163,7 +163,7 @@ impl Claims {
             };
         }
         match after {
-            Some((before, nonce)) if !self.stands(&folder, claim.tenure.vm, before, nonce)? => {
+            Some(After::Here(before, nonce)) if !self.stands(&folder, claim.tenure.vm, before, nonce)? => {
                 remove_ours(&folder, claim)?;
                 Ok(StoreAnswer::GaveWay)
             }
@@ -244,13 +244,9 @@ fn is_same(found: &Claim, wanted: &Claim) -> bool {
 }
 
 /// A claim above ours, or between ours and the one that it follows.
-fn apart(
-    folder: &Folder,
-    claim: &Claim,
-    after: Option<(Generation, Nonce)>,
-) -> Result<Option<Generation>, StoreFailure> {
+fn apart(folder: &Folder, claim: &Claim, after: Option<After>) -> Result<Option<Generation>, StoreFailure> {
     let ours = claim.tenure.generation;
-    let before = after.map(|(before, _)| before);
+    let before = after.map(After::generation);
     let all = generations(folder)?;
     let between = |other: &Generation| before.is_some_and(|before| before < *other && *other < ours);
     Ok(all.into_iter().rev().find(|other| ours < *other || between(other)))

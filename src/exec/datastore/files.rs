@@ -88,7 +88,8 @@ pub fn failure(path: impl AsRef<Path>, error: &io::Error) -> StoreFailure {
             let why = "does not exist; is the datastore mounted, and was it added to the cluster?".to_owned();
             StoreFailure::Missing { path, why }
         }
-        Some(Errno::ENODEV | Errno::ENXIO) => StoreFailure::Gone { path, why },
+        // ESHUTDOWN is EBLOCKLISTED: Ceph has shut this client out, and lets it in again only when it mounts anew.
+        Some(Errno::ENODEV | Errno::ENXIO | Errno::ESHUTDOWN) => StoreFailure::Gone { path, why },
         Some(Errno::ESTALE) => StoreFailure::Stale { path, why },
         Some(Errno::EINVAL) => StoreFailure::Io { path, why: format!("{why} (does it allow direct I/O?)") },
         Some(_) | None => StoreFailure::Io { path, why },

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::beats::BeatFile;
 use super::*;
 use crate::exec::clock;
-use crate::types::store::{ClaimsOf, CompleteRead, StoreFailure};
+use crate::types::store::{After, ClaimsOf, CompleteRead, StoreFailure};
 use crate::types::*;
 use crate::wire::record::{self, BLOCK};
 
@@ -94,7 +94,7 @@ fn claim(generation: u64, owner: u128) -> Claim {
 }
 
 fn create(claim: &Claim, after: Option<&Claim>) -> StoreOrder {
-    let after = after.map(|before| (before.tenure.generation, before.nonce));
+    let after = after.map(|before| After::Here(before.tenure.generation, before.nonce));
     StoreOrder::CreateClaim { claim: Box::new(claim.clone()), after }
 }
 

@@ -113,13 +113,16 @@ pub(super) fn subscribe<'connection>(
         *const c_char,
         *mut c_void,
     );
+    type BlockJob =
+        unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *const c_char, c_int, c_int, *mut c_void);
     // SAFETY: libvirt calls a callback of event id n with the arguments documented for n; each function here has
     // exactly that signature, and the generic type is only a carrier. All are plain function pointers.
-    let (lifecycle, watchdog, io_error) = unsafe {
+    let (lifecycle, watchdog, io_error, block_job) = unsafe {
         (
             std::mem::transmute::<Lifecycle, Generic>(on_lifecycle),
             std::mem::transmute::<Watchdog, Generic>(on_watchdog),
             std::mem::transmute::<IoError, Generic>(on_io_error),
+            std::mem::transmute::<BlockJob, Generic>(on_block_job),
         )
     };
     subscription.register(sys::VIR_DOMAIN_EVENT_ID_LIFECYCLE, lifecycle, sink)?;
@@ -127,6 +130,7 @@ pub(super) fn subscribe<'connection>(
         (sys::VIR_DOMAIN_EVENT_ID_REBOOT, on_reboot as Generic),
         (sys::VIR_DOMAIN_EVENT_ID_WATCHDOG, watchdog),
         (sys::VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON, io_error),
+        (sys::VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, block_job),
     ] {
         // Hints only: the watcher lists again from time to time.
         let _ = subscription.register(event, callback, sink);
@@ -288,6 +292,21 @@ unsafe extern "C" fn on_io_error(
     let full = !reason.is_null() && unsafe { CStr::from_ptr(reason) } == c"enospc";
     // SAFETY: libvirt's contract for callbacks is `tell`'s.
     unsafe { tell(domain, DomainChange::IoError { full }, opaque) };
+}
+
+unsafe extern "C" fn on_block_job(
+    _connect: sys::virConnectPtr,
+    domain: sys::virDomainPtr,
+    _disk: *const c_char,
+    _kind: c_int,
+    status: c_int,
+    opaque: *mut c_void,
+) {
+    // A copy that is ready changes nothing before its pivot; one that failed or was cancelled changes nothing at all.
+    if u32::try_from(status) == Ok(sys::VIR_DOMAIN_BLOCK_JOB_COMPLETED) {
+        // SAFETY: libvirt's contract for callbacks is `tell`'s.
+        unsafe { tell(domain, DomainChange::DisksMoved, opaque) };
+    }
 }
 
 unsafe extern "C" fn on_close(_connect: sys::virConnectPtr, reason: c_int, opaque: *mut c_void) {

@@ -166,10 +166,8 @@ fn info(domain: &Domain, pids: &Path) -> Result<DomainInfo, Error> {
     let (state, reason) = domain.get_state()?;
     let active = domain.is_active()?;
     let persistent = domain.is_persistent()?;
-    let mut flags = sys::VIR_DOMAIN_XML_SECURE | sys::VIR_DOMAIN_XML_MIGRATABLE;
-    if persistent {
-        flags |= sys::VIR_DOMAIN_XML_INACTIVE;
-    }
+    let live = sys::VIR_DOMAIN_XML_SECURE | sys::VIR_DOMAIN_XML_MIGRATABLE;
+    let flags = if persistent { live | sys::VIR_DOMAIN_XML_INACTIVE } else { live };
     let name = domain.get_name()?;
     let busy = active && is_busy(domain);
     Ok(DomainInfo {
@@ -182,6 +180,7 @@ fn info(domain: &Domain, pids: &Path) -> Result<DomainInfo, Error> {
         busy,
         // It waits for a call that is under way, for as long as that hangs. Should one begin just now, the list is given up.
         xml: if busy { None } else { Some(domain.get_xml_desc(flags)?) },
+        live_xml: if active && persistent && !busy { Some(domain.get_xml_desc(live)?) } else { None },
         pid: if active { pid(pids, &name) } else { None },
         name,
     })

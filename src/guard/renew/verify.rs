@@ -43,7 +43,7 @@ impl Renew {
         let held = self.shared.with(|state, _| {
             let living = state.table.living(self.id);
             let next = living.get(self.held_from.checked_rem(living.len())?).copied();
-            state.table.held(missed.map_or(next?, |missed| missed.vm))
+            state.table.held(missed.map_or(next?, |missed| missed.vm), self.id)
         });
         self.missed = None;
         let Some(held) = held else { return Ok(()) };

@@ -128,10 +128,11 @@ impl Table {
         self.rows.get(&claim.tenure).is_some_and(|row| !row.is_over() && (row.foreign || claim.names(me)))
     }
 
-    /// The newest generation of a VM that runs, or ran, here under a claim of its own and is not over.
+    /// The newest generation of a VM that runs, or ran, here under a claim of its own on that home and is not over.
     #[must_use]
-    pub fn held(&self, vm: VmId) -> Option<Tenure> {
-        self.rows_of(vm).filter(|(_, row)| row.ran && !row.is_over()).map(|(at, _)| at).next_back()
+    pub fn held(&self, vm: VmId, home: DatastoreId) -> Option<Tenure> {
+        let holds = |row: &Row| row.ran && row.home == home && !row.is_over();
+        self.rows_of(vm).filter(|(_, row)| holds(row)).map(|(at, _)| at).next_back()
     }
 
     /// Every right to run is gone: the guard takes another incarnation.

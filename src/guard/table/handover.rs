@@ -128,11 +128,15 @@ impl Table {
     /// The copy here is worth nothing any more.
     ///
     /// # Errors
-    /// When the row has no part in a handover.
+    /// When the row has no part in a handover, and its QEMU was not started under it.
     pub fn discard(&mut self, tenure: Tenure) -> Result<(), Refusal> {
         let row = self.rows.get(&tenure).ok_or_else(|| wrong("unknown"))?;
         match row.part {
-            Part::None => return Err(wrong("it has no part in a handover")),
+            Part::None if row.starts && matches!(row.phase, Phase::Running { .. }) => {
+                self.doom(tenure.vm, "its start was given up"); // Its exit will say how it ended.
+                return Ok(());
+            }
+            Part::None => return Err(wrong("it has no part in a handover, and was not started here")),
             Part::Target { ran: false } => {} // Its exit will say that it never started; "lapsed" would say less.
             Part::Target { ran: true } | Part::Source { .. } => self.end_all(tenure.vm),
         }

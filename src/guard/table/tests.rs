@@ -152,11 +152,11 @@ fn a_lapse_stops_and_is_said_only_when_it_stands() {
 #[test]
 fn what_the_storage_lost_is_stopped_and_what_stood_there_is_killed() {
     let mut table = running(5);
-    assert_eq!((table.living(HOME), table.held(vm())), (vec![vm()], Some(tenure(5))));
+    assert_eq!((table.living(HOME), table.held(vm(), HOME)), (vec![vm()], Some(tenure(5))));
     table.outdate(HOME);
     assert_eq!(enforce(&mut table), "", "it runs: nobody else did since");
     table.lapse_vm(vm());
-    assert_eq!((table.living(HOME), table.held(vm())), (vec![], None));
+    assert_eq!((table.living(HOME), table.held(vm(), HOME)), (vec![], None));
     assert_eq!(enforce(&mut table), "stop");
     table.outdate(HOME);
     assert_eq!(enforce(&mut table), "kill");
@@ -320,6 +320,13 @@ fn rows_on_two_homes_never_vouch_for_each_other() {
     let mut late = table.clone();
     late.deadlines(at(1000));
     assert_eq!(enforce(&mut late), "stop", "the claim of 6 may exist, and its home's lease is not that of 5");
+    // No claim is looked for on a home that does not have it yet.
+    assert_eq!((table.held(vm(), HOME), table.held(vm(), OTHER_HOME)), (Some(tenure(5)), None));
+    let mut moved = table.clone();
+    claimed(&mut moved, 6).unwrap();
+    assert_eq!((moved.held(vm(), HOME), moved.held(vm(), OTHER_HOME)), (None, Some(tenure(6))));
+    moved.lapse(HOME);
+    assert_eq!(enforce(&mut moved), "", "the old home is left");
     table.lapse(HOME);
     assert_eq!(enforce(&mut table), "stop");
     assert_eq!(state(&table, 6), Some(VmState::Over(Over::Lapsed)));

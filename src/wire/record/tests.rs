@@ -284,7 +284,7 @@ fn variants_keep_their_numbers() {
         Holder::None,
         Holder::Host(owner),
         Holder::Handover { from: owner, to: owner },
-        Holder::MovedTo(DatastoreId(id(4))),
+        Holder::Moved { to: DatastoreId(id(4)), owner },
         Holder::Deleted,
     ];
     let to = HostId(id(2));

@@ -67,6 +67,9 @@ pub struct VmView {
     pub wanted: Option<String>,
     /// Has record and claim.
     pub protected: bool,
+    /// The datastore on which its claims lie.
+    #[serde(default)]
+    pub home: Option<String>,
     /// What it waits for.
     pub why: Option<String>,
     /// Lines of `vm explain`.

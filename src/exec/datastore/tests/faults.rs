@@ -32,7 +32,7 @@ fn fill(dir: &Path) {
 fn errors_that_say_what_is_to_come_are_told_apart() {
     use super::super::files::failure;
     let of = |errno| failure("/srv", &std::io::Error::from_raw_os_error(errno));
-    for errno in [nix::libc::ENODEV, nix::libc::ENXIO] {
+    for errno in [nix::libc::ENODEV, nix::libc::ENXIO, nix::libc::ESHUTDOWN] {
         assert!(matches!(of(errno), StoreFailure::Gone { .. }), "{errno}");
     }
     assert!(matches!(of(nix::libc::ESTALE), StoreFailure::Stale { .. }));

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! - `ground`: the words in which cases are told. `restore`: from whatever a case left to a healthy lab.
-//! - `images`, `kill`, `power`, `freeze`, `cut`, `storage`, `people`, `restarts`, `guards`, `moves`, `foreign`, `junk`,
+//! - `homes`, `images`, `kill`, `power`, `freeze`, `cut`, `storage`, `people`, `restarts`, `guards`, `moves`, `foreign`, `junk`,
 //!   `chaos`: the cases.
 //! - `report`: what is kept of a case that failed.
 //!
@@ -20,6 +20,7 @@ mod foreign;
 mod freeze;
 mod ground;
 mod guards;
+mod homes;
 mod images;
 mod junk;
 mod kill;
@@ -200,6 +201,11 @@ pub const ALL: &[Case] = &[
         "guard-killed",
         "guard's child or parent, agent, libvirtd killed or stopped, then no storage: stopped in time, taken once",
         guards::killed,
+    ),
+    case(
+        "home-move",
+        "virsh blockcopy to another datastore: the home follows, and the guest starts from there when its host dies",
+        homes::follows_blockcopy,
     ),
     case("chaos", "a minute of random faults and operators: never two, all as wanted when healed", chaos::short),
     with(Setting::POWER, case("kill-power-suspect", "a power switch confirms at once: within 5 s", power::suspect)),

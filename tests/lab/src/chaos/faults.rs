@@ -220,7 +220,9 @@ impl Round<'_> {
     }
 
     /// A host that the cluster has fenced stays so until it boots anew: an administrator sees to it once it is well.
-    pub(super) fn power_cycle_fenced(&mut self) -> Result<()> {
+    /// True if there was one.
+    pub(super) fn power_cycle_fenced(&mut self) -> Result<bool> {
+        let mut any = false;
         let status = self.ground.lab().storage()?.status()?;
         for host in self.ground.hosts() {
             let fenced = status["hosts"][host.name()]["fenced"] == true;
@@ -233,8 +235,9 @@ impl Round<'_> {
                 self.ground.judges()?.kill(&host.name());
                 self.ground.lab().kill(&host)?;
                 self.ground.lab().start(&host).with_context(|| format!("power cycle of {}", host.name()))?;
+                any = true;
             }
         }
-        Ok(())
+        Ok(any)
     }
 }

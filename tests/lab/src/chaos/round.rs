@@ -163,8 +163,13 @@ impl Round<'_> {
 
     /// Waits until the cluster is whole and every VM is as wanted; says so to the judges.
     fn settle(&mut self) -> Result<()> {
-        let deadline = Moment::now().plus(SETTLE);
-        let whole = self.ground.wait_cluster();
+        let mut deadline = Moment::now().plus(SETTLE);
+        let mut whole = self.ground.wait_cluster();
+        // A host that came back may be fenced all the same, for what it owed before.
+        if whole.is_err() && self.power_cycle_fenced()? {
+            deadline = Moment::now().plus(SETTLE);
+            whole = self.ground.wait_cluster();
+        }
         let names: Vec<String> = self.ground.lab().guests().iter().map(|guest| guest.name().to_owned()).collect();
         let open = |wanted: &[(String, Wanted)]| wanted.iter().any(|(_, wanted)| *wanted == Wanted::Open);
         let wanted: Vec<(String, Wanted)> =

@@ -37,6 +37,7 @@ pub use disks::Write;
 pub use end_state::Wish;
 pub use presence::{Gain, Start};
 
+use crate::guest_disk::Fault;
 use disks::Disks;
 use presence::Presence;
 
@@ -99,6 +100,8 @@ pub struct Judges {
 #[derive(Default)]
 struct Said {
     vms: BTreeMap<Uuid, Vm>,
+    /// What was wrong with their disks already.
+    before: BTreeMap<Uuid, Vec<Fault>>,
     wishes: BTreeMap<Uuid, Wish>,
     marks: Vec<Mark>,
     windows: Vec<Window>,
@@ -157,7 +160,10 @@ impl Judges {
     /// Follows a VM's disk from now on.
     pub fn watch(&self, vm: Vm) {
         self.disks.watch(vm.id, vm.disk.clone());
-        self.said().vms.insert(vm.id, vm);
+        let before = writer::faults(&vm);
+        let mut said = self.said();
+        said.before.insert(vm.id, before);
+        said.vms.insert(vm.id, vm);
     }
 
     /// Says what is to be true of a VM in the end. Without a word nothing is demanded of it.
@@ -284,7 +290,7 @@ impl Judges {
             let mut of_vm: Vec<Copy> = copies.iter().filter(|c| c.vm == *id).cloned().collect();
             if let Some(vm) = said.vms.get(id) {
                 let late = said.late.iter().any(|late| late.concerns(&of_vm));
-                violations.extend(writer::judge(vm, &writes, late));
+                violations.extend(writer::judge(vm, &writes, late, &said.before[id]));
             }
             if let Some(wish) = said.wishes.get(id) {
                 violations.extend(end_state::judge(&name(id), *wish, &of_vm, now));

@@ -58,6 +58,9 @@ pub struct Finder {
     last_pid: String,
     last_full: Moment,
     round: u64,
+    /// How often all of /proc was listed, and how often a process's files were opened: what costs.
+    lists: u64,
+    opened: u64,
 }
 
 impl Finder {
@@ -77,7 +80,9 @@ impl Finder {
             full || age <= VERY_YOUNG || (every_fifth && age <= YOUNG)
         };
         let look_at = self.known.iter().filter(|(pid, seen)| due(**seen) && !self.found.contains(pid));
-        let new: Vec<Qemu> = look_at.filter_map(|(pid, _)| Qemu::read(*pid)).collect();
+        let mut opened = 0;
+        let new: Vec<Qemu> = look_at.inspect(|_| opened += 1).filter_map(|(pid, _)| Qemu::read(*pid)).collect();
+        self.opened += opened;
         self.found.extend(new.iter().map(|q| q.pid));
         new
     }
@@ -107,6 +112,7 @@ impl Finder {
     }
 
     fn list(&mut self, now: Moment) {
+        self.lists += 1;
         let Ok(entries) = std::fs::read_dir("/proc") else { return };
         let alive: HashSet<i32> = entries.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok()).collect();
         self.known.retain(|pid, _| alive.contains(pid));
@@ -195,4 +201,38 @@ fn began(pid: i32) -> Option<Moment> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let ticks: u64 = text.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
     Some(Moment(ticks * 10_000_000))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Between two rounds of the judge.
+    const PERIOD: Duration = Duration::from_millis(20);
+    /// Half a minute.
+    const ROUNDS: u64 = 1_500;
+
+    /// What judging costs is what it reads: everything now and then, else one file. Counted, not measured, and in time that is
+    /// made up: on a busy machine a measured share of the CPU says nothing.
+    #[test]
+    fn judging_is_cheap() {
+        // Processes that others make meanwhile are the machine's, not the judge's: it is told of none.
+        let nothing_new = tempfile::NamedTempFile::new().expect("a temporary file");
+        std::fs::write(nothing_new.path(), "0.00 0.00 0.00 1/100 42\n").expect("it can be written");
+        let mut finder =
+            Finder { loadavg: Some(File::open(nothing_new.path()).expect("just made")), ..Finder::default() };
+        let mut now = Moment::now();
+        drop(finder.look(now));
+        let processes = finder.known.len() as u64;
+        for _ in 0..ROUNDS {
+            now = now.plus(PERIOD);
+            drop(finder.look(now));
+        }
+        let full = PERIOD.as_millis() as u64 * ROUNDS / LOOK_AGAIN.as_millis() as u64 + 1;
+        assert!(finder.lists <= full + 1, "{} lists of /proc", finder.lists);
+        // While very young in every round, while young in every fifth, later with every full look. The machine may double them.
+        let rounds = |age: Duration| age.as_millis() as u64 / PERIOD.as_millis() as u64 + 1;
+        let looks = rounds(VERY_YOUNG) + rounds(YOUNG) / 5 + full + 1;
+        assert!(finder.opened <= 2 * processes * looks, "{} of {processes} opened", finder.opened);
+    }
 }

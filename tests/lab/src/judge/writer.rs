@@ -5,6 +5,9 @@
 //!                            A A A B A       a boot writes again after a later one
 //!  ring at the verdict:      each entry names the one before it (see `guest_disk`)
 //! ```
+//!
+//! The ring reaches back for fifty minutes: what lay in it when the judge began was for earlier judges, who knew what was
+//! done to that disk then.
 
 use std::fs::File;
 use std::io::Read;
@@ -27,14 +30,19 @@ pub fn boots(writes: &[Write]) -> usize {
     seen.len()
 }
 
-/// What is wrong with a disk: by the writes that were seen, and by its ring as it is now.
+/// What is wrong with the ring of a disk now; of one that is not there yet, nothing.
+pub fn faults(vm: &Vm) -> Vec<Fault> {
+    read_ring(vm).map(|disk| check_chain(&disk).1).unwrap_or_default()
+}
+
+/// What is wrong with a disk: by the writes that were seen, and by its ring as it is now, but for what was wrong `before`.
 /// `late`: writes of its own may have landed late, so that it met older records of the same boot.
-pub fn judge(vm: &Vm, writes: &[Write], late: bool) -> Vec<String> {
+pub fn judge(vm: &Vm, writes: &[Write], late: bool, before: &[Fault]) -> Vec<String> {
     let mut violations: Vec<String> = returns(writes, late).map(|what| format!("{}: {what}", vm.name)).collect();
     match read_ring(vm) {
         Ok(disk) => {
             let (_, mut faults) = check_chain(&disk);
-            faults.retain(|fault| !late || !of_its_own(fault));
+            faults.retain(|fault| !before.contains(fault) && (!late || !of_its_own(fault)));
             violations.extend(faults.iter().map(|fault| format!("{}: two writers on its disk: {fault:?}", vm.name)));
         }
         Err(error) => violations.push(format!("{}: its disk {} cannot be read: {error}", vm.name, vm.disk.display())),
@@ -82,7 +90,9 @@ fn read_ring(vm: &Vm) -> std::io::Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::guest_disk::{Record, Stamp};
+    use uuid::Uuid;
+
+    use crate::guest_disk::{Place, Record, Stamp, ring_sector};
 
     #[test]
     fn another_try_of_the_last_record_is_its_own() {
@@ -98,5 +108,27 @@ mod tests {
             let after = Record { stamp, previous, conflicts: 0 };
             assert_eq!(of_its_own(&Fault::Chain { before, after }), own, "{after:?}");
         }
+    }
+
+    #[test]
+    fn what_lay_there_before_was_for_earlier_judges() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let vm = Vm { id: Uuid::from_u128(1), name: "web".into(), disk: folder.path().join("web.raw") };
+        assert_eq!(faults(&vm), [], "no disk yet");
+        let mut disk = vec![0; ((RING_SECTOR + RING) * SECTOR as u64) as usize];
+        let mut put = |counter, uptime_ns, found| {
+            let stamp = |counter, uptime_ns| Stamp { boot: [7; 16], counter, uptime_ns };
+            let record = Record { stamp: stamp(counter, uptime_ns), previous: stamp(counter - 1, found), conflicts: 0 };
+            let at = ring_sector(counter) as usize * SECTOR;
+            disk[at..at + SECTOR].copy_from_slice(&record.to_bytes(Place::Ring));
+            std::fs::write(&vm.disk, &disk).expect("written");
+        };
+        put(5, 50, 40);
+        put(6, 60, 51);
+        let before = faults(&vm);
+        assert_eq!(before.len(), 1);
+        assert_eq!(judge(&vm, &[], false, &before), [""; 0]);
+        put(7, 70, 61);
+        assert_eq!(judge(&vm, &[], false, &before).len(), 1, "what came since is told");
     }
 }
