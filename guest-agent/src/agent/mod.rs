@@ -48,7 +48,7 @@ use queue::Queue;
 use socket::{ClientId, Socket};
 use spool::Spool;
 use throttle::Throttle;
-use wake::{Sender, Wake, wake};
+use wake::{Wake, wake};
 use words::{Heartbeat, Reply, Request, Status, Wanted};
 
 /// Between two beats.

@@ -189,8 +189,9 @@ mod tests {
         assert_eq!(socket.turn(), []);
         good.write_all(b"tus\"\n{\"ready\":true}\n").unwrap();
         let wants = socket.turn();
-        assert_eq!(wants, [(1, Request::Status), (1, Request::Ready(true))]);
-        socket.reply(1, &Reply::Ok);
+        let client = wants[0].0;
+        assert_eq!(wants, [(client, Request::Status), (client, Request::Ready(true))]);
+        socket.reply(client, &Reply::Ok);
         let mut line = String::new();
         std::io::BufReader::new(&good).read_line(&mut line).unwrap();
         assert_eq!(line, "\"ok\"\n");

@@ -17,8 +17,8 @@ use std::time::Duration;
 use futures_core::Stream;
 use zbus::connection::Builder;
 use zbus::message::Type;
-use zbus::zvariant::OwnedObjectPath;
-use zbus::{Connection, MessageStream};
+
+use zbus::{Connection, MessageStream, OwnedObjectPath};
 
 use super::Happened;
 use super::wake::Sender;
