@@ -165,7 +165,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Takes what was read. Every message in it has to be taken by [`Self::next`] before more is given.
+    /// Takes what was read. Every message in it has to be taken by [`Self::take`] before more is given.
     ///
     /// # Panics
     /// When more is given at once than `MAX_CHUNK`.
@@ -179,7 +179,7 @@ impl Decoder {
     ///
     /// # Errors
     /// The connection has to be closed: where the next message begins is not known any more.
-    pub fn next<M: Message>(&mut self) -> Result<Option<M>, BadFrame> {
+    pub fn take<M: Message>(&mut self) -> Result<Option<M>, BadFrame> {
         loop {
             let Some((kind, whole)) = self.find()? else { return Ok(None) };
             let known = M::KINDS.contains(&kind);
@@ -294,7 +294,7 @@ mod tests {
     }
 
     fn all(decoder: &mut Decoder) -> Result<Vec<FromGuest>, BadFrame> {
-        std::iter::from_fn(|| decoder.next::<FromGuest>().transpose()).collect()
+        std::iter::from_fn(|| decoder.take::<FromGuest>().transpose()).collect()
     }
 
     /// Whatever the pieces are in which it comes.

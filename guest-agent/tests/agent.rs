@@ -82,7 +82,7 @@ impl Guest {
             let mut chunk = [0; 4096];
             let length = self.host.read(&mut chunk).unwrap();
             self.decoder.push(&chunk[..length]);
-            while let Some(message) = self.decoder.next().unwrap() {
+            while let Some(message) = self.decoder.take().unwrap() {
                 self.heard.push(message);
             }
         }

@@ -73,12 +73,12 @@ fn available(meminfo: &str) -> u64 {
 
 /// The last mount on `/` is the one that is seen.
 fn root_writable(mounts: &str) -> bool {
-    let options = mounts.lines().filter_map(|line| {
+    let mut options = mounts.lines().filter_map(|line| {
         let mut fields = line.split(' ').skip(1);
         let (at, _, options) = (fields.next()?, fields.next()?, fields.next()?);
         (at == "/").then_some(options)
     });
-    options.last().is_none_or(|options| options.split(',').all(|option| option != "ro"))
+    options.next_back().is_none_or(|options| options.split(',').all(|option| option != "ro"))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@
 //!
 //! The loop itself touches no disk: what is broken in this guest must not keep it from saying so.
 
+mod applications;
 pub mod checks;
 pub mod config;
 mod facts;
@@ -49,7 +50,7 @@ use socket::{ClientId, Socket};
 use spool::Spool;
 use throttle::Throttle;
 use wake::{Wake, wake};
-use words::{Heartbeat, Reply, Request, Status, Wanted};
+use words::Reply;
 
 /// Between two beats.
 const BEAT: Duration = Duration::from_secs(1);
@@ -335,81 +336,6 @@ impl Agent {
                 self.failing.remove(&place);
                 self.tell(now, Severity::Info, &kind, &format!("check {} is well again", check.name), Wish::None);
             }
-        }
-    }
-
-    // ---- applications -------------------------------------------------------------------------------------------
-
-    fn wanted(&mut self, now: Instant, client: ClientId, request: Request) {
-        let reply = match request {
-            Request::Report(wanted) => return self.reported(client, wanted),
-            Request::Heartbeat(heartbeat) => {
-                match heartbeat {
-                    Heartbeat::Enable => self.active = Some(now),
-                    Heartbeat::MarkActive => self.active = self.active.map(|_| now),
-                    Heartbeat::Disable => self.active = None,
-                }
-                let was = std::mem::take(&mut self.silent);
-                if was {
-                    self.send_beat();
-                }
-                match (heartbeat, self.active) {
-                    (Heartbeat::MarkActive, None) => {
-                        Reply::Error("the heartbeat is not enabled: enable it first".into())
-                    }
-                    _ => Reply::Ok,
-                }
-            }
-            Request::Ready(ready) => {
-                if std::mem::replace(&mut self.ready, ready) != ready {
-                    self.send_beat();
-                }
-                Reply::Ok
-            }
-            Request::Status => Reply::Status(self.status()),
-        };
-        self.reply(client, &reply);
-    }
-
-    fn reported(&mut self, client: ClientId, wanted: Wanted) {
-        let Wanted { severity, kind, message, ask, wait } = wanted;
-        let report = self.report(severity, &kind, &message, ask);
-        if let Err(why) = report.check() {
-            return self.reply(client, &Reply::Error(why.to_string()));
-        }
-        let sequence = report.sequence;
-        if wait {
-            self.waits.insert(sequence, client);
-        }
-        self.push(report);
-        self.unkept.push((self.queue.changes(), sequence, client));
-    }
-
-    fn accepted(&mut self, client: ClientId, sequence: u64) {
-        self.reply(client, &Reply::Accepted { sequence });
-    }
-
-    fn reply(&mut self, client: ClientId, reply: &Reply) {
-        if let Some(socket) = &mut self.socket {
-            socket.reply(client, reply);
-        }
-    }
-
-    fn status(&self) -> Status {
-        let name = |(place, why): (&usize, &String)| (self.config.checks[*place].name.clone(), why.clone());
-        Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            host: self.port.host_is_there(),
-            vm: self.vm.clone(),
-            trouble: self.port.trouble().map(str::to_owned),
-            waiting: self.queue.reports().count(),
-            dropped: self.queue.dropped(),
-            application: self.application(),
-            ready: self.ready,
-            frozen: self.frozen,
-            failed_units: self.failed_units.iter().cloned().collect(),
-            failing_checks: self.failing.iter().map(name).collect(),
-            configuration: self.misconfigured.clone(),
         }
     }
 

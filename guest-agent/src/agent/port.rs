@@ -151,7 +151,7 @@ impl Open {
             };
             self.decoder.push(&chunk[..length]);
             loop {
-                match self.decoder.next::<ToGuest>() {
+                match self.decoder.take::<ToGuest>() {
                     Ok(Some(message)) => heard.push(Heard::Said(message)),
                     Ok(None) => break,
                     Err(why) => {
