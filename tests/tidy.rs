@@ -140,6 +140,7 @@ const UNSAFE: &[(&str, &str)] = &[
     ("src/exec/net", "socket options that nix and socket2 lack (ip_mreqn)"),
     ("src/exec/datastore/", "buffers aligned for O_DIRECT"),
     ("src/guard/", "sched_setscheduler, pidfd calls and signals that nix lacks; aligned buffers"),
+    ("guest-agent/src/agent/orders.rs", "FIFREEZE and FITHAW, which rustix lacks"),
     ("tests/guard/systemd.rs", "takes descriptors that were sent to it, as systemd does"),
     ("tests/lab/", "namespaces, mounts and faults of the lab"),
 ];

@@ -30,6 +30,7 @@ impl Core {
             Some(Underway::Move { to }) if reason == OffReason::Migrated => {
                 return self.take_up_move(cx, id, claim.tenure, to);
             }
+            Some(Underway::Start) if self.vm(id).late.is_some() => {} // It may still come up, paused.
             Some(_) => self.set_underway(cx, id, None),
             None => {}
         }

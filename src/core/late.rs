@@ -15,7 +15,7 @@ use std::time::Duration;
 use super::Core;
 use super::cx::{Cx, Pending};
 use crate::types::guard::GuardOrder;
-use crate::types::vm::DomainState;
+use crate::types::vm::{DomainState, Underway};
 use crate::types::{Tenure, Time, VmId, VmState};
 
 /// A start that libvirt has taken out of its queue shows by then.
@@ -28,7 +28,9 @@ impl Core {
     }
 
     /// libvirt has listed its domains: starts that are over show as off and idle.
-    pub(super) fn look_for_late(&mut self, now: Time) {
+    pub(super) fn look_for_late(&mut self, cx: &mut Cx) {
+        let now = cx.now;
+        let mut over = Vec::new();
         for (id, vm) in &mut self.vms {
             let Some(until) = vm.late else { continue };
             let idle = self
@@ -41,7 +43,11 @@ impl Core {
                 true if until <= now => None,
                 true => Some(until.min(now + LISTED)),
             };
+            if vm.late.is_none() && vm.attempt.is_none() && self.underway.get(id) == Some(&Underway::Start) {
+                over.push(*id);
+            }
         }
+        over.into_iter().for_each(|id| self.set_underway(cx, id, None));
     }
 
     /// libvirt has gone: what it was told may come about when it is back.

@@ -149,7 +149,7 @@ impl Core {
             }
         }
         self.note_unprotected(cx, unprotected);
-        self.look_for_late(cx.now);
+        self.look_for_late(cx);
         self.note_held(cx);
         self.note_deleted(cx);
         self.check = true;

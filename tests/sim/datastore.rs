@@ -25,7 +25,7 @@ use super::faults::{Deed, Fate};
 use super::files::Files;
 use super::host::Path;
 use super::rollback::Copy;
-use super::world::{Gate, H, World, nanos};
+use super::world::{Gate, H, World};
 
 type Landing = Box<dyn FnOnce(&mut World, bool)>;
 
@@ -342,7 +342,7 @@ impl World {
     }
 
     fn carry(&mut self, h: H, home: DatastoreId, order: StoreOrder) -> StoreAnswer {
-        let until = self.now.saturating_sub(nanos(self.sick[h].stale));
+        let until = self.cached_since(h);
         let now = self.now;
         let store = self.stores.get_mut(&home).expect("looked up before");
         let zero = mainstay::types::Time::ZERO;

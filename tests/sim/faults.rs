@@ -14,7 +14,7 @@ use mainstay::types::vm::{DomainAnswer, DomainFailure};
 use mainstay::types::{DatastoreId, Ticket, VmId};
 
 use super::host::Path;
-use super::world::{Gate, H, Item, World};
+use super::world::{Gate, H, Item, World, nanos};
 
 /// The agent's keepalive gives a libvirtd up that has not answered for so long (two messages, two seconds apart).
 const KEEPALIVE: Duration = Duration::from_secs(5);
@@ -156,6 +156,11 @@ impl World {
             let gate = Gate::Libvirt(h, daemon);
             self.after(gate, Duration::from_millis(50), move |world| world.connect_libvirt(h));
         }
+    }
+
+    /// As of when a host sees folders. A boot begins with empty caches.
+    pub fn cached_since(&self, h: H) -> u64 {
+        self.now.saturating_sub(nanos(self.sick[h].stale)).max(self.hosts[h].booted.min(self.now))
     }
 
     /// Remembers a call of the agent, for `hang_up_libvirt`.

@@ -436,7 +436,7 @@ impl World {
         let gate = self.guard_gate(h);
         let read = move |world: &mut World| {
             let store = &world.stores[&home];
-            let until = world.now.saturating_sub(super::world::nanos(world.sick[h].stale));
+            let until = world.cached_since(h);
             lapsed.into_iter().filter_map(|at| Some((at, store.highest_of(at.vm, until)?.ok()?))).collect::<Vec<_>>()
         };
         self.io(h, home, gate, Deed::Read, 2000, read, move |world, result| {

@@ -83,6 +83,8 @@ pub struct Host {
     pub clock: Clock,
     /// Its boot; none = off.
     pub life: Option<u64>,
+    /// When that began.
+    pub booted: u64,
     /// The boot before.
     pub last_life: Option<u64>,
     /// Nothing in it moves.
@@ -148,6 +150,7 @@ impl Host {
             index: member.index,
             clock: Clock { offset: (n as u64 + 1) * 1_000_000_000_000, rate },
             life: None,
+            booted: 0,
             last_life: None,
             frozen: false,
             thawed: None,
@@ -204,8 +207,10 @@ impl World {
         }
         let life = self.new_life();
         self.excuse(h);
+        let now = self.now;
         let host = &mut self.hosts[h];
         host.life = Some(life);
+        host.booted = now;
         host.autostarted = false;
         host.kept.clear();
         host.memory = None;

@@ -49,7 +49,8 @@ pub fn rust() -> Vec<Source> {
     for source in &mut all {
         let path = source.path.as_str();
         // The lab is a program; the rest of tests/ are tests.
-        source.test = path.starts_with("tests/") && !path.starts_with("tests/lab/src/")
+        source.test = (path.starts_with("tests/") || path.starts_with("guest-agent/tests/"))
+            && !path.starts_with("tests/lab/src/")
             || modules.iter().any(|module| path == format!("{module}.rs") || path.starts_with(&format!("{module}/")));
     }
     all

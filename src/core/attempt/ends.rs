@@ -10,10 +10,13 @@ const BARRING: Duration = Duration::from_secs(20);
 impl Core {
     pub(in crate::core) fn finish(&mut self, cx: &mut Cx, id: VmId) {
         cx.unset(Timer::Attempt(id));
-        self.end_underway(cx, id);
+        let Some(attempt) = self.vm(id).attempt.take() else { return };
+        // A copy that was half started when its lease lapsed may show its pause later: it is taken up then.
+        if !attempt.has_copy() || self.underway.get(&id) != Some(&Underway::Start) {
+            self.end_underway(cx, id);
+        }
         let name = self.vm_name(id);
         let vm = self.vm(id);
-        let Some(attempt) = vm.attempt.take() else { return };
         if let Kind::Run { reason: ClaimReason::Crashed, .. } = attempt.kind {
             vm.restarts.push(cx.now);
         }
