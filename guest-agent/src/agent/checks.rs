@@ -67,7 +67,11 @@ fn tried(probe: &Probe, limit: Duration) -> Result<(), String> {
     }
 }
 
-fn command(words: &[String], limit: Duration) -> Result<(), String> {
+/// Runs a program to its end, or to its SIGKILL.
+///
+/// # Errors
+/// It cannot be run, does not end in time, or does not end well.
+pub fn command(words: &[String], limit: Duration) -> Result<(), String> {
     let (program, arguments) = words.split_first().ok_or("no command")?;
     let mut command = Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
@@ -90,14 +94,14 @@ fn command(words: &[String], limit: Duration) -> Result<(), String> {
 }
 
 /// Whether a child ends in time.
-pub fn ends(child: &Child, limit: Duration) -> rustix::io::Result<bool> {
+fn ends(child: &Child, limit: Duration) -> rustix::io::Result<bool> {
     let process = pidfd_open(Pid::from_child(child), PidfdFlags::empty())?;
     let limit = Timespec { tv_sec: limit.as_secs().cast_signed(), tv_nsec: i64::from(limit.subsec_nanos()) };
     poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&limit)).map(|ended| 0 < ended)
 }
 
 /// SIGKILL to it and to what it has started.
-pub fn kill(child: &Child) {
+fn kill(child: &Child) {
     let _ = kill_process_group(Pid::from_child(child), Signal::KILL);
 }
 

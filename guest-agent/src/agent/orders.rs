@@ -8,7 +8,6 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -16,7 +15,7 @@ use mainstay_guest::message::Order;
 use rustix::fs::OFlags;
 
 use super::Happened;
-use super::checks::{ends, kill};
+use super::checks::command;
 use super::config::Config;
 use super::wake::Sender;
 
@@ -148,18 +147,8 @@ impl Worker {
 }
 
 fn run(program: &Path, arguments: &[String], limit: Duration) -> Result<(), String> {
-    use std::os::unix::process::CommandExt;
-    let name = program.display();
-    let mut command = Command::new(program);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
-    let mut child = command.spawn().map_err(|why| format!("cannot run {name}: {why}"))?;
-    if !ends(&child, limit).map_err(|why| format!("cannot wait for {name}: {why}"))? {
-        kill(&child);
-        let _ = child.wait();
-        return Err(format!("{name} did not end within {} s", limit.as_secs()));
-    }
-    let status = child.wait().map_err(|why| format!("cannot wait for {name}: {why}"))?;
-    if status.success() { Ok(()) } else { Err(format!("{name} ended with {status}")) }
+    let words: Vec<String> = std::iter::once(program.display().to_string()).chain(arguments.iter().cloned()).collect();
+    command(&words, limit)
 }
 
 /// Mount points of disks, each file system once, the deepest first: so that none stands below one that must still be
