@@ -28,7 +28,8 @@ pub(super) struct Given {
     pub(super) until: Time,
 }
 
-/// What a source may execute that libvirt lets go on after the switch (R6): until it is sampled, and stopped.
+/// What a source may execute that libvirt lets go on after the switch (R6): until its second sample (20 ms) shows it, and
+/// until its vCPUs stand after that (`begin_halt`: 4.2 ms at most).
 pub const SAMPLED: Duration = Duration::from_millis(25);
 
 /// What the judge remembers.
