@@ -366,7 +366,8 @@ impl Cast {
                 _ => (format!("person copies {vm} to {store}"), None),
             };
         }
-        match self.dice.roll(15) {
+        match self.dice.roll(16) {
+            15 => (format!("person destroys {vm}"), Some(format!("person starts {vm} on {other}"))),
             10 => (format!("person saves {vm}"), Some(format!("person starts {vm} on {other}"))),
             11 => (format!("person saves {vm} to f"), Some(format!("person restores {vm} from f on {other}"))),
             12..=14 => (format!("person migrates {vm} to {host}"), None),

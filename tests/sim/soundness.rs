@@ -11,7 +11,7 @@
 
 use mainstay::core::event::{Event, Outcome};
 use mainstay::types::store::StoreAnswer;
-use mainstay::types::{Generation, DatastoreId, Owner, Proof, Tenure};
+use mainstay::types::{DatastoreId, Generation, Owner, Proof, Tenure};
 
 use super::world::{H, World, nanos};
 
@@ -107,9 +107,8 @@ impl World {
         // A datastore that went back shows claims again that others have followed: whoever made those had a proof, or its word.
         let newest = self.judge.followed.get(&tenure.vm).filter(|_| self.stores[&home].lied);
         let said = |generation: Generation| self.judge.said.contains(&(owner.host, Tenure { generation, ..tenure }));
-        let followed = newest.is_some_and(|(at, owners)| {
-            tenure.generation < *at && (!owners.contains(&owner.host) || said(*at))
-        });
+        let followed =
+            newest.is_some_and(|(at, owners)| tenure.generation < *at && (!owners.contains(&owner.host) || said(*at)));
         rebooted || lapsed() || followed || self.judge.said.contains(&(owner.host, tenure))
     }
 }
