@@ -51,7 +51,7 @@ impl Core {
             (Request::Handover(order), Some(from)) => self.handover_asked(cx, ask, from, *order),
             (Request::Spent { tenure }, Some(_)) => self.spent(cx, ask, tenure),
             (Request::View, from) => self.view_asked(cx, ask, from),
-            (Request::Notes { .. } | Request::Join(_), _) => {
+            (Request::Notes { .. } | Request::Join(_) | Request::Guest(_), _) => {
                 cx.answer(ask, Reply::Denied(Denial::NotAllowed("not for the core".into())));
             }
             (

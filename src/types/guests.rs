@@ -5,10 +5,11 @@
 use std::fmt;
 use std::time::Duration;
 
-use mainstay_guest::message::Severity;
+use mainstay_guest::message::{ReportId, Severity, Verdict};
 use regex_lite::Regex;
 use serde::{Deserialize, Serialize};
 
+use super::VmId;
 use super::settings::millis;
 
 /// A document holds at most so many rules, and so many permissions.
@@ -293,6 +294,70 @@ impl Default for GuestSettings {
         };
         Self { rules: vec![rule], permissions: Vec::new(), limits: Limits::default() }
     }
+}
+
+/// A request for something that is done to another VM.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct GuestRequest {
+    /// The report that asks.
+    pub id: ReportId,
+    /// The VM that asks.
+    pub by: String,
+    /// The VM that is meant.
+    pub target: String,
+    /// What is to be done.
+    pub remedy: Remedy,
+    /// Why, for people: the report's kind and text.
+    pub why: String,
+}
+
+/// What became of a report or a request.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Answer {
+    /// In one word.
+    pub verdict: Verdict,
+    /// Why, for people.
+    pub why: String,
+}
+
+impl Answer {
+    /// Of both.
+    #[must_use]
+    pub fn new(verdict: Verdict, why: impl Into<String>) -> Self {
+        Self { verdict, why: why.into() }
+    }
+}
+
+/// What agents tell each other about guests' requests.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum GuestWord {
+    /// To the master: a guest asks.
+    Requested(GuestRequest),
+    /// From the master: do this.
+    Ordered {
+        /// Of the order: that of the last report that it needed.
+        id: ReportId,
+        /// The VM.
+        vm: VmId,
+        /// What.
+        remedy: Remedy,
+        /// Why, for people.
+        why: String,
+    },
+    /// To the master: what became of its order.
+    Obeyed {
+        /// Of the order.
+        id: ReportId,
+        /// What was done, or why not.
+        answer: Answer,
+    },
+    /// From the master: what became of a request.
+    Decided {
+        /// Of the report.
+        id: ReportId,
+        /// What was decided.
+        answer: Answer,
+    },
 }
 
 fn least() -> Severity {

@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 
 use mainstay_guest::message::{ReportId, Verdict};
 
-use super::{Answer, GuestAct, GuestRequest, Guests};
-use crate::types::guests::{Permission, Remedy};
+use super::{GuestAct, Guests};
+use crate::types::guests::{Answer, GuestRequest, GuestWord, Permission, Remedy};
 use crate::types::{HostId, Time, VmId};
 
 /// Open requests, and as many decisions that are remembered. The oldest go first.
@@ -49,7 +49,7 @@ impl Guests {
     pub(super) fn requested(&mut self, now: Time, from: HostId, request: GuestRequest, at: Option<(VmId, HostId)>) {
         let id = request.id;
         if let Some(answer) = self.ballots.decided.of(id).cloned() {
-            return self.act(GuestAct::Decide(from, id, answer));
+            return self.say_decided(from, id, answer);
         }
         let allows = |rule: &&Permission| {
             rule.remedy == request.remedy && rule.target.fits(&request.target) && rule.by.fits(&request.by)
@@ -66,7 +66,7 @@ impl Guests {
         };
         let key = (request.target.clone(), request.remedy);
         if MAX_BALLOTS <= self.ballots.open.len() && !self.ballots.open.contains_key(&key) {
-            return self.act(GuestAct::Decide(from, id, Answer::new(Verdict::Denied, "too many requests are open")));
+            return self.say_decided(from, id, Answer::new(Verdict::Denied, "too many requests are open"));
         }
         let ballot = self.ballots.open.entry(key).or_default();
         ballot.voters.retain(|voter| now.since(voter.at) < permission.within || ballot.ordered.is_some());
@@ -80,11 +80,11 @@ impl Guests {
         let have = names.len();
         if have < permission.votes as usize {
             let text = format!("{have} of {} VMs ask for it", permission.votes);
-            return self.act(GuestAct::Decide(from, id, Answer::new(Verdict::Delayed, text)));
+            return self.say_decided(from, id, Answer::new(Verdict::Delayed, text));
         }
         let order = *ballot.ordered.get_or_insert(id);
         let why = format!("{} asks ({have} of {}): {}", request.by, permission.votes, request.why);
-        self.act(GuestAct::Order { host, id: order, vm, remedy: request.remedy, why });
+        self.act(GuestAct::Tell(host, GuestWord::Ordered { id: order, vm, remedy: request.remedy, why }));
     }
 
     /// The word of the host that had the order.
@@ -98,12 +98,16 @@ impl Guests {
             voters.into_iter().for_each(|voter| self.decide(voter.host, voter.id, answer.clone()));
         } else if let Some(ballot) = self.ballots.open.get(&key) {
             let told: Vec<(HostId, ReportId)> = ballot.voters.iter().map(|voter| (voter.host, voter.id)).collect();
-            told.into_iter().for_each(|(host, id)| self.act(GuestAct::Decide(host, id, answer.clone())));
+            told.into_iter().for_each(|(host, id)| self.say_decided(host, id, answer.clone()));
         }
     }
 
     fn decide(&mut self, to: HostId, id: ReportId, answer: Answer) {
         self.ballots.decided.keep(id, answer.clone());
-        self.act(GuestAct::Decide(to, id, answer));
+        self.say_decided(to, id, answer);
+    }
+
+    fn say_decided(&mut self, to: HostId, id: ReportId, answer: Answer) {
+        self.act(GuestAct::Tell(to, GuestWord::Decided { id, answer }));
     }
 }

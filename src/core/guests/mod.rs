@@ -23,47 +23,17 @@ mod tests;
 
 use std::collections::{BTreeMap, VecDeque};
 
-use mainstay_guest::message::{FromGuest, HostHello, ReportId, ToGuest, Verdict};
+use mainstay_guest::message::{FromGuest, HostHello, ReportId, ToGuest};
 
 use self::ballots::Ballots;
 use self::remedies::History;
 use self::reports::Counts;
 use crate::core::note::Note;
-use crate::types::guests::{GuestSettings, Remedy};
+use crate::types::guests::{Answer, GuestRequest, GuestSettings, GuestWord, Remedy};
 use crate::types::{HostId, Ticket, Time, VmId};
 
 /// Answers that are remembered for each VM.
 const MAX_ANSWERS: usize = 256;
-
-/// A request for something that is done to another VM.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct GuestRequest {
-    /// The report that asks.
-    pub id: ReportId,
-    /// The VM that asks.
-    pub by: String,
-    /// The VM that is meant.
-    pub target: String,
-    /// What is to be done.
-    pub remedy: Remedy,
-    /// Why, for people: the report's kind and text.
-    pub why: String,
-}
-
-/// What became of a report or a request.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Answer {
-    /// In one word.
-    pub verdict: Verdict,
-    /// Why, for people.
-    pub why: String,
-}
-
-impl Answer {
-    fn new(verdict: Verdict, why: impl Into<String>) -> Self {
-        Self { verdict, why: why.into() }
-    }
-}
 
 /// What happened.
 #[derive(Debug)]
@@ -94,31 +64,8 @@ pub enum GuestEvent {
         /// Where it would be done.
         at: Option<(VmId, HostId)>,
     },
-    /// The master orders something for a VM of this host; `id` names the order.
-    Ordered {
-        /// Of the order: that of the last report that it needed.
-        id: ReportId,
-        /// The VM.
-        vm: VmId,
-        /// What.
-        remedy: Remedy,
-        /// Why, for people.
-        why: String,
-    },
-    /// At the master: what became of an order.
-    Obeyed {
-        /// Of the order.
-        id: ReportId,
-        /// What was done, or why not.
-        answer: Answer,
-    },
-    /// The master has decided about a request of a guest of this host.
-    Decided {
-        /// Of the report.
-        id: ReportId,
-        /// What was decided.
-        answer: Answer,
-    },
+    /// Another agent, or this one, about an order or a decision; a request comes as `Requested`.
+    Told(GuestWord),
     /// Something that was put off is due.
     Due,
 }
@@ -137,25 +84,10 @@ pub enum GuestAct {
         /// What.
         remedy: Remedy,
     },
-    /// Ask the master, which may be this host. Comes again until it has decided.
-    Ask(GuestRequest),
-    /// As the master, order it from a host, which may be this one.
-    Order {
-        /// That host.
-        host: HostId,
-        /// Of the order.
-        id: ReportId,
-        /// The VM.
-        vm: VmId,
-        /// What.
-        remedy: Remedy,
-        /// Why.
-        why: String,
-    },
-    /// Tell the master what became of its order.
-    Obeyed(ReportId, Answer),
-    /// As the master, tell a host what was decided about a request.
-    Decide(HostId, ReportId, Answer),
+    /// Tell a host, which may be this one.
+    Tell(HostId, GuestWord),
+    /// Tell the master, which may be this host.
+    TellMaster(GuestWord),
     /// Tell people.
     Note(Note),
 }
@@ -220,9 +152,7 @@ impl Guests {
             GuestEvent::Said(vm, said) => self.said(now, vm, *said),
             GuestEvent::Done(ticket, result) => self.done(now, ticket, result),
             GuestEvent::Requested { from, request, at } => self.requested(now, from, request, at),
-            GuestEvent::Ordered { id, vm, remedy, why } => self.ordered(now, id, vm, remedy, &why),
-            GuestEvent::Obeyed { id, answer } => self.obeyed(id, &answer),
-            GuestEvent::Decided { id, answer } => self.decided(id, &answer),
+            GuestEvent::Told(word) => self.told(now, word),
             GuestEvent::Due => self.due(now),
         }
         std::mem::take(&mut self.acts)
@@ -232,6 +162,15 @@ impl Guests {
     #[must_use]
     pub fn next_due(&self) -> Option<Time> {
         self.vms.values().filter_map(Guest::due).min()
+    }
+
+    fn told(&mut self, now: Time, word: GuestWord) {
+        match word {
+            GuestWord::Requested(_) => {} // Comes as `Requested`, with what the core knows.
+            GuestWord::Ordered { id, vm, remedy, why } => self.ordered(now, id, vm, remedy, &why),
+            GuestWord::Obeyed { id, answer } => self.obeyed(id, &answer),
+            GuestWord::Decided { id, answer } => self.decided(id, &answer),
+        }
     }
 
     fn due(&mut self, now: Time) {

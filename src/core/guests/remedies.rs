@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use mainstay_guest::message::{ReportId, Verdict};
 
-use super::{Answer, GuestAct, Guests};
+use super::{GuestAct, Guests};
 use crate::core::note::Note;
-use crate::types::guests::{Limits, Remedy};
+use crate::types::guests::{Answer, GuestWord, Limits, Remedy};
 use crate::types::{Ticket, Time, VmId};
 
 /// The window of the limit.
@@ -183,7 +183,9 @@ impl Guests {
             guest.history.wanted.as_ref().is_some_and(|wanted| wanted.causes.contains(&Cause::Order(id)))
         };
         match known {
-            Some(answer) if answer.verdict.is_last() => self.act(GuestAct::Obeyed(id, answer)),
+            Some(answer) if answer.verdict.is_last() => {
+                self.act(GuestAct::TellMaster(GuestWord::Obeyed { id, answer }))
+            }
             _ if self.vms.get(&vm).is_some_and(waits) => {}
             Some(_) | None => self.remedy(now, vm, remedy, Cause::Order(id), why),
         }
@@ -203,7 +205,7 @@ impl Guests {
                     if let Some(guest) = self.vms.get_mut(&vm) {
                         guest.answers.keep(*id, answer.clone());
                     }
-                    self.act(GuestAct::Obeyed(*id, answer.clone()));
+                    self.act(GuestAct::TellMaster(GuestWord::Obeyed { id: *id, answer: answer.clone() }));
                 }
             }
         }

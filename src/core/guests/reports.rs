@@ -15,9 +15,9 @@ use std::time::Duration;
 use mainstay_guest::message::{Report, ReportId, Verdict, Wish};
 
 use super::remedies::Cause;
-use super::{Answer, GuestAct, GuestRequest, Guests};
+use super::{GuestAct, Guests};
 use crate::core::note::Note;
-use crate::types::guests::{Consequence, Remedy, Rule};
+use crate::types::guests::{Answer, Consequence, GuestRequest, GuestWord, Remedy, Rule};
 use crate::types::{Time, VmId};
 
 /// Messages that fitted rules with a count: the rule's place, and when. As many as the host takes from a VM in a minute would
@@ -108,7 +108,7 @@ impl Guests {
         guest.asked.push((request.clone(), now + AGAIN));
         let text = format!("the master is asked for a {remedy} of {}", request.target);
         self.answer(vm, report.id, Answer::new(Verdict::Delayed, text));
-        self.act(GuestAct::Ask(request));
+        self.act(GuestAct::TellMaster(GuestWord::Requested(request)));
     }
 
     pub(super) fn ask_again(&mut self, now: Time) {
@@ -119,7 +119,7 @@ impl Guests {
                 request.clone()
             })
             .collect();
-        due.into_iter().for_each(|request| self.act(GuestAct::Ask(request)));
+        due.into_iter().for_each(|request| self.act(GuestAct::TellMaster(GuestWord::Requested(request))));
     }
 
     /// The master's word. A guest that has left meanwhile asks again where it runs now.

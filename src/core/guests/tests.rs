@@ -42,10 +42,12 @@ fn told(acts: Vec<GuestAct>) -> Vec<String> {
         }
         GuestAct::Say(..) => None,
         GuestAct::Do { ticket, vm: of, remedy } => Some(format!("{remedy} {} ({})", vm(of), ticket.0)),
-        GuestAct::Ask(request) => Some(format!("asks for {} of {}", request.remedy, request.target)),
-        GuestAct::Order { vm: of, remedy, id, .. } => Some(format!("order {}: {remedy} {}", id.0[0], vm(of))),
-        GuestAct::Obeyed(id, of) => Some(format!("order {} {}", id.0[0], answer(&of))),
-        GuestAct::Decide(_, id, of) => Some(format!("decided {} {}", id.0[0], answer(&of))),
+        GuestAct::Tell(_, word) | GuestAct::TellMaster(word) => Some(match word {
+            GuestWord::Requested(request) => format!("asks for {} of {}", request.remedy, request.target),
+            GuestWord::Ordered { vm: of, remedy, id, .. } => format!("order {}: {remedy} {}", id.0[0], vm(of)),
+            GuestWord::Obeyed { id, answer: of } => format!("order {} {}", id.0[0], answer(&of)),
+            GuestWord::Decided { id, answer: of } => format!("decided {} {}", id.0[0], answer(&of)),
+        }),
         GuestAct::Note(note) if note.kind == "guest-needs-attention" => Some("needs attention".to_owned()),
         GuestAct::Note(_) => None,
     };
@@ -179,17 +181,21 @@ fn another_vm_is_reset_on_the_masters_word() {
     assert_eq!(requested(&mut guests, 0, 1, "web"), ["decided 1 denied: db lets web ask for no reset"]);
     assert_eq!(requested(&mut guests, 1, 2, "app1"), ["order 2: reset db"]);
     // As the host of the VM.
-    let order = || GuestEvent::Ordered { id: id(2), vm: DB, remedy: Remedy::Reset, why: String::new() };
+    let order =
+        || GuestEvent::Told(GuestWord::Ordered { id: id(2), vm: DB, remedy: Remedy::Reset, why: String::new() });
     assert_eq!(told(guests.step(at(1), order())), ["reset db (1)"]);
     assert_eq!(told(guests.step(at(1), order())), [""; 0], "the same order");
     assert_eq!(done(&mut guests, 1, 1), ["order 2 done: reset"]);
     assert_eq!(told(guests.step(at(2), order())), ["order 2 done: reset"], "a new master's");
     // As the master, and as the host of the asker.
     let answer = Answer::new(Verdict::Done, "reset");
-    let found = told(guests.step(at(2), GuestEvent::Obeyed { id: id(2), answer: answer.clone() }));
+    let found = told(guests.step(at(2), GuestEvent::Told(GuestWord::Obeyed { id: id(2), answer: answer.clone() })));
     assert_eq!(found, ["decided 2 done: reset"]);
     assert_eq!(requested(&mut guests, 3, 2, "app1"), ["decided 2 done: reset"], "asked again");
-    assert_eq!(told(guests.step(at(3), GuestEvent::Decided { id: id(1), answer })), ["web 1: done: reset"]);
+    assert_eq!(
+        told(guests.step(at(3), GuestEvent::Told(GuestWord::Decided { id: id(1), answer }))),
+        ["web 1: done: reset"]
+    );
     assert_eq!(guests.next_due(), None);
 }
 
@@ -203,7 +209,7 @@ fn votes_are_of_different_vms_within_the_window() {
     assert_eq!(requested(&mut guests, 63, 5, "app4"), ["order 5: reset db"]);
     assert_eq!(requested(&mut guests, 63, 6, "app5"), ["order 5: reset db"], "the same order, not another");
     let answer = Answer::new(Verdict::Done, "reset");
-    let found = told(guests.step(at(64), GuestEvent::Obeyed { id: id(5), answer }));
+    let found = told(guests.step(at(64), GuestEvent::Told(GuestWord::Obeyed { id: id(5), answer })));
     assert_eq!(found.len(), 4, "{found:?}");
     assert_eq!(requested(&mut guests, 65, 7, "app1"), ["decided 7 delayed: 1 of 3 VMs ask for it"], "a new vote");
 }
