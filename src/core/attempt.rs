@@ -140,6 +140,8 @@ pub struct Attempt {
     restores: bool,
     digest: Digest,
     epoch: Epoch,
+    /// The row that the guard was asked for: what is claimed is this, or nothing.
+    expects: Option<Tenure>,
     ticket: Ticket,
     /// Who waits.
     pub asks: Vec<AskId>,
@@ -248,6 +250,7 @@ impl Core {
             restores: false,
             digest,
             epoch: Epoch::default(),
+            expects: None,
             ticket: Ticket(0),
             asks,
             waits: None,

@@ -481,3 +481,5 @@ mod tests;
 mod tests_carried;
 #[cfg(test)]
 mod tests_handover;
+#[cfg(test)]
+mod tests_trust;

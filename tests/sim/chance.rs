@@ -81,6 +81,11 @@ pub fn story(seed: u64, wish: &Wish) -> Scenario {
     let longest = (story.setup.timing.lease * 5 / 2).max(Duration::from_secs(60)).as_millis() as u64;
     let mut left = faults;
     let lease = story.setup.timing.lease;
+    if wish.only.as_ref().map_or(cast.dice.roll(20) == 0, |only| only.starts_with("roll")) {
+        // An operator has to look, and may have to do more than accept: such a story has to be safe, not to settle.
+        (left, story.settles) = (left - 1, false);
+        story.acts.extend(cast.goes_back_in_time());
+    }
     while 0 < left {
         let mut at = cast.dice.millis(TROUBLE.as_millis() as u64);
         let victim = cast.host();
@@ -108,7 +113,11 @@ pub fn story(seed: u64, wish: &Wish) -> Scenario {
             }
         }
     }
-    story.acts.retain(|(at, _)| *at < TROUBLE);
+    story.acts.retain(|(at, what)| *at < TROUBLE || what.starts_with("accept"));
+    // Incarnations lie on the host and on the datastores; a host that finds neither as it was counts them twice.
+    if !story.settles {
+        story.acts.retain(|(_, what)| !what.starts_with("lose state"));
+    }
     story.acts.push((TROUBLE, "heal everything".to_owned()));
     story.acts.sort_by_key(|(at, _)| *at);
     story
@@ -254,6 +263,22 @@ impl Cast {
         ]
     }
 
+    /// The datastores show what lay there some time ago. Operators say at last that this is as it has to be.
+    fn goes_back_in_time(&mut self) -> Vec<(Duration, String)> {
+        let kept = self.dice.millis(TROUBLE.as_millis() as u64 / 2);
+        let age = [3_000, 30_000, 200_000][self.dice.roll(3) as usize];
+        let back = kept + self.dice.millis(age);
+        let mut acts = vec![(kept, "snapshot storage".to_owned()), (back, "roll back storage".to_owned())];
+        let early = (back + self.dice.millis(120_000), self.host());
+        // Only the master takes it, and only once.
+        let last = HOSTS[..self.hosts].iter().map(|host| (TROUBLE + Duration::from_secs(15), *host));
+        for (at, host) in [early].into_iter().chain(last) {
+            let stores = &STORES[..1 + usize::from(self.several)];
+            acts.extend(stores.iter().map(|store| (at, format!("accept datastore {store} at {host}"))));
+        }
+        acts
+    }
+
     fn fault(&mut self, host: &str) -> Fault {
         match self.dice.roll(16) {
             0..=3 => self.of_host(host),
@@ -341,7 +366,8 @@ impl Cast {
                 _ => (format!("person copies {vm} to {store}"), None),
             };
         }
-        match self.dice.roll(15) {
+        match self.dice.roll(16) {
+            15 => (format!("person destroys {vm}"), Some(format!("person starts {vm} on {other}"))),
             10 => (format!("person saves {vm}"), Some(format!("person starts {vm} on {other}"))),
             11 => (format!("person saves {vm} to f"), Some(format!("person restores {vm} from f on {other}"))),
             12..=14 => (format!("person migrates {vm} to {host}"), None),

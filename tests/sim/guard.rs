@@ -253,7 +253,7 @@ impl World {
                     self.begin_halt(h, vm, key);
                     again = true;
                 }
-                Act::Check(vm, key) if self.qemu(h, vm).is_some_and(|qemu| qemu.key == key && !qemu.halted) => {
+                Act::Check(vm, key) if self.qemu(h, vm).is_some_and(|qemu| qemu.key == key && !qemu.stands()) => {
                     again = true;
                 }
                 Act::Check(vm, key) => {

@@ -29,9 +29,9 @@ pub struct Qemu {
     pub cpus: bool,
     /// A pause is under way: the vCPUs stand, libvirt does not know it yet.
     pub pausing: bool,
-    /// Stopped by signal and freezer.
+    /// Stopped by signal and freezer: it executes nothing.
     pub halted: bool,
-    /// The stop is under way.
+    /// The stop is under way: not all its threads stand yet.
     pub halting: bool,
     /// Killed; it cannot exit while its storage hangs.
     pub dying: bool,
@@ -53,6 +53,13 @@ pub struct Qemu {
     pub edit: u32,
     /// The generation that it is marked with.
     pub mark: Option<Generation>,
+}
+
+impl Qemu {
+    /// The guard sees that no thread of it moves.
+    pub const fn stands(&self) -> bool {
+        self.halted && !self.halting
+    }
 }
 
 /// One domain of libvirt.

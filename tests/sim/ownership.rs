@@ -169,6 +169,8 @@ impl World {
             if let Some(last) = self.predecessor(home, claim) {
                 self.succeeds(last.home, &last, claim);
             }
+            let owners = claim.owners().iter().map(|owner| owner.host).collect();
+            self.judge.followed.insert(claim.tenure.vm, (claim.tenure.generation, owners));
             self.find_home(claim.tenure.vm);
         }
     }
@@ -195,7 +197,9 @@ impl World {
             self.violated(&format!("{taker} claims {name} although generation {generation}, of {host}, is not over"));
         }
         let there = self.hosts[h].domains.get(&vm).and_then(|domain| domain.qemu.as_ref());
-        if there.is_some_and(|qemu| !qemu.dying) && !self.troubled(h) {
+        // A datastore that went back has had its copies stopped; whoever learns of the acceptance first has them.
+        let lied = self.stores[&home].lied;
+        if there.is_some_and(|qemu| !qemu.dying) && !self.troubled(h) && !lied {
             self.violated(&format!("{taker} takes {name} from {host}, which is well and still has it"));
         }
     }

@@ -11,7 +11,7 @@
 
 use mainstay::core::event::{Event, Outcome};
 use mainstay::types::store::StoreAnswer;
-use mainstay::types::{DatastoreId, Owner, Proof, Tenure};
+use mainstay::types::{DatastoreId, Generation, Owner, Proof, Tenure};
 
 use super::world::{H, World, nanos};
 
@@ -104,6 +104,11 @@ impl World {
         let rebooted = newest != Some(owner.boot) || self.judge.off.contains(&owner.boot);
         let ends = [&self.judge.last, &self.judge.reach].map(|ends| ends.get(&(of, home)).copied());
         let lapsed = || ends.into_iter().flatten().all(|until| until <= host.clock.at(at));
-        rebooted || lapsed() || self.judge.said.contains(&(owner.host, tenure))
+        // A datastore that went back shows claims again that others have followed: whoever made those had a proof, or its word.
+        let newest = self.judge.followed.get(&tenure.vm).filter(|_| self.stores[&home].lied);
+        let said = |generation: Generation| self.judge.said.contains(&(owner.host, Tenure { generation, ..tenure }));
+        let followed =
+            newest.is_some_and(|(at, owners)| tenure.generation < *at && (!owners.contains(&owner.host) || said(*at)));
+        rebooted || lapsed() || followed || self.judge.said.contains(&(owner.host, tenure))
     }
 }

@@ -291,7 +291,8 @@ pub enum DatastoreCommand {
     /// Until then VMs whose claims are there run on, and nothing on it is started, moved or taken over. Look first: is the
     /// right volume mounted, on every host? Is there a newer copy that should be brought back instead? Are the disks of
     /// your VMs what they should be? What was lost stays lost: a VM whose claim is gone goes on where it stands, or starts
-    /// from its disks where its older claim says. Hosts that are away need not be waited for.
+    /// from its disks where its older claim says. Hosts that are away need not be waited for; but switch off every host that
+    /// cannot reach this datastore now: what it wrote there may land late, and the claims that would keep it out may be gone.
     Accept {
         /// Its name.
         name: String,

@@ -149,7 +149,7 @@ impl Core {
         let ticket = cx.guard(order, Pending::Attempt(id));
         self.stage(id, Stage::Expecting, ticket);
         if let Some(attempt) = &mut self.vm(id).attempt {
-            attempt.epoch = epoch;
+            (attempt.epoch, attempt.expects) = (epoch, Some(tenure));
         }
         if planted(Mutant::ClaimBeforeRow) {
             self.create(cx, id);
@@ -192,6 +192,11 @@ impl Core {
     pub(in crate::core) fn create(&mut self, cx: &mut Cx, id: VmId) {
         let Some(attempt) = self.vm(id).attempt.clone() else { return };
         let claim = self.next_claim(id, &attempt);
+        if let Some(expects) = attempt.expects.filter(|expects| *expects != claim.tenure) {
+            self.abandon(cx, expects, &attempt.kind);
+            let what = "its datastore was accepted anew in this moment; try again";
+            return self.fail(cx, id, Denial::Unable(what.into()));
+        }
         if MAX_DEBTS < claim.debts.len() {
             self.abandon(cx, claim.tenure, &attempt.kind);
             let what = format!("late writes of {} earlier owners are not excluded yet", claim.debts.len());

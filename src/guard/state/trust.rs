@@ -7,8 +7,8 @@
 //!      │  └── claims read ── unverified ◄── accepted by an operator ── rolled back, verified ◄──────┘
 //! ```
 //!
-//! What stood after a lapse when that was found out is killed: another host may have run it since, and the claim that says so
-//! may be gone. Its disks are what counts.
+//! What stood after a lapse when that was found out is killed, and what had come by a move and had no claim of its own yet: another
+//! host may have run it since, and the claim that says so may be gone. Its disks are what counts.
 //!
 //! What runs under a claim that is there as this host holds it runs on, since beats go on. Everything else loses its right
 //! to run before the lease is renewed again: somebody who sees only the datastore could take it.

@@ -105,12 +105,15 @@ impl Table {
         self.end_all(vm);
     }
 
-    /// The memory of copies that stand after a lapse may be older than their disks.
+    /// The memory of copies that stand after a lapse may be older than their disks; and so may that of a copy which has come
+    /// under another host's claim and waits for its word: a later claim, by which others ran the VM, may be gone.
     pub fn outdate(&mut self, home: DatastoreId) {
-        for at in self.lapsed_on(home) {
+        let waits = |row: &Row| row.home == home && row.foreign && !row.is_over();
+        let waiting: Vec<Tenure> = self.rows.iter().filter(|(_, row)| waits(row)).map(|(at, _)| *at).collect();
+        for at in waiting.into_iter().chain(self.lapsed_on(home)) {
             self.doom(
                 at.vm,
-                "its datastore went back in time, and another host may have run it since its lease lapsed",
+                "its datastore went back in time, and another host may have run it since its memory was current",
             );
         }
     }

@@ -150,19 +150,6 @@ fn a_lapse_stops_and_is_said_only_when_it_stands() {
 }
 
 #[test]
-fn what_the_storage_lost_is_stopped_and_what_stood_there_is_killed() {
-    let mut table = running(5);
-    assert_eq!((table.living(HOME), table.held(vm(), HOME)), (vec![vm()], Some(tenure(5))));
-    table.outdate(HOME);
-    assert_eq!(enforce(&mut table), "", "it runs: nobody else did since");
-    table.lapse_vm(vm());
-    assert_eq!((table.living(HOME), table.held(vm(), HOME)), (vec![], None));
-    assert_eq!(enforce(&mut table), "stop");
-    table.outdate(HOME);
-    assert_eq!(enforce(&mut table), "kill");
-}
-
-#[test]
 fn a_reclaim_lifts_only_when_confirmed_and_the_old_row_stays() {
     let mut table = lapsed(5);
     expect(&mut table, 6, Purpose::Reclaim).unwrap();
