@@ -147,10 +147,13 @@ impl World {
             }
             let stage = state.stores.get(&home).map(|store| store.stage);
             let lease = state.config.as_ref().map(|(_, config)| config.timing.lease).unwrap_or_default();
-            (state.boot, lease, stage)
+            let doubted = state.stores.get(&home).is_some_and(|store| store.doubt.is_some());
+            (state.boot, lease, stage, doubted, Counter(0) < state.last_given().1)
         });
-        let Some((boot, lease, stage)) = facts else { return };
+        let Some((boot, lease, stage, doubted, beaten)) = facts else { return };
         let foreign = newest.as_ref().map_or(!attested.is_empty(), |beat| beat.boot != boot);
+        // As `guard::renew` has it: after the first beat anywhere a watch comes too late.
+        let watches = doubted || foreign && !beaten;
         let now = self.local(h);
         let sequence = newest.as_ref().map_or(Sequence(0), |beat| beat.list.sequence);
         let late = newest.as_ref().is_some_and(|beat| beat.flags.unpunctual);
@@ -161,7 +164,7 @@ impl World {
         renew.sequence = renew.sequence.max(sequence);
         renew.listed = None;
         if stage == Some(Stage::Opening) {
-            let next = if foreign {
+            let next = if watches {
                 let window = timing::window(longest.unwrap_or_default().max(lease), late);
                 renew.watch = Some(((bytes, attested), now, window));
                 Stage::Watching
