@@ -50,6 +50,8 @@ pub(crate) struct GuestSide {
     said: mpsc::Receiver<ChannelEvent>,
     others: mpsc::UnboundedReceiver<FromOthers>,
     to_self: ToGuests,
+    /// Version of the document in use.
+    settings: u64,
 }
 
 /// Something to be stepped with.
@@ -63,7 +65,7 @@ impl GuestSide {
     pub(crate) fn new(to_self: ToGuests, others: mpsc::UnboundedReceiver<FromOthers>) -> Self {
         let (sender, said) = mpsc::channel(WAITING);
         let (guests, sockets) = (Guests::default(), BTreeMap::new());
-        Self { guests, channels: Channels::new(sender), sockets, said, others, to_self }
+        Self { guests, channels: Channels::new(sender), sockets, said, others, to_self, settings: 0 }
     }
 
     /// What happens next. May be dropped at any time.
@@ -93,6 +95,10 @@ impl GuestSide {
 
     /// What the core is told of domains matters here, too.
     pub(crate) fn look(&mut self, event: &Event, core: &Core, executors: &Executors) {
+        if self.settings != core.settings().version {
+            self.settings = core.settings().version;
+            self.take(GuestEvent::Settings(core.settings().guests.clone()), core, executors);
+        }
         let Event::Listed(domains) = event else { return };
         let mut sockets = BTreeMap::new();
         for Listed { domain, .. } in domains.iter().filter(|listed| !matches!(listed.domain.state, DomainState::Off(_)))

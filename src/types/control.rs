@@ -12,7 +12,7 @@ use super::vm::{DomainState, HostCapacity};
 use super::{BootId, Claim, Generation, HostId, Owner, Proof, Tenure, Ticket, VmId, VmRecord, Wanted};
 
 /// Version of this protocol.
-pub const CONTROL_PROTOCOL: u16 = 3;
+pub const CONTROL_PROTOCOL: u16 = 4;
 
 /// One request on the wire.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]

@@ -3,14 +3,12 @@
 //! Patterns are checked when they are read: a document with a bad one is refused as a whole.
 
 use std::fmt;
-use std::time::Duration;
 
 use mainstay_guest::message::{ReportId, Severity, Verdict};
 use regex_lite::Regex;
 use serde::{Deserialize, Serialize};
 
 use super::VmId;
-use super::settings::millis;
 
 /// A document holds at most so many rules, and so many permissions.
 pub const MAX_RULES: usize = 256;
@@ -211,6 +209,7 @@ pub enum Consequence {
 
 /// One rule. The first that fits decides.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Rule {
     /// The message's kind.
     #[serde(default = "Glob::any")]
@@ -227,15 +226,16 @@ pub struct Rule {
     /// So many messages that fit it, of this VM, within the window: only then.
     #[serde(default = "one")]
     pub count: u32,
-    /// The window.
-    #[serde(with = "millis", default = "minute")]
-    pub within: Duration,
+    /// The window, in seconds.
+    #[serde(default = "minute")]
+    pub within_s: u32,
     /// What follows.
     pub then: Consequence,
 }
 
 /// Lets other VMs ask for something that is done to a VM.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Permission {
     /// The VM to which it is done.
     pub target: Glob,
@@ -246,38 +246,60 @@ pub struct Permission {
     /// So many different VMs have to ask within the window.
     #[serde(default = "one")]
     pub votes: u32,
-    /// The window.
-    #[serde(with = "millis", default = "minute")]
-    pub within: Duration,
+    /// The window, in seconds.
+    #[serde(default = "minute")]
+    pub within_s: u32,
 }
 
 /// How often a VM may be started anew by rules.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Within an hour; then it needs attention.
     pub resets_per_hour: u32,
-    /// Before the second one; doubled before each that follows.
-    #[serde(with = "millis")]
-    pub backoff: Duration,
+    /// Seconds before the second one; doubled before each that follows.
+    pub backoff_s: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { resets_per_hour: 3, backoff: Duration::from_secs(30) }
+        Self { resets_per_hour: 3, backoff_s: 30 }
     }
 }
 
 /// The part of the settings.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct GuestSettings {
     /// In this order.
+    #[serde(default, rename = "rule")]
     pub rules: Vec<Rule>,
     /// In any order.
-    #[serde(default)]
+    #[serde(default, rename = "permission")]
     pub permissions: Vec<Permission>,
     /// Of every VM.
     #[serde(default)]
     pub limits: Limits,
+}
+
+impl GuestSettings {
+    /// What cannot be used, for people.
+    ///
+    /// # Errors
+    /// More rules or permissions than fit; one that could never apply.
+    pub fn check(&self) -> Result<(), String> {
+        if MAX_RULES < self.rules.len() || MAX_RULES < self.permissions.len() {
+            return Err(format!("at most {MAX_RULES} rules and as many permissions"));
+        }
+        let wrong = |what: &str, n: usize| Err(format!("{what} {}: counts, votes and windows are at least 1", n + 1));
+        if let Some(n) = self.rules.iter().position(|rule| rule.count == 0 || rule.within_s == 0) {
+            return wrong("rule", n);
+        }
+        match self.permissions.iter().position(|rule| rule.votes == 0 || rule.within_s == 0) {
+            Some(n) => wrong("permission", n),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Default for GuestSettings {
@@ -289,7 +311,7 @@ impl Default for GuestSettings {
             severity: Severity::Critical,
             message: None,
             count: one(),
-            within: minute(),
+            within_s: minute(),
             then: Consequence::AsAsked,
         };
         Self { rules: vec![rule], permissions: Vec::new(), limits: Limits::default() }
@@ -368,8 +390,8 @@ fn one() -> u32 {
     1
 }
 
-fn minute() -> Duration {
-    Duration::from_secs(60)
+fn minute() -> u32 {
+    60
 }
 
 #[cfg(test)]
@@ -398,7 +420,7 @@ mod tests {
 
     #[test]
     fn a_bad_document_is_refused_with_its_reason() {
-        let of = |rule: &str| serde_json::from_str::<GuestSettings>(&format!(r#"{{"rules":[{rule}]}}"#));
+        let of = |rule: &str| serde_json::from_str::<GuestSettings>(&format!(r#"{{"rule":[{rule}]}}"#));
         let good = of(r#"{"kind":"app/*","message":"no space","then":{"own":"reset"}}"#).unwrap();
         assert_eq!(good.rules[0].count, 1);
         assert!(good.rules[0].message.as_ref().unwrap().is_in("there is no space left"));

@@ -11,6 +11,7 @@
 //! VM remembers the orders that it has carried out, by the report that completed them.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use mainstay_guest::message::{ReportId, Verdict};
 
@@ -64,12 +65,13 @@ impl Guests {
             let text = format!("{} runs nowhere", request.target);
             return self.decide(from, id, Answer::new(Verdict::Denied, text));
         };
+        let window = Duration::from_secs(permission.within_s.into());
         let key = (request.target.clone(), request.remedy);
         if MAX_BALLOTS <= self.ballots.open.len() && !self.ballots.open.contains_key(&key) {
             return self.say_decided(from, id, Answer::new(Verdict::Denied, "too many requests are open"));
         }
         let ballot = self.ballots.open.entry(key).or_default();
-        ballot.voters.retain(|voter| now.since(voter.at) < permission.within || ballot.ordered.is_some());
+        ballot.voters.retain(|voter| now.since(voter.at) < window || ballot.ordered.is_some());
         match ballot.voters.iter_mut().find(|voter| voter.id == id) {
             Some(voter) => voter.host = from,
             None => ballot.voters.push(Voter { id, by: request.by.clone(), host: from, at: now }),

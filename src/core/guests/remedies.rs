@@ -91,7 +91,7 @@ impl History {
             return May::Now;
         };
         let doublings = u32::try_from(count - 1).unwrap_or(u32::MAX).min(16);
-        let from = *last + limits.backoff * 2_u32.pow(doublings);
+        let from = *last + Duration::from_secs(limits.backoff_s.into()) * 2_u32.pow(doublings);
         if from <= now { May::Now } else { May::From(from) }
     }
 }

@@ -38,7 +38,10 @@ impl Counts {
             self.0.pop_front();
         }
         self.0.push_back((at, now));
-        let lately = self.0.iter().filter(|(of, when)| *of == at && now.since(*when) < rule.within);
+        let lately = self
+            .0
+            .iter()
+            .filter(|(of, when)| *of == at && now.since(*when) < Duration::from_secs(rule.within_s.into()));
         rule.count as usize <= lately.count()
     }
 }

@@ -95,7 +95,7 @@ fn a_wish_of_an_earlier_boot_is_fulfilled() {
 
 #[test]
 fn resets_wait_and_end() {
-    let limits = Limits { resets_per_hour: 3, backoff: Duration::from_secs(30) };
+    let limits = Limits { resets_per_hour: 3, backoff_s: 30 };
     let mut guests = guests(GuestSettings { limits, ..GuestSettings::default() });
     let reset = |n| report(n, Severity::Critical, Wish::Reset);
     assert_eq!(says(&mut guests, 0, WEB, reset(1)), ["reset web (1)"]);
@@ -165,8 +165,7 @@ fn requested(guests: &mut Guests, seconds: u64, n: u8, by: &str) -> Vec<String> 
 
 fn voting(votes: u32) -> GuestSettings {
     let glob = |text| Glob::new(text).unwrap();
-    let within = Duration::from_secs(60);
-    let permission = Permission { target: glob("db"), by: glob("app*"), remedy: Remedy::Reset, votes, within };
+    let permission = Permission { target: glob("db"), by: glob("app*"), remedy: Remedy::Reset, votes, within_s: 60 };
     GuestSettings { permissions: vec![permission], ..GuestSettings::default() }
 }
 
