@@ -19,7 +19,6 @@ use crate::core::event::{Event, Listed};
 use crate::core::guests::{GuestAct, GuestEvent, Guests};
 use crate::exec::channels::{ChannelEvent, Channels};
 use crate::exec::clock;
-use crate::exec::libvirt::xml;
 use crate::types::guests::{GuestWord, Remedy};
 use crate::types::vm::{DomainAnswer, DomainOrder, DomainState};
 use crate::types::{HostId, Ticket, VmId};
@@ -104,11 +103,8 @@ impl GuestSide {
         for Listed { domain, .. } in domains.iter().filter(|listed| !matches!(listed.domain.state, DomainState::Off(_)))
         {
             // Not shown while a call is under way: as it was.
-            let text = domain.live_xml.as_ref().or(domain.xml.as_ref().filter(|_| !domain.persistent));
-            let socket = match text {
-                Some(text) => xml::guest_channel(text).map(PathBuf::from),
-                None => self.sockets.get(&domain.vm).map(|(_, socket)| socket.clone()),
-            };
+            let known = || self.sockets.get(&domain.vm).map(|(_, socket)| socket.clone());
+            let socket = if domain.busy { known() } else { domain.guest_socket.as_ref().map(PathBuf::from) };
             if let Some(socket) = socket {
                 sockets.insert(domain.vm, (domain.name.clone(), socket));
             }

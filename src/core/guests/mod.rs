@@ -98,6 +98,8 @@ struct Guest {
     name: String,
     /// Of its kernel, as it says.
     boot: Option<[u8; 16]>,
+    /// It was greeted, and has not answered yet: its next `Hello` is that answer, and needs none.
+    greeted: bool,
     counts: Counts,
     history: History,
     answers: Answers,
@@ -183,7 +185,8 @@ impl Guests {
     }
 
     fn connected(&mut self, vm: VmId) {
-        let Some(guest) = self.vms.get(&vm) else { return };
+        let Some(guest) = self.vms.get_mut(&vm) else { return };
+        guest.greeted = true;
         let hello = HostHello { protocol: mainstay_guest::PROTOCOL, vm: guest.name.clone() };
         self.act(GuestAct::Say(vm, ToGuest::Hello(hello)));
     }
@@ -192,8 +195,11 @@ impl Guests {
         let Some(guest) = self.vms.get_mut(&vm) else { return };
         match said {
             FromGuest::Hello(hello) => {
-                guest.boot = Some(hello.boot);
-                self.connected(vm); // It may be another program than the one that heard ours.
+                let new = guest.boot.replace(hello.boot) != Some(hello.boot);
+                // Both sides greet whoever greets them: without an end to that they would do so for ever.
+                if new || !std::mem::take(&mut guest.greeted) {
+                    self.connected(vm);
+                }
             }
             FromGuest::Beat(beat) => guest.boot = Some(beat.boot),
             FromGuest::Report(report) => self.reported(now, vm, &report),

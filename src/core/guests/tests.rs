@@ -86,6 +86,29 @@ fn a_critical_report_gets_what_it_asks_for_once() {
 }
 
 #[test]
+fn greetings_end() {
+    let mut guests = guests(GuestSettings::default());
+    let greets = |guests: &mut Guests, event| {
+        let acts = guests.step(at(0), event);
+        acts.iter().filter(|act| matches!(act, GuestAct::Say(_, ToGuest::Hello(_)))).count()
+    };
+    let hello = |boot| {
+        let (agent, system) = (String::new(), System::default());
+        let hello = GuestHello { protocol: 1, agent, boot: [boot; 16], system };
+        GuestEvent::Said(WEB, Box::new(FromGuest::Hello(hello)))
+    };
+    assert_eq!(greets(&mut guests, GuestEvent::Connected(WEB)), 1);
+    assert_eq!(greets(&mut guests, hello(1)), 0, "its answer");
+    assert_eq!(greets(&mut guests, hello(1)), 1, "its agent is a new one");
+    assert_eq!(greets(&mut guests, hello(1)), 0, "its answer");
+    assert_eq!(greets(&mut guests, hello(2)), 1, "it has booted");
+    assert_eq!(greets(&mut guests, hello(2)), 0, "its answer");
+    assert_eq!(greets(&mut guests, GuestEvent::Connected(WEB)), 1);
+    assert_eq!(greets(&mut guests, hello(3)), 1, "who was greeted is gone");
+    assert_eq!(greets(&mut guests, hello(3)), 0, "its answer");
+}
+
+#[test]
 fn a_wish_of_an_earlier_boot_is_fulfilled() {
     let mut guests = guests(GuestSettings::default());
     boots(&mut guests, WEB, 2);

@@ -23,6 +23,8 @@ const ORDER: Duration = Duration::from_secs(60);
 /// From the mark on the guest's console to the reset's note, median.
 const LIMIT: Duration = Duration::from_millis(250);
 const NAME: &str = "talker";
+/// The guest's agent has heard its host; said in each boot.
+const HEARD: &str = "mainstay-guest: the host listens";
 /// Other limits than a cluster's: each run ends in a reset.
 const POLICY: &str = "[[rule]]\nseverity = \"critical\"\nthen = \"as-asked\"\n\n\
                       [limits]\nresets_per_hour = 1000\nbackoff_s = 0\n";
@@ -65,8 +67,10 @@ pub fn report(ground: &mut Ground) -> Result<()> {
     let console = Console::of(&host, NAME)?;
     console.wait_more("up ", 0)?;
     let runs = if ground.full { 20 } else { 5 };
-    let mut took = Vec::new();
+    let (mut took, mut heard) = (Vec::new(), 0);
     for _ in 0..runs {
+        console.wait_more(HEARD, heard)?;
+        heard = console.count(HEARD);
         took.push(once(ground, &host, &guest, &console)?);
     }
     took.sort_unstable();
@@ -79,8 +83,6 @@ pub fn report(ground: &mut Ground) -> Result<()> {
 
 /// One report, until the guest is up again. Milliseconds from the guest's mark to the reset.
 fn once(ground: &Ground, host: &Host, guest: &Guest, console: &Console) -> Result<u64> {
-    let heard = "mainstay-guest: the host listens";
-    wait(ORDER, "the guest's agent to be heard", || Ok((console.count("up ") <= console.count(heard)).then_some(())))?;
     let (boots, marks, began) = (console.count("up "), console.count("reporting"), Moment::now());
     guest.tell(&ground.lab().store(), "report")?;
     let marked = console.wait_more("reporting", marks)?;
