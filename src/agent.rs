@@ -92,8 +92,7 @@ async fn member(
     let (events, mut happened) = mpsc::unbounded_channel();
     let notes = NoteBook::open(&config.paths.state.join("store"));
     let serving = tokio::spawn(dbus::serve(Bus::System, asks, notes.subscribe()));
-    let (to_guests, of_guests) = mpsc::unbounded_channel();
-    let mut guests = GuestSide::new(to_guests.clone(), of_guests);
+    let (mut guests, to_guests) = GuestSide::new();
     let answers = Answers::new(cluster.clone(), notes, to_guests);
     let me = Me {
         host: cluster.host,

@@ -61,10 +61,13 @@ pub(crate) enum Next {
 }
 
 impl GuestSide {
-    pub(crate) fn new(to_self: ToGuests, others: mpsc::UnboundedReceiver<FromOthers>) -> Self {
+    /// With where others put what concerns guests.
+    pub(crate) fn new() -> (Self, ToGuests) {
+        let (to_self, others) = mpsc::unbounded_channel();
         let (sender, said) = mpsc::channel(WAITING);
         let (guests, sockets) = (Guests::default(), BTreeMap::new());
-        Self { guests, channels: Channels::new(sender), sockets, said, others, to_self, settings: 0 }
+        let (channels, to_guests) = (Channels::new(sender), to_self.clone());
+        (Self { guests, channels, sockets, said, others, to_self, settings: 0 }, to_guests)
     }
 
     /// What happens next. May be dropped at any time.

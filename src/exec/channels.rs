@@ -24,11 +24,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use crate::core::guests::GuestEvent;
 use crate::core::note::Note;
-use crate::types::VmId;
+use crate::exec::clock;
+use crate::types::{Time, VmId};
 
 /// Bytes that are read of one guest in a second. Beats and reports need a hundredth of it.
 const RATE: u32 = 256 * 1024;
@@ -105,7 +106,7 @@ struct Line {
     name: String,
     events: mpsc::Sender<ChannelEvent>,
     /// When people were told last.
-    told: Option<Instant>,
+    told: Option<Time>,
     /// What was wrong since then: connections that ended in junk, messages beyond the limit.
     trouble: u64,
 }
@@ -135,9 +136,9 @@ impl Line {
         let (mut reader, mut writer) = stream.into_split();
         let mut decoder = Decoder::default();
         let mut chunk = vec![0; CHUNK];
-        let mut second = Instant::now();
+        let mut second = clock::now();
         let mut count = 0;
-        let mut read_from = Instant::now();
+        let mut read_from = clock::now();
         loop {
             tokio::select! {
                 order = orders.recv() => {
@@ -147,12 +148,12 @@ impl Line {
                         Ok(Err(_)) | Err(_) => return None,
                     }
                 }
-                read = async { tokio::time::sleep_until(read_from).await; reader.read(&mut chunk).await } => {
+                read = async { sleep(read_from.since(clock::now())).await; reader.read(&mut chunk).await } => {
                     let length = match read {
                         Ok(0) | Err(_) => return None,
                         Ok(length) => length,
                     };
-                    read_from = Instant::now() + Duration::from_secs(1) * u32::try_from(length).unwrap_or(RATE) / RATE;
+                    read_from = clock::now() + Duration::from_secs(1) * u32::try_from(length).unwrap_or(RATE) / RATE;
                     decoder.push(&chunk[..length]);
                     loop {
                         let said: FromGuest = match decoder.take() {
@@ -160,8 +161,8 @@ impl Line {
                             Ok(None) => break,
                             Err(why) => return Some(why.to_string()),
                         };
-                        if Duration::from_secs(1) <= second.elapsed() {
-                            (second, count) = (Instant::now(), 0);
+                        if Duration::from_secs(1) <= clock::now().since(second) {
+                            (second, count) = (clock::now(), 0);
                         }
                         count += 1;
                         if MAX_PER_SECOND < count {
@@ -179,10 +180,10 @@ impl Line {
     /// Counts, and tells people once in a while.
     async fn wrong(&mut self, more: u64, why: &str) {
         self.trouble += more;
-        if self.told.is_some_and(|at| at.elapsed() < QUIET) {
+        if self.told.is_some_and(|at| clock::now().since(at) < QUIET) {
             return;
         }
-        self.told = Some(Instant::now());
+        self.told = Some(clock::now());
         let count = std::mem::take(&mut self.trouble);
         let text = format!("{}: its guest's channel: {why} ({count} times since the last such line)", self.name);
         let note = Note::warning("guest-channel", text).of(&self.name);
@@ -273,11 +274,15 @@ mod tests {
             let frame = encode(&hello()).unwrap();
             while stream.write_all(&frame).await.is_ok() {}
         });
-        let (began, mut heard) = (Instant::now(), 0);
+        let (began, mut heard) = (clock::now(), 0);
         while heard < 250 {
             heard += u32::from(next(&mut events).await == "hello");
         }
-        assert!(Duration::from_millis(1900) <= began.elapsed(), "100 a second: {:?}", began.elapsed());
+        assert!(
+            Duration::from_millis(1900) <= clock::now().since(began),
+            "100 a second: {:?}",
+            clock::now().since(began)
+        );
         flood.abort();
     }
 }
