@@ -15,6 +15,7 @@ mod answers;
 mod devices;
 mod executors;
 mod facts;
+mod guests;
 mod pump;
 mod underway;
 
@@ -37,6 +38,7 @@ use crate::types::view::{ClusterView, VIEW_SCHEMA};
 
 use answers::Answers;
 use executors::Executors;
+use guests::GuestSide;
 
 /// Beats that may wait; more are dropped.
 const MAX_QUEUED: usize = 4096;
@@ -90,7 +92,8 @@ async fn member(
     let (events, mut happened) = mpsc::unbounded_channel();
     let notes = NoteBook::open(&config.paths.state.join("store"));
     let serving = tokio::spawn(dbus::serve(Bus::System, asks, notes.subscribe()));
-    let answers = Answers::new(cluster.clone(), notes);
+    let (mut guests, to_guests) = GuestSide::new();
+    let answers = Answers::new(cluster.clone(), notes, to_guests);
     let me = Me {
         host: cluster.host,
         boot: clock::boot_id().context("reading the kernel's boot id")?,
@@ -117,6 +120,10 @@ async fn member(
             // What happened comes before what is due: after a stall of ours, beats that wait are no silence.
             Some(event) = happened.recv() => event,
             () = sleep_until(core.next_due()) => Event::Due,
+            next = guests.next() => {
+                guests.step(next, &core, &executors);
+                continue;
+            }
             _ = capacity.tick() => Event::Capacity(libvirt::capacity()),
             Some(message) = asked.recv() => match answers.person(message, &core, &executors) {
                 Some(event) => event,
@@ -136,6 +143,7 @@ async fn member(
         if let Event::Guard(GuardReport::Hello { incarnation, .. }) = &event {
             executors.own(*incarnation);
         }
+        guests.look(&event, &core, &executors);
         let output = core.step(clock::now(), event);
         executors.carry_out(output);
     }

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::oneshot;
 
 use super::executors::Executors;
+use super::guests::{FromOthers, ToGuests};
 use crate::api::control::Answer;
 use crate::api::dbus::{Ask, AskMessage, AskReply};
 use crate::core::Core;
@@ -39,6 +40,7 @@ enum Wish {
 
 struct Inner {
     next: u64,
+    guests: ToGuests,
     waiters: BTreeMap<AskId, Waiter>,
     cluster: Cluster,
     notes: NoteBook,
@@ -49,8 +51,8 @@ struct Inner {
 pub(crate) struct Answers(Arc<Mutex<Inner>>);
 
 impl Answers {
-    pub(crate) fn new(cluster: Cluster, notes: NoteBook) -> Self {
-        Self(Arc::new(Mutex::new(Inner { next: 0, waiters: BTreeMap::new(), cluster, notes })))
+    pub(crate) fn new(cluster: Cluster, notes: NoteBook, guests: ToGuests) -> Self {
+        Self(Arc::new(Mutex::new(Inner { next: 0, guests, waiters: BTreeMap::new(), cluster, notes })))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -91,6 +93,13 @@ impl Answers {
             Request::Notes { since_unix_ms } => {
                 let notes = self.lock().notes.since(since_unix_ms, None, None);
                 answer.send(Reply::Notes(notes));
+                None
+            }
+            Request::Guest(word) => {
+                if let Some(from) = from {
+                    let _ = self.lock().guests.send(FromOthers::Word(from, *word));
+                }
+                answer.send(Reply::Done);
                 None
             }
             Request::Join(asked) => {

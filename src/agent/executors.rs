@@ -28,6 +28,7 @@ use crate::exec::program::Stop;
 use crate::exec::{clock, fence, power};
 use crate::types::control::{Reply, Request};
 use crate::types::guard::{GuardConfig, GuardDatastore, GuardOrder};
+use crate::types::guests::GuestWord;
 use crate::types::settings::ClusterSettings;
 use crate::types::store::{StoreAnswer, StoreFailure, StoreOrder};
 use crate::types::view::NoteView;
@@ -305,7 +306,28 @@ impl Executors {
         }
     }
 
-    fn note(&self, note: Note) {
+    /// This host.
+    pub(crate) fn me(&self) -> HostId {
+        self.me
+    }
+
+    /// A remedy for a guest, past the core.
+    pub(crate) fn ask_libvirt(
+        &self,
+        order: DomainOrder,
+        within: Duration,
+        answer: impl FnOnce(DomainAnswer) + Send + 'static,
+    ) {
+        self.libvirt.ask(order, within, answer);
+    }
+
+    /// Another agent hears of a guest's request. It is said again if that was lost.
+    pub(crate) fn tell_of_guests(&self, to: HostId, word: GuestWord) {
+        let ticket = Ticket(clock::nonce().0 as u64);
+        self.control.send(to, ticket, Request::Guest(Box::new(word)), Duration::from_secs(2), |_| {});
+    }
+
+    pub(crate) fn note(&self, note: Note) {
         let (kind, text) = (note.kind, note.text.as_str());
         match note.level {
             Level::Info => tracing::info!(kind, vm = note.vm, "{text}"),

@@ -51,7 +51,7 @@ impl Core {
             (Request::Handover(order), Some(from)) => self.handover_asked(cx, ask, from, *order),
             (Request::Spent { tenure }, Some(_)) => self.spent(cx, ask, tenure),
             (Request::View, from) => self.view_asked(cx, ask, from),
-            (Request::Notes { .. } | Request::Join(_), _) => {
+            (Request::Notes { .. } | Request::Join(_) | Request::Guest(_), _) => {
                 cx.answer(ask, Reply::Denied(Denial::NotAllowed("not for the core".into())));
             }
             (
@@ -132,6 +132,7 @@ impl Core {
                 | SettingsChange::SetOnDoubt(_)
                 | SettingsChange::SetApdAfter(_)
                 | SettingsChange::SetForeignMigration(_)
+                | SettingsChange::SetGuests(_)
                 | SettingsChange::AcceptDatastore { .. }
                 | SettingsChange::SetFenceAt(_)
                 | SettingsChange::AddFenceDevice(_)
@@ -208,6 +209,10 @@ impl Core {
                 self.checked_name(name, |device| device.distrusted != *distrusted)
             }
             SettingsChange::SetForeignMigration(policy) => Ok(settings.foreign_migration != *policy),
+            SettingsChange::SetGuests(guests) => {
+                guests.check().map_err(Denial::Contradiction)?;
+                Ok(settings.guests != **guests)
+            }
         }
     }
 
@@ -272,6 +277,12 @@ impl Core {
                 let what = if policy == ForeignMigration::Allow { "allowed" } else { "refused" };
                 cx.note(Note::info("foreign-migration", format!("'virsh migrate' of protected VMs is {what} now")));
                 settings.foreign_migration = policy;
+            }
+            SettingsChange::SetGuests(guests) => {
+                let (rules, permissions) = (guests.rules.len(), guests.permissions.len());
+                let text = format!("guests have {rules} rules and {permissions} permissions now");
+                cx.note(Note::info("guest-policy", text));
+                settings.guests = *guests;
             }
             SettingsChange::AcceptDatastore { name } => {
                 // Above that of each other, too: generations of a VM whose home moved here have counted on from there.

@@ -74,7 +74,8 @@ impl Core {
     }
 
     /// The master that this agent follows or is.
-    pub(super) fn master(&self) -> Option<HostId> {
+    #[must_use]
+    pub fn master(&self) -> Option<HostId> {
         match self.election.state {
             State::Follower { master, .. } => master,
             State::Candidate { .. } => None,

@@ -28,6 +28,7 @@ mod election;
 mod ends;
 pub mod event;
 mod failover;
+pub mod guests;
 mod handover;
 pub mod health;
 mod homes;

@@ -40,6 +40,15 @@ impl Core {
         }
     }
 
+    /// Where a VM of this name runs, as far as this agent knows.
+    #[must_use]
+    pub fn whereabouts(&self, name: &str, now: Time) -> Option<(VmId, HostId)> {
+        let view = self.view(now);
+        let vm = view.vms.into_iter().find(|vm| vm.name == name && vm.state == "running")?;
+        let host = self.settings.members.iter().find(|member| Some(&member.name) == vm.host.as_ref())?;
+        Some((vm.id, host.host))
+    }
+
     fn host_view(&self, host: HostId, vms: &[VmView], now: Time) -> HostView {
         let name = self.name_of(host);
         let peer = self.peers.get(&host);

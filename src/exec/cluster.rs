@@ -170,6 +170,7 @@ impl Cluster {
             vms: VmDefaults::default(),
             power: PowerSettings::default(),
             foreign_migration: Default::default(),
+            guests: Default::default(),
         };
         let cluster = Self {
             host,

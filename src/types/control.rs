@@ -5,13 +5,14 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::guests::GuestWord;
 use super::settings::{ClusterSettings, OnDoubt, SettingsChange};
 use super::view::{ClusterView, NoteView};
 use super::vm::{DomainState, HostCapacity};
 use super::{BootId, Claim, Generation, HostId, Owner, Proof, Tenure, Ticket, VmId, VmRecord, Wanted};
 
 /// Version of this protocol.
-pub const CONTROL_PROTOCOL: u16 = 3;
+pub const CONTROL_PROTOCOL: u16 = 4;
 
 /// One request on the wire.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -71,6 +72,8 @@ pub enum Request {
     Join(Box<JoinRequest>),
     /// A host is about to start this VM for a person: denied if it, or one that writes to these disks, is there.
     Twins { vm: VmId, disks: Vec<String> },
+    /// About what a guest asks for another VM.
+    Guest(Box<GuestWord>),
 }
 
 /// A host asks to become a member.
@@ -302,6 +305,7 @@ impl Request {
             Self::PoweredOff { .. } => "powered off",
             Self::Join(_) => "join",
             Self::Twins { .. } => "twins",
+            Self::Guest(_) => "guest",
         }
     }
 }

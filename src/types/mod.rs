@@ -9,6 +9,7 @@
 pub mod beat;
 pub mod control;
 pub mod guard;
+pub mod guests;
 pub mod ids;
 pub mod power;
 pub mod record;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::guests::GuestSettings;
 use super::power::{FenceAt, FenceDevice, PowerSettings};
 use super::{ClusterId, DatastoreId, HostId, HostIndex, StorageFence};
 
@@ -202,6 +203,9 @@ pub struct ClusterSettings {
     /// `virsh migrate` by people.
     #[serde(default)]
     pub foreign_migration: ForeignMigration,
+    /// What is done about what guests say.
+    #[serde(default)]
+    pub guests: GuestSettings,
 }
 
 impl ClusterSettings {
@@ -251,6 +255,8 @@ pub enum SettingsChange {
     SetForeignMigration(ForeignMigration),
     /// A datastore is accepted as it is, although it showed less than before.
     AcceptDatastore { name: String },
+    /// Other rules for guests.
+    SetGuests(Box<GuestSettings>),
 }
 
 /// Durations as whole milliseconds, in JSON and in messages.
@@ -299,6 +305,7 @@ mod tests {
             }],
             vms: VmDefaults::default(),
             foreign_migration: ForeignMigration::Allow,
+            guests: GuestSettings::default(),
             power: PowerSettings {
                 fence_at: FenceAt::Suspect,
                 devices: vec![FenceDevice {
@@ -322,7 +329,9 @@ mod tests {
         let power = concat!(
             r#""power":{"fence_at":"suspect","devices":[{"name":"ipmi","host":"00000000-0000-0000-0000-00000000000a","#,
             r#""agent":"fence_ipmilan","level":1,"parameters":{"ip":"10.0.9.1"},"secrets":{"password":"x"},"#,
-            r#""fence_at":null,"distrusted":null}]},"foreign_migration":"allow"}"#
+            r#""fence_at":null,"distrusted":null}]},"foreign_migration":"allow","guests":{"rule":[{"kind":"*","vm":"*","severity":"critical","#,
+            r#""message":null,"count":1,"within_s":60,"then":"as-asked"}],"permission":[],"#,
+            r#""limits":{"resets_per_hour":3,"backoff_s":30}}}"#
         );
         assert!(text.ends_with(power), "{text}");
         assert_eq!(serde_json::from_str::<ClusterSettings>(&text).unwrap(), document());

@@ -74,6 +74,8 @@ pub struct DomainInfo {
     pub xml: Option<String>,
     /// Live XML of one that runs and has a definition of its own; not known while `busy`, either.
     pub live_xml: Option<String>,
+    /// Socket on this host of the channel to Mainstay's agent inside, if it runs and has one; not known while `busy`.
+    pub guest_socket: Option<String>,
     /// QEMU's process, if it runs.
     pub pid: Option<u32>,
     /// A saved image waits (`virsh managedsave`).

@@ -131,6 +131,7 @@ impl World {
                 xml: (!busy).then(|| record.xml.clone()),
                 live_xml: None,
                 pid: domain.qemu.as_ref().map(|qemu| qemu.key.pid),
+                guest_socket: None,
                 managed_save: domain.saved.is_some(),
                 busy,
             };

@@ -252,6 +252,7 @@ impl World {
             vms: VmDefaults::default(),
             power: PowerSettings { fence_at: setup.fence_at, devices: devices.collect() },
             foreign_migration: setup.foreign_migration,
+            guests: Default::default(),
         };
         let stores = settings.datastores.iter().map(|d| (d.id, Datastore::new(&settings, d.id, setup.locks)));
         let mut world = Self {

@@ -249,6 +249,25 @@ pub enum ClusterCommand {
         /// long counts as down for a host).
         setting: String,
     },
+    /// Show, or replace, the rules for what guests say. Needs root.
+    ///
+    /// Without FILE the rules in use are printed, ready to be edited and given back. Example, which lets any of app1, app2,
+    /// app3 have db reset when two of them ask for it within a minute:
+    ///
+    /// [[rule]]
+    /// severity = "critical"
+    /// then = "as-asked"
+    ///
+    /// [[permission]]
+    /// target = "db"
+    /// by = "app*"
+    /// remedy = "reset"
+    /// votes = 2
+    #[command(verbatim_doc_comment)]
+    GuestPolicy {
+        /// TOML; - is standard input.
+        file: Option<PathBuf>,
+    },
 }
 
 /// `mainstay datastore …`

@@ -24,6 +24,8 @@ use super::{agent, vm};
 use crate::api::dbus::Bus;
 use crate::api::dbus::client::Agent;
 use crate::config;
+use crate::exec::cluster::Cluster;
+use crate::types::guests::GuestSettings;
 use crate::types::power::FenceAt;
 use crate::types::settings::{ForeignMigration, OnDoubt, SettingsChange, Timing};
 use crate::types::view::VIEW_SCHEMA;
@@ -35,6 +37,15 @@ const RESTART_TIME: Duration = Duration::from_secs(90);
 /// From the restart to the agent's first answer that names the cluster.
 const ANSWER_TIME: Duration = Duration::from_secs(30);
 const ANSWER_POLL: Duration = Duration::from_millis(250);
+
+fn guest_policy(file: &Path) -> Result<GuestSettings, String> {
+    let text =
+        if file == Path::new("-") { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(file) };
+    let guests: GuestSettings =
+        toml::from_str(&text.map_err(|why| why.to_string())?).map_err(|why| why.to_string().trim_end().to_owned())?;
+    guests.check()?;
+    Ok(guests)
+}
 
 /// `mainstay cluster …`
 pub async fn run(out: &mut Out, json: bool, command: ClusterCommand) -> Result<(), Trouble> {
@@ -50,6 +61,31 @@ pub async fn run(out: &mut Out, json: bool, command: ClusterCommand) -> Result<(
             }
             out.error(&format!("On a further host, as root (keep it secret, it lets anybody into \"{cluster}\"):"));
             Ok(out.line(&format!("mainstay cluster join {token}"))?)
+        }
+        ClusterCommand::GuestPolicy { file: None } => {
+            let what = "the rules for guests were not shown";
+            need_root(what)?;
+            let state = own(what)?.paths.state;
+            let fails =
+                |why: String| Trouble::new(FAILED, what, why, "mainstay cluster init or join makes this host a member");
+            let cluster = Cluster::load(&state).map_err(|why| fails(why.to_string()))?;
+            let guests = cluster.ok_or_else(|| fails("this host is no member of a cluster".into()))?.settings.guests;
+            if json {
+                return Ok(out.json(&json!({ "schema": VIEW_SCHEMA, "guests": guests }))?);
+            }
+            let text = toml::to_string(&guests).expect("settings that were read can be written");
+            Ok(out.line(text.trim_end())?)
+        }
+        ClusterCommand::GuestPolicy { file: Some(file) } => {
+            let what = format!("{} was not taken", file.display());
+            need_root(&what)?;
+            let guests = guest_policy(&file).map_err(|why| {
+                Trouble::new(USAGE, &what, why, "mainstay cluster guest-policy shows the rules in use")
+            })?;
+            let change = SettingsChange::SetGuests(Box::new(guests));
+            let agent = agent(&what).await?;
+            let said = out.progress("changing the settings", agent.change(&change)).await.what(&what)?;
+            vm::done(out, json, "guest-policy", &said)
         }
         ClusterCommand::Set { setting } => {
             let what = format!("{setting} was not set");

@@ -116,6 +116,7 @@ pub(in crate::core) fn change(settings: &mut ClusterSettings, change: SettingsCh
         | SettingsChange::SetOnDoubt(_)
         | SettingsChange::SetApdAfter(_)
         | SettingsChange::SetForeignMigration(_)
+        | SettingsChange::SetGuests(_)
         | SettingsChange::AcceptDatastore { .. } => return None,
     })
 }

@@ -15,7 +15,7 @@ use virt_sys as sys;
 use super::events::{abort_job, checkpoints, is_busy};
 use super::failure::{failure, not_running};
 use super::state::state_of;
-use super::xml::{MARK, POLICY};
+use super::xml::{MARK, POLICY, guest_channel};
 use crate::exec::clock;
 use crate::types::settings::OnDoubt;
 use crate::types::vm::{DomainAnswer, DomainFailure, DomainInfo, DomainOrder};
@@ -181,9 +181,16 @@ fn info(domain: &Domain, pids: &Path) -> Result<DomainInfo, Error> {
         // It waits for a call that is under way, for as long as that hangs. Should one begin just now, the list is given up.
         xml: if busy { None } else { Some(domain.get_xml_desc(flags)?) },
         live_xml: if active && persistent && !busy { Some(domain.get_xml_desc(live)?) } else { None },
+        guest_socket: if active && !busy { guest_socket(domain)? } else { None },
         pid: if active { pid(pids, &name) } else { None },
         name,
     })
+}
+
+/// Where libvirt put it by itself only the plain live XML says.
+fn guest_socket(domain: &Domain) -> Result<Option<String>, Error> {
+    let text = domain.get_xml_desc(0)?;
+    Ok(if text.contains(mainstay_guest::PORT) { guest_channel(&text) } else { None })
 }
 
 /// QEMU's process by libvirt's own pid file. None when there is none or it holds no pid.

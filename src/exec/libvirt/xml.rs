@@ -109,6 +109,8 @@ pub struct DomainXml {
     pub tpm: Option<Tpm>,
     /// Names of virtio channels: `org.qemu.guest_agent.0`.
     pub ports: Vec<String>,
+    /// Socket on the host of the channel to Mainstay's agent inside; only of one that runs, or where its path is written.
+    pub guest_channel: Option<String>,
     /// Folders of the host that the guest sees.
     pub shares: Vec<String>,
     /// Devices of the host are passed through.
@@ -166,6 +168,12 @@ pub fn mark(xml: &str) -> Option<Generation> {
     parse(xml).ok()?.mark
 }
 
+/// Socket of the channel to the agent inside this running VM.
+#[must_use]
+pub fn guest_channel(xml: &str) -> Option<String> {
+    parse(xml).ok()?.guest_channel
+}
+
 fn not_xml(error: impl std::fmt::Display) -> BadXml {
     BadXml::NotXml(error.to_string())
 }
@@ -180,6 +188,8 @@ struct Parser {
     memory_unit: Option<String>,
     disk: Option<Disk>,
     seen_domain: bool,
+    /// Socket of the channel whose element is open.
+    channel: Option<String>,
 }
 
 /// The disk whose element is open.
@@ -242,9 +252,15 @@ impl Parser {
                     self.found.tpm = Some(Tpm::At(path));
                 }
             }
+            ["domain", "devices", "channel"] => self.channel = None,
+            ["domain", "devices", "channel", "source"] => self.channel = attribute(element, "path")?,
             ["domain", "devices", "channel", "target"] => {
                 let virtio = attribute(element, "type")?.as_deref() == Some("virtio");
-                self.found.ports.extend(attribute(element, "name")?.filter(|_| virtio));
+                let name = attribute(element, "name")?.filter(|_| virtio);
+                if name.as_deref() == Some(mainstay_guest::PORT) {
+                    self.found.guest_channel = self.channel.take(); // libvirt writes the source first.
+                }
+                self.found.ports.extend(name);
             }
             ["domain", "devices", "filesystem", "source"] => {
                 for key in ["dir", "file", "dev", "socket", "name"] {

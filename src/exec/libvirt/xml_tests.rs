@@ -96,6 +96,7 @@ fn settings() -> ClusterSettings {
         vms: VmDefaults::default(),
         power: PowerSettings::default(),
         foreign_migration: Default::default(),
+        guests: Default::default(),
     }
 }
 

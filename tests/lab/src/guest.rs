@@ -7,7 +7,7 @@
 //! datastore       /srv/shared/NAME.raw              its disk (guest_disk.rs), cache=none
 //! ```
 //!
-//! There is nothing else in a guest: no shell, no libc. It is up about 2 s after its start, also without KVM.
+//! There is nothing else in a guest but Mainstay's own agent: no shell, no libc. It is up about 2 s after its start, also without KVM.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -21,10 +21,13 @@ use crate::command::{check, run};
 use crate::guest_disk::{COMMAND_SECTOR, DISK_BYTES, SECTOR};
 use crate::host::Host;
 use crate::initramfs::{Archive, find};
+use crate::product;
 use crate::root::{CACHE, GUEST_FILES, fnv};
 
 /// Where consoles of guests go in a host's root.
 pub const CONSOLES: &str = "var/log/mainstay-lab";
+/// Name of the port of Mainstay's agent inside.
+const CHANNEL: &str = "org.mainstay.guest.0";
 const MEMORY_MIB: u32 = 96;
 const PROGRAM: &str = include_str!("bin/lab-guest.rs");
 const DISK: &str = include_str!("guest_disk.rs");
@@ -56,7 +59,8 @@ pub enum Accelerator {
 pub fn initrd(root: &Path) -> Result<PathBuf> {
     let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
     let version = run(&rustc, ["--version"])?;
-    let key = fnv(format!("{PROGRAM}{DISK}{MODULES:?}{version}{}", root.display()).as_bytes());
+    let agent = product::guest_agent()?;
+    let key = fnv(&[format!("{PROGRAM}{DISK}{MODULES:?}{version}{}", root.display()).as_bytes(), &agent].concat());
     let path = Path::new(CACHE).join(format!("guest-{key:016x}"));
     if path.exists() {
         return Ok(path);
@@ -67,11 +71,12 @@ pub fn initrd(root: &Path) -> Result<PathBuf> {
         }
     }
     let mut archive = Archive::default();
-    for folder in ["proc", "sys", "dev", "modules"] {
+    for folder in ["proc", "sys", "dev", "modules", "run", "var", "etc"] {
         archive.folder(folder);
     }
     archive.device("dev/console", 5, 1);
     archive.file("init", 0o755, &build_program(&rustc)?);
+    archive.file("mainstay-guest", 0o755, &agent);
     let modules = root.join(GUEST_FILES).join("modules");
     for (i, name) in MODULES.iter().enumerate() {
         if let Some(file) = find(&modules, &format!("{name}.ko"))? {
@@ -164,7 +169,8 @@ impl Guest {
         Ok(())
     }
 
-    /// Tells the guest something through its disk: `poweroff`, `reboot`, `crash` or `busy` (until its next boot).
+    /// Tells the guest something through its disk: `poweroff`, `reboot`, `crash`, `busy` (until its next boot), or `report`: it has
+    /// its agent ask for a reset.
     pub fn tell(&self, store: &Path, word: &str) -> Result<()> {
         use std::os::unix::fs::FileExt;
         let mut sector = [0; SECTOR];
@@ -183,6 +189,12 @@ impl Guest {
     pub fn define_otherwise(&self, host: &Host, accelerator: Accelerator) -> Result<()> {
         let other = "<description>changed by hand</description>\n  <memory";
         self.define_by(host, &self.xml(accelerator).replacen("<memory", other, 1))
+    }
+
+    /// Defines it with a channel to the agent inside, which then runs.
+    pub fn define_talking(&self, host: &Host, accelerator: Accelerator) -> Result<()> {
+        let channel = format!("<channel type='unix'><target type='virtio' name='{CHANNEL}'/></channel>\n  </devices>");
+        self.define_by(host, &self.xml(accelerator).replacen("</devices>", &channel, 1))
     }
 
     /// Defines it with a title: a change that any guest survives.

@@ -71,6 +71,19 @@ pub fn build() -> Result<Product> {
     parse(&fs::read_to_string(tree.join("systemd/install.txt"))?, &tree.join("systemd"), &executables(&messages)?)
 }
 
+/// Builds the agent for guests, statically, as it is shipped.
+pub fn guest_agent() -> Result<Vec<u8>> {
+    let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let mut command = Command::new(cargo);
+    command.args(["build", "--package=mainstay-guest", "--profile=guest", "--target", &target]);
+    command.args(["--message-format=json-render-diagnostics"]).env("RUSTFLAGS", "-C target-feature=+crt-static");
+    let messages = check(command.current_dir(&tree)).context("building mainstay-guest")?;
+    let path = executables(&messages)?.remove("mainstay-guest").context("cargo built no mainstay-guest")?;
+    fs::read(&path).with_context(|| format!("reading {}", path.display()))
+}
+
 /// Where cargo says that it put the binaries.
 fn executables(messages: &str) -> Result<BTreeMap<String, PathBuf>> {
     let mut found = BTreeMap::new();

@@ -4,7 +4,7 @@
 //! mount /proc, /sys, /dev ──► load /modules/* in order ──► "up BOOT" on the console ──► write /dev/vda every 100 ms
 //!                                                             │
 //!                                     power button pressed ───┴──► power off
-//!                                     command sector ────────────► power off, reboot, crash, or be busy until then
+//!                                     command sector ────────────► power off, reboot, crash, report, or be busy until then
 //! ```
 //!
 //! Its disk is described in `guest_disk.rs`. It goes on after a failed write (and says so once on the console), as a
@@ -19,10 +19,12 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use guest_disk::{COMMAND_SECTOR, HEAD_SECTOR, PERIOD_MS, Place, Record, SECTOR, Sector, Stamp, parse, ring_sector};
 
+const AGENT: &str = "/mainstay-guest";
 const O_DIRECT: i32 = 0o40000;
 const O_SYNC: i32 = 0o4010000;
 const RB_POWER_OFF: i32 = 0x4321_fedc;
@@ -55,6 +57,7 @@ fn main() {
     }
     load_modules();
     std::thread::spawn(watch_power_button);
+    std::thread::spawn(run_agent);
     let boot = boot_id();
     // The kernel passes on what it does not know itself: "once" on its command line is a try of the machine.
     if std::env::args().any(|arg| arg == "once") {
@@ -183,6 +186,10 @@ impl Writer {
             b"poweroff" => end_with(RB_POWER_OFF),
             b"reboot" => end_with(RB_AUTOBOOT),
             b"crash" => std::fs::write("/proc/sysrq-trigger", "c"),
+            b"report" => {
+                std::thread::spawn(report);
+                Ok(())
+            }
             b"busy" => {
                 std::thread::spawn(|| {
                     loop {
@@ -196,6 +203,26 @@ impl Writer {
                 Ok(())
             }
         }
+    }
+}
+
+/// Mainstay's agent, where the machine has its channel.
+fn run_agent() {
+    let ports = std::fs::read_dir("/sys/class/virtio-ports").into_iter().flatten().flatten();
+    let named = |port: std::fs::DirEntry| std::fs::read_to_string(port.path().join("name")).unwrap_or_default();
+    if ports.map(named).any(|name| name.trim() == "org.mainstay.guest.0") {
+        let ended = Command::new(AGENT).args(["run", "--state", "/run/state"]).status();
+        say(&format!("the agent ended: {ended:?}"));
+    }
+}
+
+/// Has it ask for a reset. The line before is the moment from which the host's answer is counted.
+fn report() {
+    say("reporting");
+    let report = ["report", "--kind", "app/lab", "--message", "asked by the lab", "--ask", "reset", "--wait", "20"];
+    match Command::new(AGENT).args(report).output() {
+        Ok(output) => say(&format!("reported: {}", String::from_utf8_lossy(&output.stdout).replace('\n', "; "))),
+        Err(why) => say(&format!("reported: {why}")),
     }
 }
 

@@ -1,0 +1,224 @@
+//! What is done about what guests say. A value of its own beside [`super::Core`]: nothing here touches claims or leases, and what
+//! it orders is carried out by the same ways as a person's orders.
+//!
+//! ```text
+//!   guest ── report ──► the host where it runs: `reports`   which rule fits, what follows
+//!                           │ own VM                │ another VM
+//!                           ▼                       ▼
+//!                       `remedies` ◄── Ordered ── the master: `ballots`   permission, votes, once
+//!                       limits, back-off, failure information, then the remedy
+//!                           │
+//!   guest ◄── answer ───────┘ accepted, done, denied, delayed, and why; the same one whenever it is said again
+//! ```
+//!
+//! Bounds: `MAX_ANSWERS` answers are remembered for each VM, `MAX_BALLOTS` requests at the master; the oldest go first.
+//!
+//! Deliberately not here: channels and bytes (`exec::channels`), whether a silent guest has failed.
+
+mod ballots;
+mod remedies;
+mod reports;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use mainstay_guest::message::{FromGuest, HostHello, ReportId, ToGuest};
+
+use self::ballots::Ballots;
+use self::remedies::History;
+use self::reports::Counts;
+use crate::core::note::Note;
+use crate::types::guests::{Answer, GuestRequest, GuestSettings, GuestWord, Remedy};
+use crate::types::{HostId, Ticket, Time, VmId};
+
+/// Answers that are remembered for each VM.
+const MAX_ANSWERS: usize = 256;
+
+/// What happened.
+#[derive(Debug)]
+pub enum GuestEvent {
+    /// Another document.
+    Settings(GuestSettings),
+    /// This VM runs here.
+    Runs {
+        /// Which.
+        vm: VmId,
+        /// Its name.
+        name: String,
+    },
+    /// This VM does not run here any more.
+    Ended(VmId),
+    /// Its channel is open.
+    Connected(VmId),
+    /// Its guest said something.
+    Said(VmId, Box<FromGuest>),
+    /// A remedy was carried out, or failed.
+    Done(Ticket, Result<(), String>),
+    /// At the master: a guest of that host asks for something. Where the VM that is meant runs now, if anywhere.
+    Requested {
+        /// The host where it was said.
+        from: HostId,
+        /// What is asked.
+        request: GuestRequest,
+        /// Where it would be done.
+        at: Option<(VmId, HostId)>,
+    },
+    /// Another agent, or this one, about an order or a decision; a request comes as `Requested`.
+    Told(GuestWord),
+    /// Something that was put off is due.
+    Due,
+}
+
+/// What is to be done.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum GuestAct {
+    /// Tell a guest.
+    Say(VmId, ToGuest),
+    /// Keep failure information of this VM, then do this to it.
+    Do {
+        /// Comes back in `Done`.
+        ticket: Ticket,
+        /// To whom.
+        vm: VmId,
+        /// What.
+        remedy: Remedy,
+    },
+    /// Tell a host, which may be this one.
+    Tell(HostId, GuestWord),
+    /// Tell the master, which may be this host.
+    TellMaster(GuestWord),
+    /// Tell people.
+    Note(Note),
+}
+
+/// One VM of this host.
+#[derive(Debug, Default)]
+struct Guest {
+    name: String,
+    /// Of its kernel, as it says.
+    boot: Option<[u8; 16]>,
+    /// It was greeted, and has not answered yet: its next `Hello` is that answer, and needs none.
+    greeted: bool,
+    counts: Counts,
+    history: History,
+    answers: Answers,
+    /// Requests of it on which the master has not decided for good, and when each is asked again.
+    asked: Vec<(GuestRequest, Time)>,
+}
+
+impl Guest {
+    fn due(&self) -> Option<Time> {
+        self.history.due().into_iter().chain(self.asked.iter().map(|(_, again)| *again)).min()
+    }
+}
+
+/// The newest answers, by report.
+#[derive(Debug, Default)]
+struct Answers(VecDeque<(ReportId, Answer)>);
+
+impl Answers {
+    fn of(&self, id: ReportId) -> Option<&Answer> {
+        self.0.iter().rev().find(|(of, _)| *of == id).map(|(_, answer)| answer)
+    }
+
+    fn keep(&mut self, id: ReportId, answer: Answer) {
+        self.0.retain(|(of, _)| *of != id);
+        if MAX_ANSWERS <= self.0.len() {
+            self.0.pop_front();
+        }
+        self.0.push_back((id, answer));
+    }
+}
+
+/// All guests of this host, and, at the master, what they ask of each other.
+#[derive(Debug, Default)]
+pub struct Guests {
+    settings: GuestSettings,
+    vms: BTreeMap<VmId, Guest>,
+    ballots: Ballots,
+    /// Remedies under way: whose, and for which report or order.
+    underway: BTreeMap<Ticket, remedies::Underway>,
+    tickets: u64,
+    acts: Vec<GuestAct>,
+}
+
+impl Guests {
+    /// Takes one event; says what to do, in this order.
+    pub fn step(&mut self, now: Time, event: GuestEvent) -> Vec<GuestAct> {
+        match event {
+            GuestEvent::Settings(settings) => self.settings = settings,
+            GuestEvent::Runs { vm, name } => self.vms.entry(vm).or_default().name = name,
+            GuestEvent::Ended(vm) => self.ended(vm),
+            GuestEvent::Connected(vm) => self.connected(vm),
+            GuestEvent::Said(vm, said) => self.said(now, vm, *said),
+            GuestEvent::Done(ticket, result) => self.done(now, ticket, result),
+            GuestEvent::Requested { from, request, at } => self.requested(now, from, request, at),
+            GuestEvent::Told(word) => self.told(now, word),
+            GuestEvent::Due => self.due(now),
+        }
+        std::mem::take(&mut self.acts)
+    }
+
+    /// When `step` must be called with `Due` at the latest.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Time> {
+        self.vms.values().filter_map(Guest::due).min()
+    }
+
+    fn told(&mut self, now: Time, word: GuestWord) {
+        match word {
+            GuestWord::Requested(_) => {} // Comes as `Requested`, with what the core knows.
+            GuestWord::Ordered { id, vm, remedy, why } => self.ordered(now, id, vm, remedy, &why),
+            GuestWord::Obeyed { id, answer } => self.obeyed(id, &answer),
+            GuestWord::Decided { id, answer } => self.decided(id, &answer),
+        }
+    }
+
+    fn due(&mut self, now: Time) {
+        self.carry_out_due(now);
+        self.ask_again(now);
+    }
+
+    fn act(&mut self, act: GuestAct) {
+        self.acts.push(act);
+    }
+
+    fn connected(&mut self, vm: VmId) {
+        let Some(guest) = self.vms.get_mut(&vm) else { return };
+        guest.greeted = true;
+        let hello = HostHello { protocol: mainstay_guest::PROTOCOL, vm: guest.name.clone() };
+        self.act(GuestAct::Say(vm, ToGuest::Hello(hello)));
+    }
+
+    fn said(&mut self, now: Time, vm: VmId, said: FromGuest) {
+        let Some(guest) = self.vms.get_mut(&vm) else { return };
+        match said {
+            FromGuest::Hello(hello) => {
+                let new = guest.boot.replace(hello.boot) != Some(hello.boot);
+                // Both sides greet whoever greets them: without an end to that they would do so for ever.
+                if new || !std::mem::take(&mut guest.greeted) {
+                    self.connected(vm);
+                }
+            }
+            FromGuest::Beat(beat) => guest.boot = Some(beat.boot),
+            FromGuest::Report(report) => self.reported(now, vm, &report),
+            FromGuest::Outcome { .. } => {}
+        }
+    }
+
+    /// What was asked of it here is void; what it has said is answered where it runs next.
+    fn ended(&mut self, vm: VmId) {
+        if let Some(guest) = self.vms.get_mut(&vm) {
+            (guest.boot, guest.asked) = (None, Vec::new());
+            guest.history.ended();
+        }
+    }
+
+    /// Answers a report, and remembers the answer.
+    fn answer(&mut self, vm: VmId, id: ReportId, answer: Answer) {
+        let Some(guest) = self.vms.get_mut(&vm) else { return };
+        guest.answers.keep(id, answer.clone());
+        self.act(GuestAct::Say(vm, ToGuest::Answer { id, verdict: answer.verdict, why: answer.why }));
+    }
+}

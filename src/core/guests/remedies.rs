@@ -1,0 +1,213 @@
+//! Remedies for VMs of this host, whoever asks: within limits, one at a time, each answered.
+//!
+//! ```text
+//!   asked ── it does not run here ─────────────────────► denied
+//!         ── another one is under way ─────────────────► shares its outcome
+//!         ── as many within the hour as are allowed ───► denied; "needs attention", once
+//!         ── too soon after the last ── waits ─────────► delayed, then as below
+//!         └─ now: failure information, the remedy ─────► done, or denied with what failed
+//! ```
+//!
+//! The first remedy is not held up; before the n-th of an hour lie `backoff` × 2^(n−2) since the one before it.
+
+use std::time::Duration;
+
+use mainstay_guest::message::{ReportId, Verdict};
+
+use super::{GuestAct, Guests};
+use crate::core::note::Note;
+use crate::types::guests::{Answer, GuestWord, Limits, Remedy};
+use crate::types::{Ticket, Time, VmId};
+
+/// The window of the limit.
+const HOUR: Duration = Duration::from_secs(3600);
+/// Reports and orders that wait for one remedy; further ones are denied.
+const MAX_CAUSES: usize = 64;
+
+/// Who is answered.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Cause {
+    /// A report of the VM itself.
+    Report(ReportId),
+    /// An order of the master.
+    Order(ReportId),
+}
+
+/// A remedy that is being carried out.
+#[derive(Debug)]
+pub(super) struct Underway {
+    vm: VmId,
+    remedy: Remedy,
+}
+
+/// What is to be done, and for whom.
+#[derive(Debug)]
+struct Wanted {
+    remedy: Remedy,
+    causes: Vec<Cause>,
+    /// Not before; none = it is being carried out.
+    from: Option<Time>,
+    why: String,
+}
+
+/// What was done to one VM.
+#[derive(Debug, Default)]
+pub(super) struct History {
+    /// When it was started anew by a remedy, within the hour.
+    anew: Vec<Time>,
+    wanted: Option<Wanted>,
+    /// People were told that it needs attention.
+    told: bool,
+}
+
+/// Whether a remedy may be carried out now.
+enum May {
+    Now,
+    From(Time),
+    Never,
+}
+
+impl History {
+    pub(super) fn due(&self) -> Option<Time> {
+        self.wanted.as_ref()?.from
+    }
+
+    /// It does not run here any more: what waits is void.
+    pub(super) fn ended(&mut self) {
+        self.wanted = self.wanted.take().filter(|wanted| wanted.from.is_none());
+    }
+
+    fn may(&mut self, now: Time, remedy: Remedy, limits: Limits) -> May {
+        self.anew.retain(|at| now.since(*at) < HOUR);
+        if !remedy.starts_anew() {
+            return May::Now;
+        }
+        let count = self.anew.len();
+        if limits.resets_per_hour as usize <= count {
+            return May::Never;
+        }
+        let Some(last) = self.anew.last() else {
+            self.told = false;
+            return May::Now;
+        };
+        let doublings = u32::try_from(count - 1).unwrap_or(u32::MAX).min(16);
+        let from = *last + Duration::from_secs(limits.backoff_s.into()) * 2_u32.pow(doublings);
+        if from <= now { May::Now } else { May::From(from) }
+    }
+}
+
+impl Guests {
+    /// Something is wanted for a VM.
+    pub(super) fn remedy(&mut self, now: Time, vm: VmId, remedy: Remedy, cause: Cause, why: &str) {
+        let limits = self.settings.limits;
+        let Some(guest) = self.vms.get_mut(&vm) else {
+            return self.tell(vm, &[cause], &Answer::new(Verdict::Denied, "it does not run on this host"));
+        };
+        if let Some(wanted) = &mut guest.history.wanted {
+            if MAX_CAUSES <= wanted.causes.len() {
+                return self.tell(vm, &[cause], &Answer::new(Verdict::Denied, "too many wait for the same already"));
+            }
+            wanted.causes.push(cause);
+            let text = format!("a {} is on its way", wanted.remedy);
+            return self.tell(vm, &[cause], &Answer::new(Verdict::Delayed, text));
+        }
+        match guest.history.may(now, remedy, limits) {
+            May::Never => {
+                let name = guest.name.clone();
+                let text =
+                    format!("it was started anew {} times within an hour; it needs attention", limits.resets_per_hour);
+                if !std::mem::replace(&mut guest.history.told, true) {
+                    let text = format!("{name} needs attention: {text}; the last reason: {why}");
+                    self.act(GuestAct::Note(Note::alarm("guest-needs-attention", text).of(&name)));
+                }
+                self.tell(vm, &[cause], &Answer::new(Verdict::Denied, text));
+            }
+            May::From(from) => {
+                let wanted = Wanted { remedy, causes: vec![cause], from: Some(from), why: why.to_owned() };
+                guest.history.wanted = Some(wanted);
+                let text = format!(
+                    "a {remedy} follows in {} s, since the last was not long ago",
+                    from.since(now).as_secs() + 1
+                );
+                self.tell(vm, &[cause], &Answer::new(Verdict::Delayed, text));
+            }
+            May::Now => {
+                let wanted = Wanted { remedy, causes: vec![cause], from: None, why: why.to_owned() };
+                guest.history.wanted = Some(wanted);
+                self.carry_out(now, vm);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, now: Time, vm: VmId) {
+        let Some(guest) = self.vms.get_mut(&vm) else { return };
+        let Some(wanted) = &mut guest.history.wanted else { return };
+        wanted.from = None;
+        let (remedy, name) = (wanted.remedy, guest.name.clone());
+        let text = format!("{name}: {remedy}: {}", wanted.why);
+        if remedy.starts_anew() {
+            guest.history.anew.push(now);
+        }
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        self.underway.insert(ticket, Underway { vm, remedy });
+        self.act(GuestAct::Note(Note::warning("guest-remedy", text).of(&name)));
+        self.act(GuestAct::Do { ticket, vm, remedy });
+    }
+
+    pub(super) fn done(&mut self, now: Time, ticket: Ticket, result: Result<(), String>) {
+        let Some(Underway { vm, remedy }) = self.underway.remove(&ticket) else { return };
+        let Some(guest) = self.vms.get_mut(&vm) else { return };
+        let Some(wanted) = guest.history.wanted.take() else { return };
+        let name = guest.name.clone();
+        let answer = match result {
+            Ok(()) => Answer::new(Verdict::Done, remedy.name()),
+            Err(why) => {
+                // One that failed does not count: nothing was started anew.
+                if remedy.starts_anew() {
+                    guest.history.anew.pop();
+                }
+                let text = format!("{name}: the {remedy} failed: {why}");
+                self.act(GuestAct::Note(Note::alarm("guest-remedy-failed", text).of(&name)));
+                Answer::new(Verdict::Denied, format!("the {remedy} failed: {why}"))
+            }
+        };
+        self.tell(vm, &wanted.causes, &answer);
+        let _ = now;
+    }
+
+    /// The master's order. The same one again gets the same answer.
+    pub(super) fn ordered(&mut self, now: Time, id: ReportId, vm: VmId, remedy: Remedy, why: &str) {
+        let known = self.vms.get(&vm).and_then(|guest| guest.answers.of(id).cloned());
+        let waits = |guest: &super::Guest| {
+            guest.history.wanted.as_ref().is_some_and(|wanted| wanted.causes.contains(&Cause::Order(id)))
+        };
+        match known {
+            Some(answer) if answer.verdict.is_last() => {
+                self.act(GuestAct::TellMaster(GuestWord::Obeyed { id, answer }))
+            }
+            _ if self.vms.get(&vm).is_some_and(waits) => {}
+            Some(_) | None => self.remedy(now, vm, remedy, Cause::Order(id), why),
+        }
+    }
+
+    pub(super) fn carry_out_due(&mut self, now: Time) {
+        let due = |guest: &super::Guest| guest.history.due().is_some_and(|from| from <= now);
+        let due: Vec<VmId> = self.vms.iter().filter(|(_, guest)| due(guest)).map(|(vm, _)| *vm).collect();
+        due.into_iter().for_each(|vm| self.carry_out(now, vm));
+    }
+
+    fn tell(&mut self, vm: VmId, causes: &[Cause], answer: &Answer) {
+        for cause in causes {
+            match cause {
+                Cause::Report(id) => self.answer(vm, *id, answer.clone()),
+                Cause::Order(id) => {
+                    if let Some(guest) = self.vms.get_mut(&vm) {
+                        guest.answers.keep(*id, answer.clone());
+                    }
+                    self.act(GuestAct::TellMaster(GuestWord::Obeyed { id: *id, answer: answer.clone() }));
+                }
+            }
+        }
+    }
+}
