@@ -132,8 +132,7 @@ async fn member(
                 }
                 continue;
             }
-            // Last: guests that talk without end hold up nobody else.
-            next = guests.next() => {
+            next = guests.next() => { // Last: guests that talk without end hold up nobody else.
                 guests.step(next, &core, &executors);
                 continue;
             }
