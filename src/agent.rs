@@ -120,10 +120,6 @@ async fn member(
             // What happened comes before what is due: after a stall of ours, beats that wait are no silence.
             Some(event) = happened.recv() => event,
             () = sleep_until(core.next_due()) => Event::Due,
-            next = guests.next() => {
-                guests.step(next, &core, &executors);
-                continue;
-            }
             _ = capacity.tick() => Event::Capacity(libvirt::capacity()),
             Some(message) = asked.recv() => match answers.person(message, &core, &executors) {
                 Some(event) => event,
@@ -134,6 +130,10 @@ async fn member(
                 for line in answers.poll_notes() {
                     tracing::warn!("{line}");
                 }
+                continue;
+            }
+            next = guests.next() => { // Last: guests that talk without end hold up nobody else.
+                guests.step(next, &core, &executors);
                 continue;
             }
         };
