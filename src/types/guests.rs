@@ -16,9 +16,13 @@ pub const MAX_RULES: usize = 256;
 pub const MAX_PATTERN: usize = 256;
 
 /// A name or kind with `*` for any letters; nothing else is special.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Glob(String);
+pub struct Glob {
+    text: String,
+    /// The same as a regular expression for the whole name.
+    whole: Regex,
+}
 
 impl Glob {
     /// By its text.
@@ -29,37 +33,31 @@ impl Glob {
         if text.is_empty() || MAX_PATTERN < text.len() {
             return Err(BadPattern::Length);
         }
-        Ok(Self(text.to_owned()))
+        let parts: Vec<String> = text.split('*').map(regex_lite::escape).collect();
+        let whole = Regex::new(&format!("^(?s:{})$", parts.join(".*")));
+        Ok(Self { text: text.to_owned(), whole: whole.map_err(|why| BadPattern::Expression(why.to_string()))? })
     }
 
     /// Fits everything.
     #[must_use]
     pub fn any() -> Self {
-        Self("*".to_owned())
+        Self::new("*").expect("short, and an expression")
     }
 
-    /// Whether the whole name fits. Linear in pattern times name: on a mismatch only the last `*` is tried again.
+    /// Whether the whole name fits.
     #[must_use]
     pub fn fits(&self, name: &str) -> bool {
-        let (pattern, name) = (self.0.as_bytes(), name.as_bytes());
-        let (mut at, mut of) = (0, 0);
-        let mut star: Option<(usize, usize)> = None;
-        while of < name.len() {
-            if pattern.get(at) == Some(&b'*') {
-                star = Some((at, of));
-                at += 1;
-            } else if pattern.get(at) == Some(&name[of]) {
-                (at, of) = (at + 1, of + 1);
-            } else if let Some((star_at, taken)) = star {
-                star = Some((star_at, taken + 1));
-                (at, of) = (star_at + 1, taken + 1);
-            } else {
-                return false;
-            }
-        }
-        pattern[at..].iter().all(|byte| *byte == b'*')
+        self.whole.is_match(name)
     }
 }
+
+impl PartialEq for Glob {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for Glob {}
 
 impl TryFrom<String> for Glob {
     type Error = BadPattern;
@@ -70,13 +68,13 @@ impl TryFrom<String> for Glob {
 
 impl From<Glob> for String {
     fn from(glob: Glob) -> Self {
-        glob.0
+        glob.text
     }
 }
 
 impl fmt::Display for Glob {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        f.write_str(&self.text)
     }
 }
 

@@ -16,6 +16,7 @@
 //! Deliberately not here: channels and bytes (`exec::channels`), whether a silent guest has failed.
 
 mod ballots;
+mod notes;
 mod remedies;
 mod reports;
 #[cfg(test)]
@@ -26,6 +27,7 @@ use std::collections::{BTreeMap, VecDeque};
 use mainstay_guest::message::{FromGuest, HostHello, ReportId, ToGuest};
 
 use self::ballots::Ballots;
+use self::notes::Notes;
 use self::remedies::History;
 use self::reports::Counts;
 use crate::core::note::Note;
@@ -102,6 +104,7 @@ struct Guest {
     greeted: bool,
     counts: Counts,
     history: History,
+    notes: Notes,
     answers: Answers,
     /// Requests of it on which the master has not decided for good, and when each is asked again.
     asked: Vec<(GuestRequest, Time)>,
@@ -109,7 +112,7 @@ struct Guest {
 
 impl Guest {
     fn due(&self) -> Option<Time> {
-        self.history.due().into_iter().chain(self.asked.iter().map(|(_, again)| *again)).min()
+        self.history.due().into_iter().chain(self.notes.due()).chain(self.asked.iter().map(|(_, again)| *again)).min()
     }
 }
 
@@ -178,10 +181,21 @@ impl Guests {
     fn due(&mut self, now: Time) {
         self.carry_out_due(now);
         self.ask_again(now);
+        let summaries: Vec<Note> = self.vms.values_mut().filter_map(|guest| guest.notes.summary(now)).collect();
+        summaries.into_iter().for_each(|note| self.act(GuestAct::Note(note)));
     }
 
     fn act(&mut self, act: GuestAct) {
         self.acts.push(act);
+    }
+
+    /// Tells people of something that a guest can bring about as often as it likes.
+    fn note(&mut self, now: Time, vm: VmId, note: Note) {
+        let told = self.vms.get_mut(&vm).and_then(|guest| {
+            let note = note.of(&guest.name);
+            guest.notes.tell(now, note)
+        });
+        self.acts.extend(told.map(GuestAct::Note));
     }
 
     fn connected(&mut self, vm: VmId) {

@@ -151,7 +151,7 @@ impl Guests {
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
         self.underway.insert(ticket, Underway { vm, remedy });
-        self.act(GuestAct::Note(Note::warning("guest-remedy", text).of(&name)));
+        self.note(now, vm, Note::warning("guest-remedy", text));
         self.act(GuestAct::Do { ticket, vm, remedy });
     }
 
@@ -168,12 +168,11 @@ impl Guests {
                     guest.history.anew.pop();
                 }
                 let text = format!("{name}: the {remedy} failed: {why}");
-                self.act(GuestAct::Note(Note::alarm("guest-remedy-failed", text).of(&name)));
+                self.note(now, vm, Note::alarm("guest-remedy-failed", text));
                 Answer::new(Verdict::Denied, format!("the {remedy} failed: {why}"))
             }
         };
         self.tell(vm, &wanted.causes, &answer);
-        let _ = now;
     }
 
     /// The master's order. The same one again gets the same answer.

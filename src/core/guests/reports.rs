@@ -57,7 +57,7 @@ impl Guests {
         }
         let (name, before) = (guest.name.clone(), guest.boot.is_some_and(|boot| boot != report.boot));
         let text = format!("{name} says {}: {}: {}", severity(report), report.kind, report.message);
-        self.act(GuestAct::Note(Note::info("guest-report", text).of(&name)));
+        self.note(now, vm, Note::info("guest-report", text));
         match self.consequence(now, vm, report) {
             Consequence::Note | Consequence::AsAsked => {
                 self.answer(vm, report.id, Answer::new(Verdict::Accepted, "noted"))

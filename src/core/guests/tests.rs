@@ -246,3 +246,34 @@ fn nothing_is_kept_without_bound() {
     }
     assert_eq!(guests.vms[&WEB].answers.0.len(), MAX_ANSWERS);
 }
+
+#[test]
+fn a_guest_that_says_too_much_costs_one_line_a_minute() {
+    let mut guests = guests(GuestSettings::default());
+    let mut lines = Vec::new();
+    let mut told = |second: u64, acts: Vec<GuestAct>| {
+        lines.extend(acts.into_iter().filter_map(|act| match act {
+            GuestAct::Note(note) => Some((second, note.text)),
+            _ => None,
+        }));
+    };
+    for n in 0..6000_u64 {
+        let second = n / 20;
+        while guests.next_due().is_some_and(|due| due <= at(second)) {
+            told(second, guests.step(at(second), GuestEvent::Due));
+        }
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&n.to_le_bytes());
+        let said = Report { id: ReportId(id), ..report(1, Severity::Warning, Wish::None) };
+        told(second, guests.step(at(second), GuestEvent::Said(WEB, Box::new(FromGuest::Report(said)))));
+    }
+    assert_eq!(lines.len(), 10 + 4, "ten at once, then one a minute: {lines:#?}");
+    let (second, last) = lines.last().unwrap();
+    assert_eq!(*second, 240);
+    assert!(last.contains("one of 1200 that were not told"), "{last}");
+    let before = |guests: &mut Guests| {
+        let other = report(2, Severity::Warning, Wish::None);
+        guests.step(at(300), GuestEvent::Said(DB, Box::new(FromGuest::Report(other))))
+    };
+    assert!(before(&mut guests).iter().any(|act| matches!(act, GuestAct::Note(_))), "others are heard");
+}
