@@ -80,13 +80,14 @@ pub trait Message: Serialize + DeserializeOwned {
 }
 
 impl Message for FromGuest {
-    const KINDS: std::ops::RangeInclusive<u16> = 1..=4;
+    const KINDS: std::ops::RangeInclusive<u16> = 1..=5;
     fn kind(&self) -> u16 {
         match self {
             Self::Hello(_) => 1,
             Self::Beat(_) => 2,
             Self::Report(_) => 3,
             Self::Outcome { .. } => 4,
+            Self::Leaves => 5,
         }
     }
 }

@@ -19,8 +19,9 @@ use crate::core::event::{Event, Listed};
 use crate::core::guests::{GuestAct, GuestEvent, Guests};
 use crate::exec::channels::{ChannelEvent, Channels};
 use crate::exec::clock;
+use crate::exec::libvirt::xml;
 use crate::types::guests::{GuestWord, Remedy};
-use crate::types::vm::{DomainAnswer, DomainOrder, DomainState};
+use crate::types::vm::{DomainAnswer, DomainChange, DomainInfo, DomainOrder, DomainState};
 use crate::types::{HostId, Ticket, VmId};
 
 /// Events of channels that wait; then guests are not read.
@@ -40,12 +41,33 @@ pub(crate) enum FromOthers {
     Done(Ticket, Result<(), String>),
 }
 
+/// What matters of a VM that runs here.
+#[derive(Clone, Debug, Default)]
+struct Running {
+    name: String,
+    /// Of its channel, if it has one.
+    socket: Option<PathBuf>,
+    /// When its kernel panics its QEMU stays, and waits.
+    held: bool,
+}
+
+impl Running {
+    fn of(domain: &DomainInfo) -> Self {
+        let xml = domain.live_xml.as_ref().or(domain.xml.as_ref());
+        Self {
+            name: domain.name.clone(),
+            socket: domain.guest_socket.as_ref().map(PathBuf::from),
+            held: xml.is_some_and(|xml| xml::stays_after_crash(xml)),
+        }
+    }
+}
+
 /// All that the loop needs for guests.
 pub(crate) struct GuestSide {
     guests: Guests,
     channels: Channels,
-    /// Channels of VMs that run here, as last listed.
-    sockets: BTreeMap<VmId, (String, PathBuf)>,
+    /// VMs that run here, as last listed.
+    running: BTreeMap<VmId, Running>,
     said: mpsc::Receiver<ChannelEvent>,
     others: mpsc::UnboundedReceiver<FromOthers>,
     to_self: ToGuests,
@@ -65,9 +87,9 @@ impl GuestSide {
     pub(crate) fn new() -> (Self, ToGuests) {
         let (to_self, others) = mpsc::unbounded_channel();
         let (sender, said) = mpsc::channel(WAITING);
-        let (guests, sockets) = (Guests::default(), BTreeMap::new());
+        let (guests, running) = (Guests::default(), BTreeMap::new());
         let (channels, to_guests) = (Channels::new(sender), to_self.clone());
-        (Self { guests, channels, sockets, said, others, to_self, settings: 0 }, to_guests)
+        (Self { guests, channels, running, said, others, to_self, settings: 0 }, to_guests)
     }
 
     /// What happens next. May be dropped at any time.
@@ -101,24 +123,44 @@ impl GuestSide {
             self.settings = core.settings().version;
             self.take(GuestEvent::Settings(core.settings().guests.clone()), core, executors);
         }
-        let Event::Listed(domains) = event else { return };
-        let mut sockets = BTreeMap::new();
+        match event {
+            Event::Listed(domains) => self.listed(domains, core, executors),
+            Event::Changed { vm, change: DomainChange::Rebooted, .. } => {
+                self.take(GuestEvent::Rebooted(*vm), core, executors);
+            }
+            Event::Changed { vm, change: DomainChange::Panicked, .. } => {
+                let held = self.running.get(vm).is_some_and(|running| running.held);
+                self.take(GuestEvent::Panicked { vm: *vm, held }, core, executors);
+            }
+            _ => {}
+        }
+    }
+
+    fn listed(&mut self, domains: &[Listed], core: &Core, executors: &Executors) {
+        let mut now = BTreeMap::new();
         for Listed { domain, .. } in domains.iter().filter(|listed| !matches!(listed.domain.state, DomainState::Off(_)))
         {
             // Not shown while a call is under way: as it was.
-            let known = || self.sockets.get(&domain.vm).map(|(_, socket)| socket.clone());
-            let socket = if domain.busy { known() } else { domain.guest_socket.as_ref().map(PathBuf::from) };
-            if let Some(socket) = socket {
-                sockets.insert(domain.vm, (domain.name.clone(), socket));
+            let known = || self.running.get(&domain.vm).cloned().unwrap_or_default();
+            let seen = if domain.busy { known() } else { Running::of(domain) };
+            now.insert(domain.vm, Running { name: domain.name.clone(), ..seen });
+        }
+        let before = std::mem::replace(&mut self.running, now.clone());
+        for (vm, was) in before {
+            match now.get(&vm) {
+                None => self.take(GuestEvent::Ended(vm), core, executors),
+                Some(is) if was.socket.is_some() && is.socket != was.socket => {
+                    self.take(GuestEvent::Disconnected(vm), core, executors);
+                }
+                Some(_) => {}
             }
         }
-        let gone: Vec<VmId> = self.sockets.keys().copied().filter(|vm| !sockets.contains_key(vm)).collect();
-        gone.into_iter().for_each(|vm| self.take(GuestEvent::Ended(vm), core, executors));
-        for (vm, (name, _)) in &sockets {
-            self.take(GuestEvent::Runs { vm: *vm, name: name.clone() }, core, executors);
+        let mut sockets = BTreeMap::new();
+        for (vm, Running { name, socket, .. }) in now {
+            self.take(GuestEvent::Runs { vm, name: name.clone() }, core, executors);
+            sockets.extend(socket.map(|socket| (vm, (name, socket))));
         }
         self.channels.follow(&sockets);
-        self.sockets = sockets;
     }
 
     fn take(&mut self, event: GuestEvent, core: &Core, executors: &Executors) {
@@ -126,6 +168,7 @@ impl GuestSide {
             match act {
                 GuestAct::Say(vm, message) => self.channels.say(vm, message),
                 GuestAct::Do { ticket, vm, remedy } => self.carry_out(ticket, vm, remedy, executors),
+                GuestAct::Sample(vm) => self.sample(vm, core, executors),
                 GuestAct::Tell(host, word) => self.tell(host, word, executors),
                 GuestAct::TellMaster(word) => {
                     if let Some(master) = core.master() {
@@ -143,6 +186,10 @@ impl GuestSide {
         } else {
             executors.tell_of_guests(host, word);
         }
+    }
+
+    fn sample(&mut self, vm: VmId, core: &Core, executors: &Executors) {
+        self.take(GuestEvent::Sampled(vm, None), core, executors);
     }
 
     fn carry_out(&self, ticket: Ticket, vm: VmId, remedy: Remedy, executors: &Executors) {

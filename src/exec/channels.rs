@@ -123,6 +123,9 @@ impl Line {
                 return;
             }
             let why = self.talk(stream, &mut orders).await;
+            if self.events.send(ChannelEvent::Guest(GuestEvent::Disconnected(self.vm))).await.is_err() {
+                return;
+            }
             let pause = if why.is_some() { REST } else { AGAIN };
             if let Some(why) = why {
                 self.wrong(1, &why).await;

@@ -181,6 +181,8 @@ impl Agent {
         let mut told = None;
         loop {
             if self.wait(ends) {
+                self.port.send(&FromGuest::Leaves);
+                self.port.turn();
                 return;
             }
             self.turn(Instant::now());

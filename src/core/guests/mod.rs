@@ -13,9 +13,14 @@
 //!
 //! Bounds: `MAX_ANSWERS` answers are remembered for each VM, `MAX_BALLOTS` requests at the master; the oldest go first.
 //!
-//! Deliberately not here: channels and bytes (`exec::channels`), whether a silent guest has failed.
+//! Whether a silent guest has failed is judged by `monitor`.
+//!
+//! Deliberately not here: channels and bytes (`exec::channels`).
 
 mod ballots;
+mod monitor;
+#[cfg(test)]
+mod monitor_tests;
 mod notes;
 mod remedies;
 mod reports;
@@ -27,6 +32,8 @@ use std::collections::{BTreeMap, VecDeque};
 use mainstay_guest::message::{FromGuest, HostHello, ReportId, ToGuest};
 
 use self::ballots::Ballots;
+pub use self::monitor::Sample;
+use self::monitor::Watch;
 use self::notes::Notes;
 use self::remedies::History;
 use self::reports::Counts;
@@ -53,6 +60,19 @@ pub enum GuestEvent {
     Ended(VmId),
     /// Its channel is open.
     Connected(VmId),
+    /// Its channel is closed.
+    Disconnected(VmId),
+    /// It has booted anew by itself.
+    Rebooted(VmId),
+    /// Its panic device has fired. `held`: its QEMU is kept, and waits (`on_crash = preserve`).
+    Panicked {
+        /// Which.
+        vm: VmId,
+        /// Its QEMU waits.
+        held: bool,
+    },
+    /// The sample that was asked for; none = libvirt did not give it.
+    Sampled(VmId, Option<Sample>),
     /// Its guest said something.
     Said(VmId, Box<FromGuest>),
     /// A remedy was carried out, or failed.
@@ -86,6 +106,8 @@ pub enum GuestAct {
         /// What.
         remedy: Remedy,
     },
+    /// Look what it does: `Sampled` comes back.
+    Sample(VmId),
     /// Tell a host, which may be this one.
     Tell(HostId, GuestWord),
     /// Tell the master, which may be this host.
@@ -104,6 +126,7 @@ struct Guest {
     greeted: bool,
     counts: Counts,
     history: History,
+    watch: Watch,
     notes: Notes,
     answers: Answers,
     /// Requests of it on which the master has not decided for good, and when each is asked again.
@@ -153,7 +176,11 @@ impl Guests {
             GuestEvent::Settings(settings) => self.settings = settings,
             GuestEvent::Runs { vm, name } => self.vms.entry(vm).or_default().name = name,
             GuestEvent::Ended(vm) => self.ended(vm),
-            GuestEvent::Connected(vm) => self.connected(vm),
+            GuestEvent::Connected(vm) => self.connected(now, vm),
+            GuestEvent::Disconnected(vm) => self.watch(vm, |watch| watch.connected(now, false)),
+            GuestEvent::Rebooted(vm) => self.watch(vm, |watch| watch.boots(now)),
+            GuestEvent::Panicked { vm, held } => self.panicked(now, vm, held),
+            GuestEvent::Sampled(vm, sample) => self.sampled(now, vm, sample),
             GuestEvent::Said(vm, said) => self.said(now, vm, *said),
             GuestEvent::Done(ticket, result) => self.done(now, ticket, result),
             GuestEvent::Requested { from, request, at } => self.requested(now, from, request, at),
@@ -166,7 +193,10 @@ impl Guests {
     /// When `step` must be called with `Due` at the latest.
     #[must_use]
     pub fn next_due(&self) -> Option<Time> {
-        self.vms.values().filter_map(Guest::due).min()
+        let due = |guest: &Guest| {
+            guest.due().into_iter().chain(guest.watch.due(self.settings.watchfulness(&guest.name))).min()
+        };
+        self.vms.values().filter_map(due).min()
     }
 
     fn told(&mut self, now: Time, word: GuestWord) {
@@ -174,12 +204,13 @@ impl Guests {
             GuestWord::Requested(_) => {} // Comes as `Requested`, with what the core knows.
             GuestWord::Ordered { id, vm, remedy, why } => self.ordered(now, id, vm, remedy, &why),
             GuestWord::Obeyed { id, answer } => self.obeyed(id, &answer),
-            GuestWord::Decided { id, answer } => self.decided(id, &answer),
+            GuestWord::Decided { id, answer } => self.decided(now, id, &answer),
         }
     }
 
     fn due(&mut self, now: Time) {
         self.carry_out_due(now);
+        self.look(now);
         self.ask_again(now);
         let summaries: Vec<Note> = self.vms.values_mut().filter_map(|guest| guest.notes.summary(now)).collect();
         summaries.into_iter().for_each(|note| self.act(GuestAct::Note(note)));
@@ -198,7 +229,16 @@ impl Guests {
         self.acts.extend(told.map(GuestAct::Note));
     }
 
-    fn connected(&mut self, vm: VmId) {
+    fn watch(&mut self, vm: VmId, change: impl FnOnce(&mut Watch)) {
+        self.vms.get_mut(&vm).map(|guest| change(&mut guest.watch));
+    }
+
+    fn connected(&mut self, now: Time, vm: VmId) {
+        self.watch(vm, |watch| watch.connected(now, true));
+        self.greet(vm);
+    }
+
+    fn greet(&mut self, vm: VmId) {
         let Some(guest) = self.vms.get_mut(&vm) else { return };
         guest.greeted = true;
         let hello = HostHello { protocol: mainstay_guest::PROTOCOL, vm: guest.name.clone() };
@@ -212,11 +252,15 @@ impl Guests {
                 let new = guest.boot.replace(hello.boot) != Some(hello.boot);
                 // Both sides greet whoever greets them: without an end to that they would do so for ever.
                 if new || !std::mem::take(&mut guest.greeted) {
-                    self.connected(vm);
+                    self.greet(vm);
                 }
             }
-            FromGuest::Beat(beat) => guest.boot = Some(beat.boot),
+            FromGuest::Beat(beat) => {
+                guest.boot = Some(beat.boot);
+                guest.watch.beats(now, &beat);
+            }
             FromGuest::Report(report) => self.reported(now, vm, &report),
+            FromGuest::Leaves => guest.watch.leaves(),
             FromGuest::Outcome { .. } => {}
         }
     }
@@ -226,6 +270,7 @@ impl Guests {
         if let Some(guest) = self.vms.get_mut(&vm) {
             (guest.boot, guest.asked) = (None, Vec::new());
             guest.history.ended();
+            guest.watch.ended();
         }
     }
 

@@ -31,6 +31,8 @@ pub(super) enum Cause {
     Report(ReportId),
     /// An order of the master.
     Order(ReportId),
+    /// What was seen of it; nobody waits for an answer.
+    Monitor,
 }
 
 /// A remedy that is being carried out.
@@ -161,7 +163,12 @@ impl Guests {
         let Some(wanted) = guest.history.wanted.take() else { return };
         let name = guest.name.clone();
         let answer = match result {
-            Ok(()) => Answer::new(Verdict::Done, remedy.name()),
+            Ok(()) => {
+                if remedy.starts_anew() {
+                    guest.watch.boots(now);
+                }
+                Answer::new(Verdict::Done, remedy.name())
+            }
             Err(why) => {
                 // One that failed does not count: nothing was started anew.
                 if remedy.starts_anew() {
@@ -193,12 +200,25 @@ impl Guests {
     pub(super) fn carry_out_due(&mut self, now: Time) {
         let due = |guest: &super::Guest| guest.history.due().is_some_and(|from| from <= now);
         let due: Vec<VmId> = self.vms.iter().filter(|(_, guest)| due(guest)).map(|(vm, _)| *vm).collect();
-        due.into_iter().for_each(|vm| self.carry_out(now, vm));
+        due.into_iter().for_each(|vm| self.carry_out_or_drop(now, vm));
+    }
+
+    /// What waited because of what was seen of a guest that is well again was not needed.
+    fn carry_out_or_drop(&mut self, now: Time, vm: VmId) {
+        let Some(guest) = self.vms.get_mut(&vm) else { return };
+        let only_seen = |wanted: &Wanted| wanted.causes.iter().all(|cause| *cause == Cause::Monitor);
+        if guest.watch.is_well(now) && guest.history.wanted.as_ref().is_some_and(only_seen) {
+            guest.history.wanted = None;
+            let text = format!("{} is heard again: what was to be done is not done", guest.name);
+            return self.note(now, vm, Note::info("guest-heard", text));
+        }
+        self.carry_out(now, vm);
     }
 
     fn tell(&mut self, vm: VmId, causes: &[Cause], answer: &Answer) {
         for cause in causes {
             match cause {
+                Cause::Monitor => {}
                 Cause::Report(id) => self.answer(vm, *id, answer.clone()),
                 Cause::Order(id) => {
                     if let Some(guest) = self.vms.get_mut(&vm) {

@@ -126,7 +126,7 @@ impl Guests {
     }
 
     /// The master's word. A guest that has left meanwhile asks again where it runs now.
-    pub(super) fn decided(&mut self, id: ReportId, answer: &Answer) {
+    pub(super) fn decided(&mut self, now: Time, id: ReportId, answer: &Answer) {
         let Some((vm, guest)) =
             self.vms.iter_mut().find(|(_, guest)| guest.asked.iter().any(|(request, _)| request.id == id))
         else {
@@ -134,9 +134,14 @@ impl Guests {
         };
         let vm = *vm;
         if answer.verdict.is_last() {
-            guest.asked.retain(|(request, _)| request.id != id);
+            let at = guest.asked.iter().position(|(request, _)| request.id == id).expect("it was just found");
+            let (GuestRequest { target, remedy, .. }, _) = guest.asked.remove(at);
+            if answer.verdict == Verdict::Denied {
+                let text = format!("{} asked for a {remedy} of {target}: denied: {}", guest.name, answer.why);
+                self.note(now, vm, Note::warning("guest-request-denied", text));
+            }
         }
-        if guest.answers.of(id) != Some(answer) {
+        if self.vms.get(&vm).is_some_and(|guest| guest.answers.of(id) != Some(answer)) {
             self.answer(vm, id, answer.clone());
         }
     }

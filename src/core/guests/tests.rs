@@ -49,7 +49,7 @@ fn told(acts: Vec<GuestAct>) -> Vec<String> {
             GuestWord::Decided { id, answer: of } => format!("decided {} {}", id.0[0], answer(&of)),
         }),
         GuestAct::Note(note) if note.kind == "guest-needs-attention" => Some("needs attention".to_owned()),
-        GuestAct::Note(_) => None,
+        GuestAct::Note(_) | GuestAct::Sample(_) => None,
     };
     acts.into_iter().filter_map(words).collect()
 }

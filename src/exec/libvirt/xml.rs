@@ -111,6 +111,8 @@ pub struct DomainXml {
     pub ports: Vec<String>,
     /// Socket on the host of the channel to Mainstay's agent inside; only of one that runs, or where its path is written.
     pub guest_channel: Option<String>,
+    /// Its QEMU stays when the guest's kernel has panicked (`on_crash` is `preserve`).
+    pub stays_after_crash: bool,
     /// Folders of the host that the guest sees.
     pub shares: Vec<String>,
     /// Devices of the host are passed through.
@@ -172,6 +174,12 @@ pub fn mark(xml: &str) -> Option<Generation> {
 #[must_use]
 pub fn guest_channel(xml: &str) -> Option<String> {
     parse(xml).ok()?.guest_channel
+}
+
+/// Whether QEMU stays when the guest's kernel has panicked.
+#[must_use]
+pub fn stays_after_crash(xml: &str) -> bool {
+    parse(xml).is_ok_and(|domain| domain.stays_after_crash)
 }
 
 fn not_xml(error: impl std::fmt::Display) -> BadXml {
@@ -343,6 +351,7 @@ impl Parser {
             ["domain", "os", "kernel" | "initrd" | "dtb"] if !text.is_empty() => self.found.boot.push(text.to_owned()),
             ["domain", "os", "loader"] if !text.is_empty() => self.found.firmware = Some(text.to_owned()),
             ["domain", "os", "nvram"] if !text.is_empty() => self.found.nvram = Some(text.to_owned()),
+            ["domain", "on_crash"] => self.found.stays_after_crash = text == "preserve",
             ["domain", "devices", "disk"] => self.end_disk()?,
             _ => {}
         }
