@@ -16,9 +16,11 @@ use super::executors::Executors;
 use super::sleep_until;
 use crate::core::Core;
 use crate::core::event::{Event, Listed};
-use crate::core::guests::{GuestAct, GuestEvent, Guests};
+use crate::core::guests::{Case, GuestAct, GuestEvent, Guests};
 use crate::exec::channels::{ChannelEvent, Channels};
 use crate::exec::clock;
+use crate::exec::evidence::Outcome;
+use crate::types::failure::Class;
 use crate::types::guests::{GuestWord, Remedy};
 use crate::types::vm::{DomainAnswer, DomainOrder, DomainState};
 use crate::types::{HostId, Ticket, VmId};
@@ -38,6 +40,8 @@ pub(crate) enum FromOthers {
     Word(HostId, GuestWord),
     /// What became of a remedy.
     Done(Ticket, Result<(), String>),
+    /// Failure information was kept, or not; for people.
+    Kept(VmId, Result<String, String>),
 }
 
 /// All that the loop needs for guests.
@@ -85,6 +89,7 @@ impl GuestSide {
             Next::Said(ChannelEvent::Note(note)) => return executors.note(note),
             Next::Said(ChannelEvent::Guest(event)) => event,
             Next::Others(FromOthers::Done(ticket, result)) => GuestEvent::Done(ticket, result),
+            Next::Others(FromOthers::Kept(vm, kept)) => GuestEvent::Kept(vm, kept),
             Next::Others(FromOthers::Word(from, GuestWord::Requested(request))) => {
                 let at = core.whereabouts(&request.target, clock::now());
                 GuestEvent::Requested { from, request, at }
@@ -125,7 +130,7 @@ impl GuestSide {
         for act in self.guests.step(clock::now(), event) {
             match act {
                 GuestAct::Say(vm, message) => self.channels.say(vm, message),
-                GuestAct::Do { ticket, vm, remedy } => self.carry_out(ticket, vm, remedy, executors),
+                GuestAct::Do { ticket, vm, remedy, case } => self.carry_out(ticket, vm, remedy, *case, executors),
                 GuestAct::Tell(host, word) => self.tell(host, word, executors),
                 GuestAct::TellMaster(word) => {
                     if let Some(master) = core.master() {
@@ -145,25 +150,36 @@ impl GuestSide {
         }
     }
 
-    fn carry_out(&self, ticket: Ticket, vm: VmId, remedy: Remedy, executors: &Executors) {
-        let done = {
-            let to_self = self.to_self.clone();
-            move |result| {
-                let _ = to_self.send(FromOthers::Done(ticket, result));
-            }
-        };
+    /// Keeps failure information, and does what is ordered as soon as that is there or has had its time.
+    fn carry_out(&self, ticket: Ticket, vm: VmId, remedy: Remedy, case: Case, executors: &Executors) {
+        let (done, kept) = (self.to_self.clone(), self.to_self.clone());
         let order = match remedy {
             Remedy::Reset => DomainOrder::Reset { vm },
             Remedy::Suspend => DomainOrder::Suspend { vm },
             Remedy::Reboot | Remedy::PowerCycle | Remedy::RestartElsewhere | Remedy::Migrate => {
-                return done(Err(format!("this version cannot do a {remedy}")));
+                let why = format!("this version cannot do a {remedy}");
+                let _ = done.send(FromOthers::Done(ticket, Err(why)));
+                return;
             }
         };
-        executors.ask_libvirt(order, CALL, move |answer| {
-            done(match answer {
-                DomainAnswer::Done | DomainAnswer::Listed(_) => Ok(()),
-                DomainAnswer::Failed(why) => Err(format!("{why:?}")),
-            });
+        let (libvirt, finds) = (executors.libvirt(), case.clone());
+        let go = move |class: &Class, outcome: Outcome| {
+            let done = move |result: Result<(), String>| {
+                let _ = outcome.send(result.clone());
+                let _ = done.send(FromOthers::Done(ticket, result));
+            };
+            match finds.helps(class) {
+                Err(why) => done(Err(why)),
+                Ok(()) => libvirt.ask(order, CALL, move |answer| {
+                    done(match answer {
+                        DomainAnswer::Done | DomainAnswer::Listed(_) => Ok(()),
+                        DomainAnswer::Failed(why) => Err(format!("{why:?}")),
+                    });
+                }),
+            }
+        };
+        executors.evidence().take(vm, remedy, case, go, move |what| {
+            let _ = kept.send(FromOthers::Kept(vm, what));
         });
     }
 }

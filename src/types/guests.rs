@@ -9,6 +9,7 @@ use regex_lite::Regex;
 use serde::{Deserialize, Serialize};
 
 use super::VmId;
+use super::failure::FailureAsk;
 
 /// A document holds at most so many rules, and so many permissions.
 pub const MAX_RULES: usize = 256;
@@ -378,6 +379,8 @@ pub enum GuestWord {
         /// What was decided.
         answer: Answer,
     },
+    /// To any host: show failures that are kept there. Answered by `Reply::Failures` or `Reply::Piece`.
+    Failures(FailureAsk),
 }
 
 fn least() -> Severity {

@@ -16,7 +16,9 @@
 //! Deliberately not here: channels and bytes (`exec::channels`), whether a silent guest has failed.
 
 mod ballots;
+pub mod classify;
 mod notes;
+mod recent;
 mod remedies;
 mod reports;
 #[cfg(test)]
@@ -28,6 +30,8 @@ use mainstay_guest::message::{FromGuest, HostHello, ReportId, ToGuest};
 
 use self::ballots::Ballots;
 use self::notes::Notes;
+use self::recent::Recent;
+pub use self::recent::{Case, FoundBy, PATIENCE_MESSAGE, PATIENCE_MONITORING};
 use self::remedies::History;
 use self::reports::Counts;
 use crate::core::note::Note;
@@ -55,6 +59,8 @@ pub enum GuestEvent {
     Connected(VmId),
     /// Its guest said something.
     Said(VmId, Box<FromGuest>),
+    /// Failure information of this VM was kept, or not: a line for people.
+    Kept(VmId, Result<String, String>),
     /// A remedy was carried out, or failed.
     Done(Ticket, Result<(), String>),
     /// At the master: a guest of that host asks for something. Where the VM that is meant runs now, if anywhere.
@@ -85,6 +91,8 @@ pub enum GuestAct {
         vm: VmId,
         /// What.
         remedy: Remedy,
+        /// What is known of the failure.
+        case: Box<Case>,
     },
     /// Tell a host, which may be this one.
     Tell(HostId, GuestWord),
@@ -105,6 +113,7 @@ struct Guest {
     counts: Counts,
     history: History,
     notes: Notes,
+    recent: Recent,
     answers: Answers,
     /// Requests of it on which the master has not decided for good, and when each is asked again.
     asked: Vec<(GuestRequest, Time)>,
@@ -155,6 +164,7 @@ impl Guests {
             GuestEvent::Ended(vm) => self.ended(vm),
             GuestEvent::Connected(vm) => self.connected(vm),
             GuestEvent::Said(vm, said) => self.said(now, vm, *said),
+            GuestEvent::Kept(vm, kept) => self.kept(now, vm, kept),
             GuestEvent::Done(ticket, result) => self.done(now, ticket, result),
             GuestEvent::Requested { from, request, at } => self.requested(now, from, request, at),
             GuestEvent::Told(word) => self.told(now, word),
@@ -172,6 +182,7 @@ impl Guests {
     fn told(&mut self, now: Time, word: GuestWord) {
         match word {
             GuestWord::Requested(_) => {} // Comes as `Requested`, with what the core knows.
+            GuestWord::Failures(_) => {}  // Answered beside the core.
             GuestWord::Ordered { id, vm, remedy, why } => self.ordered(now, id, vm, remedy, &why),
             GuestWord::Obeyed { id, answer } => self.obeyed(id, &answer),
             GuestWord::Decided { id, answer } => self.decided(id, &answer),
@@ -198,6 +209,17 @@ impl Guests {
         self.acts.extend(told.map(GuestAct::Note));
     }
 
+    fn kept(&mut self, now: Time, vm: VmId, kept: Result<String, String>) {
+        self.note(
+            now,
+            vm,
+            match kept {
+                Ok(text) => Note::info("guest-failure-kept", text),
+                Err(text) => Note::warning("guest-failure-not-kept", text),
+            },
+        );
+    }
+
     fn connected(&mut self, vm: VmId) {
         let Some(guest) = self.vms.get_mut(&vm) else { return };
         guest.greeted = true;
@@ -207,6 +229,7 @@ impl Guests {
 
     fn said(&mut self, now: Time, vm: VmId, said: FromGuest) {
         let Some(guest) = self.vms.get_mut(&vm) else { return };
+        guest.recent.heard(now, &said);
         match said {
             FromGuest::Hello(hello) => {
                 let new = guest.boot.replace(hello.boot) != Some(hello.boot);
