@@ -16,10 +16,12 @@ use super::executors::Executors;
 use super::sleep_until;
 use crate::core::Core;
 use crate::core::event::{Event, Listed};
-use crate::core::guests::{GuestAct, GuestEvent, Guests};
+use crate::core::guests::{Case, GuestAct, GuestEvent, Guests, Sample};
 use crate::exec::channels::{ChannelEvent, Channels};
 use crate::exec::clock;
-use crate::exec::libvirt::xml;
+use crate::exec::evidence::Outcome;
+use crate::exec::libvirt::{self, xml};
+use crate::types::failure::Class;
 use crate::types::guests::{GuestWord, Remedy};
 use crate::types::vm::{DomainAnswer, DomainChange, DomainInfo, DomainOrder, DomainState};
 use crate::types::{HostId, Ticket, VmId};
@@ -39,6 +41,10 @@ pub(crate) enum FromOthers {
     Word(HostId, GuestWord),
     /// What became of a remedy.
     Done(Ticket, Result<(), String>),
+    /// What a guest does now; none: it could not be had.
+    Sampled(VmId, Option<Sample>),
+    /// Failure information was kept, or not; for people.
+    Kept(VmId, Result<String, String>),
 }
 
 /// What matters of a VM that runs here.
@@ -107,6 +113,8 @@ impl GuestSide {
             Next::Said(ChannelEvent::Note(note)) => return executors.note(note),
             Next::Said(ChannelEvent::Guest(event)) => event,
             Next::Others(FromOthers::Done(ticket, result)) => GuestEvent::Done(ticket, result),
+            Next::Others(FromOthers::Sampled(vm, sample)) => GuestEvent::Sampled(vm, sample),
+            Next::Others(FromOthers::Kept(vm, kept)) => GuestEvent::Kept(vm, kept),
             Next::Others(FromOthers::Word(from, GuestWord::Requested(request))) => {
                 let at = core.whereabouts(&request.target, clock::now());
                 GuestEvent::Requested { from, request, at }
@@ -167,7 +175,7 @@ impl GuestSide {
         for act in self.guests.step(clock::now(), event) {
             match act {
                 GuestAct::Say(vm, message) => self.channels.say(vm, message),
-                GuestAct::Do { ticket, vm, remedy } => self.carry_out(ticket, vm, remedy, executors),
+                GuestAct::Do { ticket, vm, remedy, case } => self.carry_out(ticket, vm, remedy, *case, executors),
                 GuestAct::Sample(vm) => self.sample(vm, core, executors),
                 GuestAct::Tell(host, word) => self.tell(host, word, executors),
                 GuestAct::TellMaster(word) => {
@@ -188,29 +196,57 @@ impl GuestSide {
         }
     }
 
-    fn sample(&mut self, vm: VmId, core: &Core, executors: &Executors) {
-        self.take(GuestEvent::Sampled(vm, None), core, executors);
+    fn sample(&self, vm: VmId, core: &Core, executors: &Executors) {
+        let storage_well = core.view(clock::now()).datastores.iter().all(|store| store.health == "well");
+        let to_self = self.to_self.clone();
+        executors.libvirt().activity(vm, CALL, move |statistics| {
+            let sample = statistics.and_then(|all| libvirt::sample(&all, storage_well));
+            let _ = to_self.send(FromOthers::Sampled(vm, sample));
+        });
     }
 
-    fn carry_out(&self, ticket: Ticket, vm: VmId, remedy: Remedy, executors: &Executors) {
-        let done = {
-            let to_self = self.to_self.clone();
-            move |result| {
-                let _ = to_self.send(FromOthers::Done(ticket, result));
-            }
-        };
+    /// Keeps failure information, and does what is ordered as soon as that is there or has had its time.
+    fn carry_out(&self, ticket: Ticket, vm: VmId, remedy: Remedy, case: Case, executors: &Executors) {
+        let (done, kept) = (self.to_self.clone(), self.to_self.clone());
         let order = match remedy {
             Remedy::Reset => DomainOrder::Reset { vm },
             Remedy::Suspend => DomainOrder::Suspend { vm },
             Remedy::Reboot | Remedy::PowerCycle | Remedy::RestartElsewhere | Remedy::Migrate => {
-                return done(Err(format!("this version cannot do a {remedy}")));
+                let why = format!("this version cannot do a {remedy}");
+                let _ = done.send(FromOthers::Done(ticket, Err(why)));
+                return;
             }
         };
-        executors.ask_libvirt(order, CALL, move |answer| {
-            done(match answer {
-                DomainAnswer::Done | DomainAnswer::Listed(_) => Ok(()),
-                DomainAnswer::Failed(why) => Err(format!("{why:?}")),
-            });
+        let (libvirt, finds) = (executors.libvirt(), case.clone());
+        let go = move |class: &Class, outcome: Outcome| {
+            let done = move |result: Result<(), String>| {
+                let _ = outcome.send(result.clone());
+                let _ = done.send(FromOthers::Done(ticket, result));
+            };
+            match finds.helps(class) {
+                Err(why) => done(Err(why)),
+                // After a panic its CPUs stand, also after a reset.
+                Ok(()) if finds.panicked.is_some() && order == (DomainOrder::Reset { vm }) => {
+                    let again = libvirt.clone();
+                    libvirt.ask(order, CALL, move |answer| match result_of(answer) {
+                        Ok(()) => {
+                            again.ask(DomainOrder::Resume { vm }, CALL, move |answer| done(result_of(answer)));
+                        }
+                        Err(why) => done(Err(why)),
+                    });
+                }
+                Ok(()) => libvirt.ask(order, CALL, move |answer| done(result_of(answer))),
+            }
+        };
+        executors.evidence().take(vm, remedy, case, go, move |what| {
+            let _ = kept.send(FromOthers::Kept(vm, what));
         });
+    }
+}
+
+fn result_of(answer: DomainAnswer) -> Result<(), String> {
+    match answer {
+        DomainAnswer::Done | DomainAnswer::Listed(_) => Ok(()),
+        DomainAnswer::Failed(why) => Err(format!("{why:?}")),
     }
 }

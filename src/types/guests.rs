@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::patterns::{BadPattern, Glob, MAX_PATTERN, Pattern};
 use super::VmId;
+use super::failure::FailureAsk;
 
 /// A document holds at most so many rules, and so many permissions.
 pub const MAX_RULES: usize = 256;
@@ -339,6 +340,8 @@ pub enum GuestWord {
         /// What was decided.
         answer: Answer,
     },
+    /// To any host: show failures that are kept there. Answered by `Reply::Failures` or `Reply::Piece`.
+    Failures(FailureAsk),
 }
 
 fn least() -> Severity {

@@ -18,10 +18,12 @@
 //! Deliberately not here: channels and bytes (`exec::channels`).
 
 mod ballots;
+pub mod classify;
 mod monitor;
 #[cfg(test)]
 mod monitor_tests;
 mod notes;
+mod recent;
 mod remedies;
 mod reports;
 #[cfg(test)]
@@ -35,6 +37,8 @@ use self::ballots::Ballots;
 pub use self::monitor::Sample;
 use self::monitor::Watch;
 use self::notes::Notes;
+use self::recent::Recent;
+pub use self::recent::{Case, FoundBy, PATIENCE_MESSAGE, PATIENCE_MONITORING};
 use self::remedies::History;
 use self::reports::Counts;
 use crate::core::note::Note;
@@ -75,6 +79,8 @@ pub enum GuestEvent {
     Sampled(VmId, Option<Sample>),
     /// Its guest said something.
     Said(VmId, Box<FromGuest>),
+    /// Failure information of this VM was kept, or not: a line for people.
+    Kept(VmId, Result<String, String>),
     /// A remedy was carried out, or failed.
     Done(Ticket, Result<(), String>),
     /// At the master: a guest of that host asks for something. Where the VM that is meant runs now, if anywhere.
@@ -105,6 +111,8 @@ pub enum GuestAct {
         vm: VmId,
         /// What.
         remedy: Remedy,
+        /// What is known of the failure.
+        case: Box<Case>,
     },
     /// Look what it does: `Sampled` comes back.
     Sample(VmId),
@@ -128,6 +136,7 @@ struct Guest {
     history: History,
     watch: Watch,
     notes: Notes,
+    recent: Recent,
     answers: Answers,
     /// Requests of it on which the master has not decided for good, and when each is asked again.
     asked: Vec<(GuestRequest, Time)>,
@@ -182,6 +191,7 @@ impl Guests {
             GuestEvent::Panicked { vm, held } => self.panicked(now, vm, held),
             GuestEvent::Sampled(vm, sample) => self.sampled(now, vm, sample),
             GuestEvent::Said(vm, said) => self.said(now, vm, *said),
+            GuestEvent::Kept(vm, kept) => self.kept(now, vm, kept),
             GuestEvent::Done(ticket, result) => self.done(now, ticket, result),
             GuestEvent::Requested { from, request, at } => self.requested(now, from, request, at),
             GuestEvent::Told(word) => self.told(now, word),
@@ -202,6 +212,7 @@ impl Guests {
     fn told(&mut self, now: Time, word: GuestWord) {
         match word {
             GuestWord::Requested(_) => {} // Comes as `Requested`, with what the core knows.
+            GuestWord::Failures(_) => {}  // Answered beside the core.
             GuestWord::Ordered { id, vm, remedy, why } => self.ordered(now, id, vm, remedy, &why),
             GuestWord::Obeyed { id, answer } => self.obeyed(id, &answer),
             GuestWord::Decided { id, answer } => self.decided(now, id, &answer),
@@ -229,6 +240,17 @@ impl Guests {
         self.acts.extend(told.map(GuestAct::Note));
     }
 
+    fn kept(&mut self, now: Time, vm: VmId, kept: Result<String, String>) {
+        self.note(
+            now,
+            vm,
+            match kept {
+                Ok(text) => Note::info("guest-failure-kept", text),
+                Err(text) => Note::warning("guest-failure-not-kept", text),
+            },
+        );
+    }
+
     fn watch(&mut self, vm: VmId, change: impl FnOnce(&mut Watch)) {
         self.vms.get_mut(&vm).map(|guest| change(&mut guest.watch));
     }
@@ -247,6 +269,7 @@ impl Guests {
 
     fn said(&mut self, now: Time, vm: VmId, said: FromGuest) {
         let Some(guest) = self.vms.get_mut(&vm) else { return };
+        guest.recent.heard(now, &said);
         match said {
             FromGuest::Hello(hello) => {
                 let new = guest.boot.replace(hello.boot) != Some(hello.boot);

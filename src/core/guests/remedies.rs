@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use mainstay_guest::message::{ReportId, Verdict};
 
-use super::{GuestAct, Guests};
+use super::{FoundBy, GuestAct, Guests};
 use crate::core::note::Note;
 use crate::types::guests::{Answer, GuestWord, Limits, Remedy};
 use crate::types::{Ticket, Time, VmId};
@@ -33,6 +33,14 @@ pub(super) enum Cause {
     Order(ReportId),
     /// What was seen of it; nobody waits for an answer.
     Monitor,
+}
+
+impl Cause {
+    fn found_by(self) -> FoundBy {
+        match self {
+            Self::Report(_) | Self::Order(_) => FoundBy::Message,
+        }
+    }
 }
 
 /// A remedy that is being carried out.
@@ -147,6 +155,8 @@ impl Guests {
         wanted.from = None;
         let (remedy, name) = (wanted.remedy, guest.name.clone());
         let text = format!("{name}: {remedy}: {}", wanted.why);
+        let by = wanted.causes.first().map_or(FoundBy::Message, |cause| cause.found_by());
+        let case = Box::new(guest.recent.case(&name, &wanted.why, by));
         if remedy.starts_anew() {
             guest.history.anew.push(now);
         }
@@ -154,7 +164,7 @@ impl Guests {
         let ticket = Ticket(self.tickets);
         self.underway.insert(ticket, Underway { vm, remedy });
         self.note(now, vm, Note::warning("guest-remedy", text));
-        self.act(GuestAct::Do { ticket, vm, remedy });
+        self.act(GuestAct::Do { ticket, vm, remedy, case });
     }
 
     pub(super) fn done(&mut self, now: Time, ticket: Ticket, result: Result<(), String>) {

@@ -147,7 +147,8 @@ impl Guests {
     }
 }
 
-fn severity(report: &Report) -> &'static str {
+/// In a word.
+pub(super) fn severity(report: &Report) -> &'static str {
     use mainstay_guest::message::Severity;
     match report.severity {
         Severity::Info => "info",

@@ -41,12 +41,13 @@ fn told(acts: Vec<GuestAct>) -> Vec<String> {
             Some(format!("{} {}: {verdict}: {why}", vm(to), id.0[0]))
         }
         GuestAct::Say(..) => None,
-        GuestAct::Do { ticket, vm: of, remedy } => Some(format!("{remedy} {} ({})", vm(of), ticket.0)),
+        GuestAct::Do { ticket, vm: of, remedy, .. } => Some(format!("{remedy} {} ({})", vm(of), ticket.0)),
         GuestAct::Tell(_, word) | GuestAct::TellMaster(word) => Some(match word {
             GuestWord::Requested(request) => format!("asks for {} of {}", request.remedy, request.target),
             GuestWord::Ordered { vm: of, remedy, id, .. } => format!("order {}: {remedy} {}", id.0[0], vm(of)),
             GuestWord::Obeyed { id, answer: of } => format!("order {} {}", id.0[0], answer(&of)),
             GuestWord::Decided { id, answer: of } => format!("decided {} {}", id.0[0], answer(&of)),
+            GuestWord::Failures(ask) => format!("{ask:?}"),
         }),
         GuestAct::Note(note) if note.kind == "guest-needs-attention" => Some("needs attention".to_owned()),
         GuestAct::Note(_) | GuestAct::Sample(_) => None,

@@ -113,6 +113,8 @@ pub struct DomainXml {
     pub guest_channel: Option<String>,
     /// Its QEMU stays when the guest's kernel has panicked (`on_crash` is `preserve`).
     pub stays_after_crash: bool,
+    /// File on the host to which its first serial console is written, or copied.
+    pub console_log: Option<String>,
     /// Folders of the host that the guest sees.
     pub shares: Vec<String>,
     /// Devices of the host are passed through.
@@ -198,6 +200,8 @@ struct Parser {
     seen_domain: bool,
     /// Socket of the channel whose element is open.
     channel: Option<String>,
+    /// The serial port or console whose element is open is a file.
+    console_is_file: bool,
 }
 
 /// The disk whose element is open.
@@ -260,6 +264,13 @@ impl Parser {
                     self.found.tpm = Some(Tpm::At(path));
                 }
             }
+            ["domain", "devices", "serial" | "console"] => {
+                self.console_is_file = attribute(element, "type")?.as_deref() == Some("file");
+            }
+            ["domain", "devices", "serial" | "console", "log"] => self.console_log(attribute(element, "file")?),
+            ["domain", "devices", "serial" | "console", "source"] if self.console_is_file => {
+                self.console_log(attribute(element, "path")?);
+            }
             ["domain", "devices", "channel"] => self.channel = None,
             ["domain", "devices", "channel", "source"] => self.channel = attribute(element, "path")?,
             ["domain", "devices", "channel", "target"] => {
@@ -279,6 +290,11 @@ impl Parser {
             _ => {}
         }
         Ok(())
+    }
+
+    /// The first that has one: a console is mostly the serial port said again.
+    fn console_log(&mut self, path: Option<String>) {
+        self.found.console_log = self.found.console_log.take().or(path);
     }
 
     /// What we, or people for us, have written: an element counts if it is in our namespace.
