@@ -19,8 +19,10 @@ use super::{GuestAct, Guests};
 use crate::types::guests::{Answer, GuestRequest, GuestWord, Permission, Remedy};
 use crate::types::{HostId, Time, VmId};
 
-/// Open requests, and as many decisions that are remembered. The oldest go first.
-const MAX_BALLOTS: usize = 1024;
+/// VMs for which something is asked; requests for further ones are denied.
+pub(super) const MAX_BALLOTS: usize = 1024;
+/// Requests for one remedy of one VM; further ones are denied.
+pub(super) const MAX_VOTERS: usize = 256;
 
 /// One who asks.
 #[derive(Debug)]
@@ -43,7 +45,20 @@ struct Ballot {
 #[derive(Debug, Default)]
 pub(super) struct Ballots {
     open: BTreeMap<(String, Remedy), Ballot>,
+    /// The newest decisions.
     decided: super::Answers,
+}
+
+impl Ballots {
+    /// How many are open, and how many ask in each.
+    pub(super) fn voters(&self) -> impl Iterator<Item = usize> {
+        self.open.values().map(|ballot| ballot.voters.len())
+    }
+
+    /// How many decisions are remembered.
+    pub(super) fn decided(&self) -> usize {
+        self.decided.0.len()
+    }
 }
 
 impl Guests {

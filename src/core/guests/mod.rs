@@ -16,6 +16,7 @@
 //! Deliberately not here: channels and bytes (`exec::channels`), whether a silent guest has failed.
 
 mod ballots;
+mod bounds;
 mod notes;
 mod remedies;
 mod reports;
