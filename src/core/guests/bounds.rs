@@ -1,6 +1,6 @@
 //! That nothing which guests say is kept without bound, in one place: for tests and fuzzing.
 
-use super::ballots::{MAX_BALLOTS, MAX_VOTERS};
+use super::ballots::{MAX_BALLOTS, MAX_VOTES};
 use super::remedies::MAX_CAUSES;
 use super::reports::{MAX_ASKED, MAX_COUNTED};
 use super::{Guests, MAX_ANSWERS};
@@ -17,10 +17,10 @@ impl Guests {
                 ("causes of a remedy", guest.history.causes(), MAX_CAUSES),
             ]
         });
-        let of_ballots = self.ballots.voters().map(|count| ("voters", count, MAX_VOTERS));
+        let of_ballots = self.ballots.votes().map(|count| ("votes of one VM", count, MAX_VOTES));
         let of_all = [
             ("remedies under way", self.underway.len(), self.vms.len()),
-            ("ballots", self.ballots.voters().count(), MAX_BALLOTS),
+            ("ballots", self.ballots.open(), MAX_BALLOTS),
             ("decisions", self.ballots.decided(), MAX_ANSWERS),
         ];
         of_guests.chain(of_ballots).chain(of_all).find(|(_, count, most)| most < count).map(|(what, ..)| what)
