@@ -18,6 +18,8 @@ use mainstay_guest::message::{
 
 #[path = "../fuzz/stories/from_guest.rs"]
 mod from_guest;
+#[path = "../fuzz/stories/input.rs"]
+mod input;
 #[path = "../fuzz/stories/to_guest.rs"]
 mod to_guest;
 

@@ -3,6 +3,8 @@
 
 use libfuzzer_sys::fuzz_target;
 
+#[path = "../stories/input.rs"]
+mod input;
 #[path = "../stories/from_guest.rs"]
 mod story;
 

@@ -18,9 +18,7 @@ use mainstay_guest::MAX_MESSAGE;
 use mainstay_guest::frame::{Decoder, HEADER, MAX_CHUNK, encode};
 use mainstay_guest::message::FromGuest;
 
-use input::Input;
-
-mod input;
+use crate::input::Input;
 
 const HERE: HostId = HostId(uuid::Uuid::from_u128(0xa));
 const NAMES: [&str; 3] = ["web", "db", "app"];

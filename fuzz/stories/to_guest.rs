@@ -13,13 +13,12 @@ use mainstay_guest::frame::{HEADER, MAX_BROKEN, MAX_CHUNK, encode};
 use mainstay_guest::message::{HostHello, MAX_TEXT, Report, ReportId, Severity, ToGuest, Verdict, Wish, one_line};
 use mainstay_guest::{MAX_MESSAGE, MAX_PER_SECOND};
 
+use crate::input::Input;
 use ear::Ear;
-use input::Input;
 use queue::{MAX_RATE, MAX_WAITING, Queue};
 
 #[path = "../../guest-agent/src/agent/ear.rs"]
 mod ear;
-mod input;
 #[path = "../../guest-agent/src/agent/queue.rs"]
 mod queue;
 
