@@ -201,6 +201,12 @@ impl Decoder {
         self.unknown
     }
 
+    /// Bytes that wait for the rest of their message: less than the longest whole one, once everything was taken.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.bytes.len() - self.at
+    }
+
     /// How many bytes were skipped before the first message.
     #[must_use]
     pub fn skipped(&self) -> usize {

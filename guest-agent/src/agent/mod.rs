@@ -15,6 +15,7 @@
 mod applications;
 pub mod checks;
 pub mod config;
+mod ear;
 mod facts;
 mod kernel;
 mod orders;

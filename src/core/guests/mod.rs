@@ -18,6 +18,7 @@
 //! Deliberately not here: channels and bytes (`exec::channels`).
 
 mod ballots;
+mod bounds;
 pub mod classify;
 mod monitor;
 #[cfg(test)]

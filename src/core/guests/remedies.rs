@@ -22,7 +22,7 @@ use crate::types::{Ticket, Time, VmId};
 /// The window of the limit.
 const HOUR: Duration = Duration::from_secs(3600);
 /// Reports and orders that wait for one remedy; further ones are denied.
-const MAX_CAUSES: usize = 64;
+pub(super) const MAX_CAUSES: usize = 64;
 
 /// Who is answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,6 +80,11 @@ enum May {
 impl History {
     pub(super) fn due(&self) -> Option<Time> {
         self.wanted.as_ref()?.from
+    }
+
+    /// Who waits for the remedy that is wanted.
+    pub(super) fn causes(&self) -> usize {
+        self.wanted.as_ref().map_or(0, |wanted| wanted.causes.len())
     }
 
     /// It does not run here any more: what waits is void.

@@ -25,9 +25,9 @@ use crate::types::{Time, VmId};
 #[derive(Debug, Default)]
 pub(super) struct Counts(VecDeque<(usize, Time)>);
 
-const MAX_COUNTED: usize = 1024;
+pub(super) const MAX_COUNTED: usize = 1024;
 /// Requests of one VM on which the master has not decided; another one is denied.
-const MAX_ASKED: usize = 64;
+pub(super) const MAX_ASKED: usize = 64;
 /// Between two tries to get a decision: the master may have changed, or not know yet where the VM runs.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -43,6 +43,10 @@ impl Counts {
             .iter()
             .filter(|(of, when)| *of == at && now.since(*when) < Duration::from_secs(rule.within_s.into()));
         rule.count as usize <= lately.count()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
     }
 }
 

@@ -228,7 +228,9 @@ fn votes_are_of_different_vms_within_the_window() {
     assert_eq!(requested(&mut guests, 0, 1, "app1"), ["decided 1 delayed: 1 of 3 VMs ask for it"]);
     assert_eq!(requested(&mut guests, 1, 2, "app1"), ["decided 2 delayed: 1 of 3 VMs ask for it"], "the same VM");
     assert_eq!(requested(&mut guests, 50, 3, "app2"), ["decided 3 delayed: 2 of 3 VMs ask for it"]);
-    assert_eq!(requested(&mut guests, 62, 4, "app3"), ["decided 4 delayed: 2 of 3 VMs ask for it"], "the first is old");
+    let over = |n| format!("decided {n} denied: fewer than 3 VMs have asked for it within 60 s");
+    let third = requested(&mut guests, 62, 4, "app3");
+    assert_eq!(third, [over(1), over(2), "decided 4 delayed: 2 of 3 VMs ask for it".to_owned()], "the first is old");
     assert_eq!(requested(&mut guests, 63, 5, "app4"), ["order 5: reset db"]);
     assert_eq!(requested(&mut guests, 63, 6, "app5"), ["order 5: reset db"], "the same order, not another");
     let answer = Answer::new(Verdict::Done, "reset");
@@ -277,4 +279,33 @@ fn a_guest_that_says_too_much_costs_one_line_a_minute() {
         guests.step(at(300), GuestEvent::Said(DB, Box::new(FromGuest::Report(other))))
     };
     assert!(before(&mut guests).iter().any(|act| matches!(act, GuestAct::Note(_))), "others are heard");
+}
+
+#[test]
+fn a_vote_ends_with_its_window_however_often_it_is_repeated() {
+    let mut guests = guests(voting(3));
+    for second in 0..59 {
+        let found = requested(&mut guests, second, 1, "app1");
+        assert_eq!(found, ["decided 1 delayed: 1 of 3 VMs ask for it"], "asked again");
+    }
+    assert_eq!(requested(&mut guests, 59, 2, "app2"), ["decided 2 delayed: 2 of 3 VMs ask for it"]);
+    let over = "decided 1 denied: fewer than 3 VMs have asked for it within 60 s";
+    assert_eq!(requested(&mut guests, 60, 1, "app1"), [over]);
+    assert_eq!(requested(&mut guests, 61, 1, "app1"), [over], "for good");
+    let third = requested(&mut guests, 62, 3, "app3");
+    assert_eq!(third, ["decided 3 delayed: 2 of 3 VMs ask for it"], "app1 did so too long ago");
+    assert_eq!(guests.ballots.votes().max(), Some(1));
+}
+
+#[test]
+fn one_vm_does_not_fill_a_ballot_without_end() {
+    let mut guests = guests(voting(3));
+    for n in 0..1000_u32 {
+        let mut one = request(1, "app1");
+        one.id.0[..4].copy_from_slice(&n.to_le_bytes());
+        guests.step(at(0), GuestEvent::Requested { from: HERE, request: one, at: Some((DB, HERE)) });
+    }
+    assert_eq!(guests.overfull(), None);
+    assert_eq!(requested(&mut guests, 1, 1, "app1"), ["decided 1 denied: too many requests of this VM are open"]);
+    assert_eq!(requested(&mut guests, 1, 2, "app2"), ["decided 2 delayed: 2 of 3 VMs ask for it"], "others are heard");
 }
