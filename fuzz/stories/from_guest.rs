@@ -11,7 +11,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use mainstay::core::guests::{GuestAct, GuestEvent, Guests};
+use mainstay::core::guests::{GuestAct, GuestEvent, Guests, Sample};
 use mainstay::types::guests::{GuestSettings, GuestWord};
 use mainstay::types::{HostId, Ticket, Time, VmId};
 use mainstay_guest::MAX_MESSAGE;
@@ -26,6 +26,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 const RESETS: u32 = 3;
 /// One event is followed by fewer acts, however they lead to each other.
 const MOST_ACTS: usize = 20_000;
+const STILL: Sample = Sample { runs: true, storage_well: true, io: 1, cpu: Duration::ZERO, cpus: 1 };
 
 const RULES: &str = r#"{
   "rule": [
@@ -192,7 +193,9 @@ impl Host {
                 assert!(count < MOST_ACTS, "one event leads to more and more");
                 match act {
                     GuestAct::Say(_, message) => drop(encode(&message).expect("what a host says fits")),
-                    GuestAct::Do { ticket, vm, remedy } => self.does(ticket, vm, remedy.starts_anew()),
+                    GuestAct::Do { ticket, vm, remedy, .. } => self.does(ticket, vm, remedy.starts_anew()),
+                    // A guest that does nothing: it is judged by what it says.
+                    GuestAct::Sample(vm) => events.push_back(GuestEvent::Sampled(vm, Some(STILL))),
                     GuestAct::Tell(_, word) | GuestAct::TellMaster(word) => events.push_back(self.told(word)),
                     GuestAct::Note(note) => assert!(note.text.len() < 16 * 1024, "a line for people"),
                 }

@@ -242,6 +242,8 @@ mod tests {
             assert_eq!(heard, encode(&welcome).unwrap());
             stream.write_all(&encode(&hello()).unwrap()).await.unwrap();
             assert_eq!(next(&mut events).await, "hello");
+            drop(stream);
+            assert_eq!(next(&mut events).await, "disconnected");
         }
     }
 
@@ -255,6 +257,7 @@ mod tests {
             stream.write_all(&encode(&hello()).unwrap()).await.unwrap();
             assert_eq!(next(&mut events).await, "hello");
             stream.write_all(b"junk, and more of it than a header has").await.unwrap();
+            assert_eq!(next(&mut events).await, "disconnected");
             if round == 0 {
                 assert!(
                     next(&mut events).await.starts_with("web: its guest's channel: bytes between two messages (1 ")

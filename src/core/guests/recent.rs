@@ -83,9 +83,20 @@ pub(super) struct Recent {
     system: Option<System>,
     beat: Option<(Time, Beat)>,
     said: VecDeque<(Time, ReportId, String)>,
+    panicked: Option<String>,
 }
 
 impl Recent {
+    /// Its panic device has fired.
+    pub(super) fn panics(&mut self) {
+        self.panicked = Some("the panic device has fired".to_owned());
+    }
+
+    /// It was started anew.
+    pub(super) fn boots(&mut self) {
+        self.panicked = None;
+    }
+
     pub(super) fn heard(&mut self, now: Time, said: &FromGuest) {
         match said {
             FromGuest::Hello(hello) => {
@@ -94,7 +105,7 @@ impl Recent {
             }
             FromGuest::Beat(beat) => self.beat = Some((now, beat.clone())),
             FromGuest::Report(report) => self.report(now, report),
-            FromGuest::Outcome { .. } => {}
+            FromGuest::Outcome { .. } | FromGuest::Leaves => {}
         }
     }
 
@@ -116,7 +127,7 @@ impl Recent {
             name: name.to_owned(),
             why: why.to_owned(),
             by,
-            panicked: None,
+            panicked: self.panicked.clone(),
             system: self.system.clone(),
             beat: self.beat.clone(),
             said: self.said.iter().map(|(at, _, text)| (*at, text.clone())).collect(),

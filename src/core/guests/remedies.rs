@@ -8,7 +8,8 @@
 //!         └─ now: failure information, the remedy ─────► done, or denied with what failed
 //! ```
 //!
-//! The first remedy is not held up; before the n-th of an hour lie `backoff` × 2^(n−2) since the one before it.
+//! The first remedy is not held up; before the n-th of an hour lie `backoff` × 2^(n−2) since the one before it, and `backoff`
+//! after one that failed.
 
 use std::time::Duration;
 
@@ -39,6 +40,7 @@ impl Cause {
     fn found_by(self) -> FoundBy {
         match self {
             Self::Report(_) | Self::Order(_) => FoundBy::Message,
+            Self::Monitor => FoundBy::Monitoring,
         }
     }
 }
@@ -68,6 +70,8 @@ pub(super) struct History {
     wanted: Option<Wanted>,
     /// People were told that it needs attention.
     told: bool,
+    /// The last one failed, then.
+    failed: Option<Time>,
 }
 
 /// Whether a remedy may be carried out now.
@@ -101,12 +105,14 @@ impl History {
         if limits.resets_per_hour as usize <= count {
             return May::Never;
         }
+        let backoff = Duration::from_secs(limits.backoff_s.into());
+        let again = self.failed.map(|failed| failed + backoff).filter(|again| now < *again);
         let Some(last) = self.anew.last() else {
             self.told = false;
-            return May::Now;
+            return again.map_or(May::Now, May::From);
         };
         let doublings = u32::try_from(count - 1).unwrap_or(u32::MAX).min(16);
-        let from = *last + Duration::from_secs(limits.backoff_s.into()) * 2_u32.pow(doublings);
+        let from = again.unwrap_or_default().max(*last + backoff * 2_u32.pow(doublings));
         if from <= now { May::Now } else { May::From(from) }
     }
 }
@@ -168,7 +174,12 @@ impl Guests {
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
         self.underway.insert(ticket, Underway { vm, remedy });
-        self.note(now, vm, Note::warning("guest-remedy", text));
+        let note = Note::warning("guest-remedy", text);
+        if remedy.starts_anew() {
+            self.act(GuestAct::Note(note.of(&name))); // There are no more of these than the limit.
+        } else {
+            self.note(now, vm, note);
+        }
         self.act(GuestAct::Do { ticket, vm, remedy, case });
     }
 
@@ -181,14 +192,16 @@ impl Guests {
             Ok(()) => {
                 if remedy.starts_anew() {
                     guest.watch.boots(now);
+                    guest.recent.boots();
                 }
                 Answer::new(Verdict::Done, remedy.name())
             }
             Err(why) => {
-                // One that failed does not count: nothing was started anew.
+                // One that failed does not count: nothing was started anew. But the next one waits.
                 if remedy.starts_anew() {
                     guest.history.anew.pop();
                 }
+                guest.history.failed = Some(now);
                 let text = format!("{name}: the {remedy} failed: {why}");
                 self.note(now, vm, Note::alarm("guest-remedy-failed", text));
                 Answer::new(Verdict::Denied, format!("the {remedy} failed: {why}"))

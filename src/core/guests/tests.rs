@@ -149,7 +149,9 @@ fn what_failed_is_said_and_does_not_count() {
     says(&mut guests, 0, WEB, report(1, Severity::Critical, Wish::Reset));
     let failed = guests.step(at(1), GuestEvent::Done(Ticket(1), Err("libvirt hangs".to_owned())));
     assert_eq!(told(failed), ["web 1: denied: the reset failed: libvirt hangs"]);
-    assert_eq!(says(&mut guests, 2, WEB, report(2, Severity::Critical, Wish::Reset)), ["reset web (2)"]);
+    let again = says(&mut guests, 2, WEB, report(2, Severity::Critical, Wish::Reset));
+    assert_eq!(again, ["web 2: delayed: a reset follows in 30 s, since the last was not long ago"]);
+    assert_eq!(told(guests.step(at(31), GuestEvent::Due)), ["reset web (2)"]);
 }
 
 #[test]

@@ -193,16 +193,16 @@ pub(super) fn peek(domain: &Domain, address: u64, length: usize) -> Result<Vec<u
     }
 }
 
-/// Statistics of a domain, name and value; those for which QEMU would have to be waited for are left out.
+/// Statistics of a domain, name and value: of these groups, 0 = all. Those for which QEMU would have to be waited for are left out.
 ///
 /// # Errors
 /// As libvirt gives them.
-pub(super) fn statistics(domain: &Domain) -> Result<Vec<(String, String)>, Error> {
+pub(super) fn statistics(domain: &Domain, groups: u32) -> Result<Vec<(String, String)>, Error> {
     let mut domains = [domain.as_ptr(), std::ptr::null_mut()];
     let mut records: *mut sys::virDomainStatsRecordPtr = std::ptr::null_mut();
     let flags = sys::VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT;
     // SAFETY: the list of domains ends with null; libvirt puts a list of records, which is ours then, into the pointer.
-    let count = unsafe { sys::virDomainListGetStats(domains.as_mut_ptr(), 0, &raw mut records, flags) };
+    let count = unsafe { sys::virDomainListGetStats(domains.as_mut_ptr(), groups, &raw mut records, flags) };
     let Ok(count) = usize::try_from(count) else { return Err(Error::last_error()) };
     let mut all = Vec::new();
     for record in 0..count {

@@ -34,7 +34,7 @@ use crate::types::VmId;
 use crate::types::vm::{DomainAnswer, DomainChange, DomainInfo, DomainOrder, HostCapacity};
 use lane::{Lane, Shape, Work};
 use look::Look;
-pub use look::Part;
+pub use look::{Part, sample};
 use session::{Places, carry_out};
 use watch::{Heard, Watcher};
 
@@ -153,8 +153,26 @@ impl Libvirt {
     #[must_use]
     pub fn look(&self, vm: VmId, within: Duration) -> Receiver<Part> {
         let (parts, seen) = sync_channel(PARTS);
-        self.inner.look.ask(Look { vm, parts }, within, Box::new(|_| {}));
+        self.inner.look.ask(Look { vm, only_statistics: false, parts }, within, Box::new(|_| {}));
         seen
+    }
+
+    /// Statistics of what a running domain does; `told` is called exactly once, as with `ask`. None: libvirt did not give them in
+    /// time.
+    pub fn activity(
+        &self,
+        vm: VmId,
+        within: Duration,
+        told: impl FnOnce(Option<Vec<(String, String)>>) + Send + 'static,
+    ) {
+        let (parts, seen) = sync_channel(1);
+        let told = move |_| {
+            told(match seen.try_recv() {
+                Ok(Part::Statistics(Ok(all))) => Some(all),
+                Ok(_) | Err(_) => None,
+            });
+        };
+        self.inner.look.ask(Look { vm, only_statistics: true, parts }, within, Box::new(told));
     }
 }
 

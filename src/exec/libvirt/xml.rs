@@ -264,13 +264,7 @@ impl Parser {
                     self.found.tpm = Some(Tpm::At(path));
                 }
             }
-            ["domain", "devices", "serial" | "console"] => {
-                self.console_is_file = attribute(element, "type")?.as_deref() == Some("file");
-            }
-            ["domain", "devices", "serial" | "console", "log"] => self.console_log(attribute(element, "file")?),
-            ["domain", "devices", "serial" | "console", "source"] if self.console_is_file => {
-                self.console_log(attribute(element, "path")?);
-            }
+            ["domain", "devices", "serial" | "console", rest @ ..] => self.in_console(&rest.join("/"), element)?,
             ["domain", "devices", "channel"] => self.channel = None,
             ["domain", "devices", "channel", "source"] => self.channel = attribute(element, "path")?,
             ["domain", "devices", "channel", "target"] => {
@@ -292,9 +286,19 @@ impl Parser {
         Ok(())
     }
 
-    /// The first that has one: a console is mostly the serial port said again.
-    fn console_log(&mut self, path: Option<String>) {
-        self.found.console_log = self.found.console_log.take().or(path);
+    /// `<serial>` or `<console>`, or an element in it. The first file counts: a console is mostly the serial port said again.
+    fn in_console(&mut self, path: &str, element: &BytesStart<'_>) -> Result<(), BadXml> {
+        let file = match path {
+            "" => {
+                self.console_is_file = attribute(element, "type")?.as_deref() == Some("file");
+                None
+            }
+            "log" => attribute(element, "file")?,
+            "source" if self.console_is_file => attribute(element, "path")?,
+            _ => None,
+        };
+        self.found.console_log = self.found.console_log.take().or(file);
+        Ok(())
     }
 
     /// What we, or people for us, have written: an element counts if it is in our namespace.

@@ -87,15 +87,13 @@ impl Talkers {
             let guest = Guest::new(name)?;
             guest.make_disk(&ground.lab().store())?;
             guest.define_talking(host, ground.lab().accelerator(), panics)?;
-            let console = Console::of(host, name)?;
-            let heard = console.count(HEARD);
-            guest.start(host)?;
-            all.push((heard, (guest, (*host).clone(), console)));
+            guest.start(host)?; // Its console begins anew.
+            all.push((guest, (*host).clone(), Console::of(host, name)?));
         }
-        for (heard, (_, _, console)) in &all {
-            console.wait_more(HEARD, *heard)?;
+        for (_, _, console) in &all {
+            console.wait_more(HEARD, 0)?;
         }
-        Ok(Talkers(all.into_iter().map(|(_, one)| one).collect()))
+        Ok(Talkers(all))
     }
 
     fn end(self) -> Result<()> {
@@ -127,44 +125,44 @@ pub fn ask_for_others(ground: &mut Ground) -> Result<()> {
     let host = ground.subordinate()?;
     let far = ground.others(&[host.clone()]).into_iter().next().context("three hosts")?;
     ground.watch()?;
-    let names = [("app1", &host), ("app2", &host), ("app3", &far), ("db", &host), ("dbfar", &far)];
+    let names = [("app1", &host), ("app2", &host), ("app3", &far), ("base", &host), ("basefar", &far)];
     let talkers = Talkers::begin(ground, &names, false, "")?;
-    let [app1, app2, app3, db, dbfar] = &talkers.0[..] else { unreachable!("as many as names") };
+    let [app1, app2, app3, base, far_base] = &talkers.0[..] else { unreachable!("as many as names") };
     let of = |one: &(Guest, Host, Console)| one.0.clone();
 
     let began = Moment::now();
-    of(app1).tell(&ground.lab().store(), "ask db")?;
+    of(app1).tell(&ground.lab().store(), "ask base")?;
     app1.2.wait_more("reported: ", 0)?;
     demand(
-        app1.2.count("reported: ") == 1 && app1.2.has("denied: db lets app1 ask for no reset"),
+        app1.2.count("reported: ") == 1 && app1.2.has("denied: base lets app1 ask for no reset"),
         "it was to be denied",
     )?;
     ground.wait_note(began, "the denial", ORDER, |note| note.kind == "guest-request-denied")?;
 
     permit(&host, 1)?;
-    for (what, target, limit) in [("on the same host", db, NEAR), ("on another host", dbfar, FAR)] {
+    for (what, target, limit) in [("on the same host", base, NEAR), ("on another host", far_base, FAR)] {
         let order = format!("ask {}", target.0.name());
         let took = reset_after(ground, &order, "reporting", &app1.0, (&target.0, &target.1, &target.2), &app1.2)?;
         ground.within(&format!("reset of a guest {what}"), took, limit)?;
     }
 
     permit(&host, 3)?;
-    let (began, boots) = (Moment::now(), db.2.count("up "));
+    let (began, boots) = (Moment::now(), base.2.count("up "));
     for app in [app1, app2] {
         let marks = app.2.count("reporting");
-        of(app).tell(&ground.lab().store(), "ask db")?;
+        of(app).tell(&ground.lab().store(), "ask base")?;
         app.2.wait_more("reporting", marks)?;
     }
     let votes = |note: &agents::Note| note.kind == "guest-report" && note.text.starts_with("app2");
     ground.wait_note(began, "the second vote", ORDER, votes)?;
-    let early = remedies(ground, began, "db");
+    let early = remedies(ground, began, "base");
     demand(early == 0, "two of three have asked, and it was reset")?;
-    let took = reset_after(ground, "ask db", "reporting", &app3.0, (&db.0, &db.1, &db.2), &app3.2)?;
+    let took = reset_after(ground, "ask base", "reporting", &app3.0, (&base.0, &base.1, &base.2), &app3.2)?;
     ground.within("reset after the third vote", took, FAR)?;
     app1.2.wait_more("reported: ", 3)?;
     app2.2.wait_more("reported: ", 0)?;
-    demand(db.2.count("up ") == boots + 1, "it was to boot once")?;
-    demand(remedies(ground, began, "db") == 1, "it was to be done once")?;
+    demand(base.2.count("up ") == boots + 1, "it was to boot once")?;
+    demand(remedies(ground, began, "base") == 1, "it was to be done once")?;
     talkers.end()
 }
 
@@ -222,7 +220,8 @@ fn stall(ground: &mut Ground, talkers: &Talkers) -> Result<()> {
 }
 
 fn permit(host: &Host, votes: u32) -> Result<()> {
-    let permission = format!("[[permission]]\ntarget = \"db*\"\nby = \"app*\"\nremedy = \"reset\"\nvotes = {votes}\n");
+    let permission =
+        format!("[[permission]]\ntarget = \"base*\"\nby = \"app*\"\nremedy = \"reset\"\nvotes = {votes}\n");
     set_policy(host, &format!("{USUAL}{OFTEN}{permission}"))
 }
 
