@@ -57,6 +57,15 @@ impl Console {
         String::from_utf8_lossy(&text).lines().filter(|line| line.trim_start_matches('\r').starts_with(word)).count()
     }
 
+    /// Waits for a line that begins so after the last one that begins with `after`.
+    fn wait_more_after(&self, after: &str, word: &str) -> Result<()> {
+        wait(ORDER, &format!("\"{word}\" after \"{after}\" on {}", self.0.display()), || {
+            let text = String::from_utf8_lossy(&fs::read(&self.0).unwrap_or_default()).replace('\r', "");
+            let since = text.rsplit_once(&format!("\n{after}")).map_or("", |(_, rest)| rest);
+            Ok(since.lines().any(|line| line.starts_with(word)).then_some(()))
+        })
+    }
+
     /// Somewhere.
     fn has(&self, text: &str) -> bool {
         String::from_utf8_lossy(&fs::read(&self.0).unwrap_or_default()).contains(text)
@@ -211,7 +220,9 @@ fn mute(ground: &mut Ground, talkers: &Talkers) -> Result<()> {
 /// The storage of its host stalls: that is not the guest's fault.
 fn stall(ground: &mut Ground, talkers: &Talkers) -> Result<()> {
     let host = &talkers.0[0].1;
-    let began = ground.fault("its storage stalls", &[])?;
+    let mut reach = ground.guests_on(host)?;
+    reach.push(NAME.to_owned());
+    let began = ground.fault("its storage stalls", &reach)?;
     ground.lab().storage()?.fault(&host.name(), Fault::Hang)?;
     std::thread::sleep(SILENCE * 4);
     ground.lab().storage()?.fault(&host.name(), Fault::None)?;
@@ -247,14 +258,16 @@ fn reset_after(
     console: &Console,
 ) -> Result<Duration> {
     let (target, host, there) = target;
-    let (heard, marks, began) = (there.count(HEARD), console.count(mark), Moment::now());
+    let (boots, marks, began) = (there.count("up "), console.count(mark), Moment::now());
     guest.tell(&ground.lab().store(), order)?;
     let marked = console.wait_more(mark, marks)?;
     let is = |note: &agents::Note| {
         note.kind == "guest-remedy" && note.host == host.name() && note.vm.as_deref() == Some(target.name())
     };
     let note = ground.wait_note(began, "the reset", ORDER, is)?;
-    there.wait_more(HEARD, heard)?;
+    // Heard in the new boot: its first words may come twice.
+    there.wait_more("up ", boots)?;
+    there.wait_more_after("up ", HEARD)?;
     // Clocks of one machine; nothing else is written to the console between the mark and the reset.
     let ms = note.unix_ms.checked_sub(marked).context("the reset came before the report")?;
     Ok(Duration::from_millis(ms))
