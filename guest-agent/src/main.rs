@@ -51,7 +51,7 @@ Files:
   /var/lib/mainstay-guest/      reports that wait for the host
 
 The host's policy decides what follows: `mainstay cluster guest-policy` there. Without the virtio-serial port
-org.mainstay.guest.0 (`mainstay vm enable-guest` on the host adds it) the agent waits until it comes.";
+org.mainstay.guest.0 (a channel in the VM's definition on the host) the agent waits until it comes.";
 
 #[derive(Subcommand)]
 enum Command {

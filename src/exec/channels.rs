@@ -212,6 +212,7 @@ mod tests {
     async fn next(events: &mut mpsc::Receiver<ChannelEvent>) -> String {
         match timeout(LONG, events.recv()).await.unwrap().unwrap() {
             ChannelEvent::Guest(GuestEvent::Connected(_)) => "connected".to_owned(),
+            ChannelEvent::Guest(GuestEvent::Disconnected(_)) => "disconnected".to_owned(),
             ChannelEvent::Guest(GuestEvent::Said(_, said)) if *said == hello() => "hello".to_owned(),
             ChannelEvent::Guest(other) => format!("{other:?}"),
             ChannelEvent::Note(note) => note.text,

@@ -186,7 +186,7 @@ fn hung_up(file: &File) -> io::Result<bool> {
 fn open(name: &str) -> Result<File, String> {
     let path = find(name).ok_or_else(|| {
         format!(
-            "there is no virtio-serial port {name} here: on the host, 'mainstay vm enable-guest' adds it to this VM"
+            "there is no virtio-serial port {name} here: on the host, add a channel of that name to this VM's definition"
         )
     })?;
     let flags = (OFlags::NONBLOCK | OFlags::CLOEXEC).bits().cast_signed();

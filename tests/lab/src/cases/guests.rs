@@ -97,7 +97,7 @@ impl Talkers {
             guest.make_disk(&ground.lab().store())?;
             guest.define_talking(host, ground.lab().accelerator(), panics)?;
             guest.start(host)?; // Its console begins anew.
-            all.push((guest, (*host).clone(), Console::of(host, name)?));
+            all.push((guest, **host, Console::of(host, name)?));
         }
         for (_, _, console) in &all {
             console.wait_more(HEARD, 0)?;
@@ -132,7 +132,7 @@ pub fn report(ground: &mut Ground) -> Result<()> {
 
 pub fn ask_for_others(ground: &mut Ground) -> Result<()> {
     let host = ground.subordinate()?;
-    let far = ground.others(&[host.clone()]).into_iter().next().context("three hosts")?;
+    let far = ground.others(&[host]).into_iter().next().context("three hosts")?;
     ground.watch()?;
     let names = [("app1", &host), ("app2", &host), ("app3", &far), ("base", &host), ("basefar", &far)];
     let talkers = Talkers::begin(ground, &names, false, "")?;
