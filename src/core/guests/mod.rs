@@ -253,7 +253,9 @@ impl Guests {
     }
 
     fn watch(&mut self, vm: VmId, change: impl FnOnce(&mut Watch)) {
-        self.vms.get_mut(&vm).map(|guest| change(&mut guest.watch));
+        if let Some(guest) = self.vms.get_mut(&vm) {
+            change(&mut guest.watch);
+        }
     }
 
     fn connected(&mut self, now: Time, vm: VmId) {

@@ -83,7 +83,7 @@ impl Story {
     /// So many seconds of this; what was told.
     fn goes(&mut self, seconds: u64, second: Second) -> Vec<String> {
         for _ in 0..seconds * 10 {
-            if self.now % 10 == 0 && second.beats {
+            if self.now.is_multiple_of(10) && second.beats {
                 let beat = Beat {
                     boot: [self.boot; 16],
                     uptime_s: self.now / 10 - self.booted,
