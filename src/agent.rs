@@ -15,6 +15,7 @@ mod answers;
 mod devices;
 mod executors;
 mod facts;
+mod failures;
 mod guests;
 mod pump;
 mod underway;
@@ -93,7 +94,7 @@ async fn member(
     let notes = NoteBook::open(&config.paths.state.join("store"));
     let serving = tokio::spawn(dbus::serve(Bus::System, asks, notes.subscribe()));
     let (mut guests, to_guests) = GuestSide::new();
-    let answers = Answers::new(cluster.clone(), notes, to_guests);
+    let answers = Answers::new(cluster.clone(), notes, to_guests, &config.paths.state);
     let me = Me {
         host: cluster.host,
         boot: clock::boot_id().context("reading the kernel's boot id")?,

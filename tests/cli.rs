@@ -8,6 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 use bus::{FakeAgent, PrivateBus, example, example_notes, mainstay, reachable_copy};
 use mainstay::api::dbus::Ask;
+use mainstay::types::failure::FailureFile;
 use mainstay::types::power::{FenceAt, Secret};
 use mainstay::types::settings::SettingsChange;
 use mainstay::types::view::{ClusterView, NoteView};
@@ -412,4 +413,85 @@ fn configuration_is_checked() {
     assert!(out.contains("line 2") && out.contains("port"), "{out}");
     let shipped = concat!(env!("CARGO_MANIFEST_DIR"), "/systemd/mainstay.toml");
     assert_eq!(say(&bus, &format!("config check {shipped}")).0, 0, "the shipped file");
+}
+
+#[test]
+fn failures_of_guests() {
+    let bus = PrivateBus::started();
+    let _agent = FakeAgent::on(&bus);
+    shows(
+        &bus,
+        "vm failures web",
+        "
+N  HOST  WHEN                 FAILURE, REMEDY, REASON
+1  a     2026-11-25 17:00:01  Linux panic; reset done
+                              Kernel panic - not syncing: sysrq triggered crash
+1  b     2026-11-25 17:00:01  no bootable device; reset done
+                              No bootable device.
+3  a     2026-11-25 17:00:03  Linux panic; reset done
+                              Kernel panic - not syncing: sysrq triggered crash
+4  a     2026-11-25 17:00:04  reported; reset not done
+                              app/db: no answer
+No answer of c: not heard
+",
+    );
+    shows(&bus, "vm failures db", "No failure of db is kept.\n");
+    shows(
+        &bus,
+        "vm failures web --show 3",
+        "
+VM       web
+Failure  3 of host a
+When     2026-11-25 17:00:03.000
+Kind     Linux panic
+Line     Kernel panic - not syncing: sysrq triggered crash
+Cause    app/db: no answer
+System   debian 12 6.1.0-28-amd64
+Remedy   reset
+Outcome  done
+Waited   41 ms for what is kept
+Kept     console.log, messages.txt, screen.png
+Missing  screen.txt (the screen is in a graphics mode)
+
+Console, its end:
+[    1.52] sysrq
+[2J[    1.53] Kernel panic - not syncing: sysrq triggered crash
+
+Messages:
+messages.txt
+",
+    );
+    fails(&bus, "vm failures web --show 1", 2, "failure 1 of", "a and b have one with this number", "--host a");
+    fails(
+        &bus,
+        "vm failures web --show 2",
+        1,
+        "failure 2 of",
+        "no host that answers keeps it; c: not heard",
+        "lists all",
+    );
+    fails(&bus, "vm failures web --show 4", 1, "failure 4 of", "cannot read statistics.txt", "journalctl");
+    fails(&bus, "vm failures web --export x y", 2, "nothing was written to y", "no number", "--export takes");
+    fails(&bus, "vm failures wbe", 1, "\"wbe\"", "did you mean \"web\"?", "vm list");
+    let (_, json, _) = say(&bus, "vm failures web --show 1 --host b --json");
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["failure"]["class"]["kind"], "no-boot-device");
+    assert_eq!(json["texts"]["messages.txt"], "messages.txt\n");
+    let (_, json, _) = say(&bus, "vm failures web --json");
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((json["failures"].as_array().unwrap().len(), &json["silent"][0]), (4, &Value::from("c: not heard")));
+
+    let file = bus.folder.path().join("failure.tar");
+    let export = format!("vm failures web --export 3 {}", file.display());
+    let (code, out, err) = say(&bus, &export);
+    assert_eq!((code, err.as_str()), (0, ""));
+    assert!(out.starts_with("web: failure 3 is in "), "{out}");
+    let names = Command::new("tar").arg("-tf").arg(&file).output().unwrap().stdout;
+    let folder = "failure-00000000-0000-0000-0000-0000beef0001-3";
+    let expected: Vec<String> =
+        ["failure.json", "console.log", "messages.txt", "screen.png"].map(|name| format!("{folder}/{name}")).to_vec();
+    assert_eq!(String::from_utf8(names).unwrap().lines().collect::<Vec<_>>(), expected);
+    let console = Command::new("tar").arg("-xOf").arg(&file).arg(&expected[1]).output().unwrap().stdout;
+    assert_eq!(console, bus::example_file(FailureFile::Console));
+    fails(&bus, &export, 1, "was not written to", "File exists", "name a new file");
 }

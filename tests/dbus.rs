@@ -5,11 +5,12 @@ mod bus;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use bus::{FakeAgent, PATIENCE, PrivateBus, example, example_notes, findings};
+use bus::{FakeAgent, PATIENCE, PrivateBus, example, example_failures, example_file, example_notes, findings};
 use mainstay::api::dbus::client::{Agent, AgentError, Followed};
 use mainstay::api::dbus::{Ask, AskMessage, Bus, ServeError, serve};
 use mainstay::types::StorageFence;
 use mainstay::types::control::VmCommand;
+use mainstay::types::failure::FailureFile;
 use mainstay::types::settings::{OnDoubt, SettingsChange, Timing};
 use tokio::sync::{broadcast, mpsc};
 
@@ -32,6 +33,12 @@ fn questions_are_answered() {
         let db = example().vms[1].clone();
         assert_eq!(agent.explain("db").await.unwrap(), db);
         assert_eq!(agent.explain(&db.id.to_string()).await.unwrap(), db);
+        let list = agent.failures("web").await.unwrap();
+        assert_eq!(list, example_failures());
+        let console = agent.failure_file(&list.failures[0], FailureFile::Console).await.unwrap();
+        assert_eq!(console, example_file(FailureFile::Console));
+        let gone = agent.failure_file(&list.failures[0], FailureFile::Statistics).await.unwrap_err();
+        assert!(matches!(gone, AgentError::Failed(text) if text.starts_with("cannot read statistics.txt")));
     });
     let asked = fake.asked.lock().unwrap();
     let narrow = Ask::Notes { since_unix_ms: 0, vm: Some("db".into()), host: Some("b".into()) };

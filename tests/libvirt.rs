@@ -4,10 +4,10 @@
 
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use mainstay::exec::libvirt::{Libvirt, LibvirtEvent, xml};
+use mainstay::exec::libvirt::{Libvirt, LibvirtEvent, Part, xml};
 use mainstay::types::VmId;
 use mainstay::types::vm::{DomainAnswer, DomainChange, DomainFailure, DomainInfo, DomainOrder, DomainState, OffReason};
 
@@ -129,6 +129,7 @@ fn the_running_one(bench: &Bench, test: &DomainInfo) {
     let state = || bench.find(vm).unwrap().state;
     std::fs::write(bench.pids.path().join("test.pid"), "4242\n").unwrap();
     assert_eq!(bench.find(vm).unwrap().pid, Some(4242));
+    what_it_shows(bench, vm);
 
     assert_eq!(bench.ask(DomainOrder::Suspend { vm }), DomainAnswer::Done);
     assert_eq!(state(), DomainState::Paused { by_io_error: false });
@@ -146,6 +147,29 @@ fn the_running_one(bench: &Bench, test: &DomainInfo) {
     let off = bench.find(vm).unwrap();
     assert_eq!((off.state, off.pid), (DomainState::Off(OffReason::Destroyed), None), "an old pid file says nothing");
     assert_eq!(bench.ask(DomainOrder::Destroy { vm }), DomainAnswer::Done);
+}
+
+/// This driver has a picture, counts in its memory, and has no console.
+fn what_it_shows(bench: &Bench, vm: VmId) {
+    let parts: Vec<Part> = bench.libvirt.look(vm, LONG).into_iter().collect();
+    let [Part::Console(console), Part::Memory(Ok(memory)), Part::Picture(picture), Part::Statistics(Ok(statistics))] =
+        parts.as_slice()
+    else {
+        panic!("not four parts in their order"); // They are long.
+    };
+    assert_eq!(*console, Ok(None));
+    assert!(
+        memory.len() == 0x8000 && memory.iter().zip((0..=255_u8).cycle()).all(|(byte, expected)| *byte == expected)
+    );
+    assert!(statistics.contains(&("state.state".to_owned(), "1".to_owned())), "{statistics:?}");
+    match picture {
+        Ok(picture) => assert!(picture.starts_with(b"\x89PNG"), "{:?}", &picture[..8]),
+        // It is a file that comes with the daemon.
+        Err(why) => assert!(why.contains("test-screenshot.png"), "{why}"),
+    }
+    let unknown: Vec<Part> = bench.libvirt.look(VmId::default(), LONG).into_iter().collect();
+    let expected = "libvirt shows nothing of it: NoDomain".to_owned();
+    assert!(unknown.len() == 4 && unknown.contains(&Part::Memory(Err(expected))));
 }
 
 /// A daemon's address in a folder of ours.
@@ -189,12 +213,20 @@ fn a_daemon_that_hangs_costs_time_outs_and_is_told() {
         bench.libvirt.ask(order, Duration::from_millis(100), move |answer| tell.send(answer).unwrap());
     }
     drop(tell);
+    let looks: Vec<_> = (0..9).map(|_| bench.libvirt.look(vm, Duration::from_millis(100))).collect();
     for _ in 0..2 {
         assert_eq!(told.recv_timeout(LONG), Ok(DomainAnswer::Failed(DomainFailure::Timeout)));
     }
     let why = bench.expect(down);
     assert!(why.contains("does not answer"), "{why}");
     assert!(told.try_recv().is_err(), "each is answered once, and a pause that was begun when it ends");
+    // Looks show nothing. Those that nobody had begun end; two workers and the spare hang with theirs.
+    let ended =
+        |look: &Receiver<Part>| look.recv_timeout(Duration::from_millis(1)) == Err(RecvTimeoutError::Disconnected);
+    let until = std::time::Instant::now() + LONG;
+    while looks.iter().filter(|look| ended(look)).count() < 6 {
+        assert!(std::time::Instant::now() < until, "looks that nobody had begun end at their deadline");
+    }
     // It dies: whoever waited for it goes on, and finds nobody.
     drop(frozen);
     let paused = told.recv_timeout(LONG);

@@ -80,13 +80,14 @@ pub trait Message: Serialize + DeserializeOwned {
 }
 
 impl Message for FromGuest {
-    const KINDS: std::ops::RangeInclusive<u16> = 1..=4;
+    const KINDS: std::ops::RangeInclusive<u16> = 1..=5;
     fn kind(&self) -> u16 {
         match self {
             Self::Hello(_) => 1,
             Self::Beat(_) => 2,
             Self::Report(_) => 3,
             Self::Outcome { .. } => 4,
+            Self::Leaves => 5,
         }
     }
 }
@@ -198,6 +199,12 @@ impl Decoder {
     #[must_use]
     pub fn unknown(&self) -> u64 {
         self.unknown
+    }
+
+    /// Bytes that wait for the rest of their message: less than the longest whole one, once everything was taken.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        self.bytes.len() - self.at
     }
 
     /// How many bytes were skipped before the first message.

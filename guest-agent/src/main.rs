@@ -20,11 +20,38 @@ use mainstay_guest::message::{Application, Severity, Verdict, Wish};
 /// It beats once a second over a virtio-serial port, tells the host of errors of kernel, units, checks and applications, and
 /// does what the host asks for (freeze, thaw, shutdown). The host's policy decides what follows from a report.
 #[derive(Parser)]
-#[command(name = "mainstay-guest", version, max_term_width = 100)]
+#[command(name = "mainstay-guest", version, max_term_width = 100, after_long_help = MORE)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+/// What no single command says.
+const MORE: &str = "\
+Examples:
+  mainstay-guest status
+      Does the host listen, and what is wrong here?
+  mainstay-guest report --kind app/db --message 'no answer for 30 s' --ask reset --wait
+      Ask for a reset of this VM, and wait for what the host decides
+  mainstay-guest report --severity warning --kind app/disk --message 'over 90 % full'
+      Only tell
+  mainstay-guest report --kind app/db --message 'no connection' --ask reset-vm db1
+      Ask for a reset of another VM, if its policy allows that
+  mainstay-guest heartbeat enable; while work; do mainstay-guest heartbeat mark-active; done
+      From 'enable' to 'disable' a silent application counts as failed
+
+Without this program, an application says the same on the socket, one JSON object a line:
+  {\"report\":{\"severity\":\"critical\",\"kind\":\"app/db\",\"message\":\"no answer\",\"ask\":\"reset\",\"wait\":true}}
+  {\"heartbeat\":\"enable\"}   {\"ready\":true}   \"status\"
+
+Files:
+  /etc/mainstay/guest.toml      what is watched: units, checks, who may report; says of each line what it means
+  /etc/mainstay/freeze.d/       programs that are run with 'freeze' and 'thaw' around a freeze
+  /run/mainstay-guest.sock      where applications report
+  /var/lib/mainstay-guest/      reports that wait for the host
+
+The host's policy decides what follows: `mainstay cluster guest-policy` there. Without the virtio-serial port
+org.mainstay.guest.0 (a channel in the VM's definition on the host) the agent waits until it comes.";
 
 #[derive(Subcommand)]
 enum Command {

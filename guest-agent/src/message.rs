@@ -31,6 +31,8 @@ pub enum FromGuest {
         /// Done, or why not, for people.
         result: Result<(), String>,
     },
+    /// The agent was told to end: beats that do not come from now on mean nothing.
+    Leaves,
 }
 
 /// Who speaks.

@@ -221,6 +221,16 @@ fn orders_are_answered() {
 }
 
 #[test]
+fn one_that_is_told_to_end_says_so() {
+    let mut guest = Guest::start("");
+    guest.ready();
+    let asked = Command::new("kill").arg(guest.agent.id().to_string()).status().unwrap();
+    assert!(asked.success());
+    guest.hear("a farewell", |message| (*message == FromGuest::Leaves).then_some(()));
+    assert!(guest.agent.wait().unwrap().success());
+}
+
+#[test]
 fn a_wrong_configuration_is_told_and_done_without() {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("guest.toml");

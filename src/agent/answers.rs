@@ -4,6 +4,7 @@
 //! channels behind it are (D-Bus 64, control 256 per peer, hook threads).
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::oneshot;
@@ -15,10 +16,12 @@ use crate::api::dbus::{Ask, AskMessage, AskReply};
 use crate::core::Core;
 use crate::core::event::{AskId, Event};
 use crate::exec::cluster::{self, Cluster};
+use crate::exec::failures::Failures;
 use crate::exec::hook::HookAnswer;
 use crate::exec::notes::{self, NoteBook};
 use crate::exec::{clock, doctor};
 use crate::types::control::{Denial, Reply, Request};
+use crate::types::guests::GuestWord;
 use crate::types::settings::{ClusterSettings, MemberSettings, SettingsChange};
 use crate::types::view::{ClusterView, NoteView};
 use crate::types::{HostId, Ticket, VmId};
@@ -41,6 +44,7 @@ enum Wish {
 struct Inner {
     next: u64,
     guests: ToGuests,
+    failures: Arc<Failures>,
     waiters: BTreeMap<AskId, Waiter>,
     cluster: Cluster,
     notes: NoteBook,
@@ -51,8 +55,14 @@ struct Inner {
 pub(crate) struct Answers(Arc<Mutex<Inner>>);
 
 impl Answers {
-    pub(crate) fn new(cluster: Cluster, notes: NoteBook, guests: ToGuests) -> Self {
-        Self(Arc::new(Mutex::new(Inner { next: 0, guests, waiters: BTreeMap::new(), cluster, notes })))
+    pub(crate) fn new(cluster: Cluster, notes: NoteBook, guests: ToGuests, state: &Path) -> Self {
+        let (waiters, failures) = (BTreeMap::new(), Arc::new(Failures::new(state.join("failures"))));
+        Self(Arc::new(Mutex::new(Inner { next: 0, guests, failures, waiters, cluster, notes })))
+    }
+
+    /// Failures of guests that are kept on this host.
+    pub(crate) fn failures(&self) -> Arc<Failures> {
+        Arc::clone(&self.lock().failures)
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -96,8 +106,13 @@ impl Answers {
                 None
             }
             Request::Guest(word) => {
-                if let Some(from) = from {
-                    let _ = self.lock().guests.send(FromOthers::Word(from, *word));
+                match (*word, from) {
+                    (GuestWord::Failures(ask), _) => {
+                        super::failures::answer(self.failures(), ask, |reply| answer.send(reply));
+                        return None;
+                    }
+                    (word, Some(from)) => drop(self.lock().guests.send(FromOthers::Word(from, word))),
+                    (_, None) => {}
                 }
                 answer.send(Reply::Done);
                 None
@@ -134,6 +149,14 @@ impl Answers {
             Ask::Change(change) => (Request::Change(change), Wish::Act("changed")),
             Ask::Notes { since_unix_ms, vm, host } => {
                 self.gather_notes(answer, core, executors, since_unix_ms, vm, host);
+                return None;
+            }
+            Ask::Failures { vm } => {
+                super::failures::gather(vm, answer, core, executors);
+                return None;
+            }
+            Ask::FailurePiece { host, ask } => {
+                super::failures::piece(host, ask, answer, executors);
                 return None;
             }
             Ask::TestFenceDevice { name } => {
@@ -255,7 +278,12 @@ pub(crate) fn as_stranger(message: AskMessage, view: ClusterView) {
                 let _ = answer.send(AskReply::Findings(doctor::examine_stranger().await));
             });
         }
-        Ask::Vm(_) | Ask::Change(_) | Ask::Explain { .. } | Ask::TestFenceDevice { .. } => {
+        Ask::Vm(_)
+        | Ask::Change(_)
+        | Ask::Explain { .. }
+        | Ask::TestFenceDevice { .. }
+        | Ask::Failures { .. }
+        | Ask::FailurePiece { .. } => {
             let _ = answer.send(denied());
         }
     }

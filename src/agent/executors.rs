@@ -20,6 +20,8 @@ use crate::core::note::{Level, Note};
 use crate::exec::cluster::{self, Cluster};
 use crate::exec::datastore::Datastore;
 use crate::exec::doctor::system;
+use crate::exec::evidence::Evidence;
+use crate::exec::failures::Failures;
 use crate::exec::guard_client::{GuardClient, GuardEvent};
 use crate::exec::hook::{HookAsk, HookServer, write_unprotected};
 use crate::exec::libvirt::Libvirt;
@@ -27,6 +29,7 @@ use crate::exec::net::BeatReceiver;
 use crate::exec::program::Stop;
 use crate::exec::{clock, fence, power};
 use crate::types::control::{Reply, Request};
+use crate::types::failure::FailureAsk;
 use crate::types::guard::{GuardConfig, GuardDatastore, GuardOrder};
 use crate::types::guests::GuestWord;
 use crate::types::settings::ClusterSettings;
@@ -34,6 +37,9 @@ use crate::types::store::{StoreAnswer, StoreFailure, StoreOrder};
 use crate::types::view::NoteView;
 use crate::types::vm::{DomainAnswer, DomainOrder};
 use crate::types::{DatastoreId, HostId, Incarnation, Ticket};
+
+/// For another host to read of its disk what it has kept of failures.
+const FAILURES: Duration = Duration::from_secs(5);
 
 /// Everything that acts.
 pub(crate) struct Executors {
@@ -46,6 +52,7 @@ pub(crate) struct Executors {
     events: Events,
     guard: GuardClient,
     libvirt: Libvirt,
+    evidence: Evidence,
     answers: Answers,
     control: Control,
     stores: BTreeMap<DatastoreId, Datastore>,
@@ -69,6 +76,10 @@ impl Executors {
         let libvirt = Libvirt::spawn(&config.libvirt.uri, {
             let to_pump = to_pump.clone();
             move |event| to_pump.libvirt(event)
+        });
+        let evidence = Evidence::new(&here.name, answers.failures(), {
+            let libvirt = libvirt.clone();
+            move |vm, within| libvirt.look(vm, within)
         });
         let guard = GuardClient::spawn(run.join("guard.sock"), {
             let events = events.clone();
@@ -107,6 +118,7 @@ impl Executors {
             events,
             guard,
             libvirt,
+            evidence,
             answers: answers.clone(),
             control,
             stores: BTreeMap::new(),
@@ -311,14 +323,31 @@ impl Executors {
         self.me
     }
 
-    /// A remedy for a guest, past the core.
-    pub(crate) fn ask_libvirt(
+    /// Gives orders to libvirt past the core: remedies for guests.
+    pub(crate) fn libvirt(&self) -> Libvirt {
+        self.libvirt.clone()
+    }
+
+    /// Collects and keeps failure information.
+    pub(crate) fn evidence(&self) -> &Evidence {
+        &self.evidence
+    }
+
+    /// Failures of guests that are kept on this host.
+    pub(crate) fn failures(&self) -> Arc<Failures> {
+        self.answers.failures()
+    }
+
+    /// Asks another host about those that it keeps.
+    pub(crate) fn ask_about_failures(
         &self,
-        order: DomainOrder,
-        within: Duration,
-        answer: impl FnOnce(DomainAnswer) + Send + 'static,
+        to: HostId,
+        ask: FailureAsk,
+        told: impl FnOnce(Result<Reply, String>) + Send + 'static,
     ) {
-        self.libvirt.ask(order, within, answer);
+        let ticket = Ticket(clock::nonce().0 as u64);
+        let request = Request::Guest(Box::new(GuestWord::Failures(ask)));
+        self.control.send(to, ticket, request, FAILURES, move |reply| told(reply.map_err(|error| error.to_string())));
     }
 
     /// Another agent hears of a guest's request. It is said again if that was lost.

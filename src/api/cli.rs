@@ -17,6 +17,7 @@ mod cluster;
 mod datastore;
 mod doctor;
 mod events;
+mod failures;
 mod fence_device;
 mod lists;
 mod member;

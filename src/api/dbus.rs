@@ -27,10 +27,11 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use zbus::object_server::SignalEmitter;
 
 use crate::exec::doctor::Finding;
-use crate::types::VmId;
 use crate::types::control::{Denial, VmCommand};
+use crate::types::failure::{FailureAsk, FailureList, Piece};
 use crate::types::settings::SettingsChange;
 use crate::types::view::{ClusterView, NoteView, VmView};
+use crate::types::{HostId, VmId};
 
 /// Well-known name on the bus; also the name of the interface.
 pub const BUS_NAME: &str = "org.mainstay.Agent1";
@@ -90,6 +91,18 @@ pub enum Ask {
         /// Which.
         vm: VmId,
     },
+    /// Failures of a VM that hosts have kept.
+    Failures {
+        /// Which.
+        vm: VmId,
+    },
+    /// A part of a file of one.
+    FailurePiece {
+        /// The host that keeps it.
+        host: HostId,
+        /// What of it; a `Piece`.
+        ask: FailureAsk,
+    },
 }
 
 /// A question and where its answer goes. Dropping `answer` tells the caller that the agent gave none.
@@ -118,6 +131,10 @@ pub enum AskReply {
     Denied(Denial),
     /// Of `Explain`.
     Explain(Box<VmView>),
+    /// Of `Failures`.
+    Failures(FailureList),
+    /// Of `FailurePiece`.
+    Piece(Piece),
 }
 
 /// Why `serve` gave up.

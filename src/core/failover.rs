@@ -20,6 +20,7 @@ use super::placement::{Need, Placed};
 use super::proofs::LateWrite;
 use crate::mutants::{Mutant, planted};
 use crate::types::control::{Denial, Reply, Request, RunOrder};
+use crate::types::vm::DomainState;
 use crate::types::{Against, Claim, ClaimReason, Debt, Holder, HostId, Over, Owner, Proof, Ticket, Time, VmId, Wanted};
 
 /// An order under way.
@@ -103,7 +104,8 @@ impl Core {
 
     /// A living owner mends its own VMs: a crash, a lapse, a stop. Only when it does not, the master does.
     fn left_to_owner(&mut self, cx: &mut Cx, id: VmId, claim: &Claim, proof: Proof) -> bool {
-        // Of a handover, only a copy that is still there can be mended: what a source says, and a lapse.
+        // Of a handover, only a copy that is still there can be mended: what a source says, and a lapse. A target to which
+        // nothing has come, and whose guard cannot say so any more, mends nothing.
         let mending: Vec<(Owner, Over)> = match proof {
             Proof::Said(over) => claim.owner().map(|owner| (owner, over)).into_iter().collect(),
             Proof::Both { from, to } => {
@@ -112,7 +114,10 @@ impl Core {
                     Against::Said(over) => Some((owner, over)),
                     Against::Rebooted | Against::Lapsed | Against::PowerOff => None,
                 });
-                said.filter(|(owner, over)| *over == Over::Lapsed || claim.maker == owner.host).collect()
+                said.filter(|(owner, over)| {
+                    claim.maker == owner.host || *over == Over::Lapsed && self.may_have_copy(owner.host, id)
+                })
+                .collect()
             }
             Proof::Unowned | Proof::Rebooted { .. } | Proof::Lapsed { .. } | Proof::PowerOff => Vec::new(),
         };
@@ -131,6 +136,20 @@ impl Core {
             cx.set(Timer::Place(id), cx.now + RETRY);
         }
         stands
+    }
+
+    /// Whether libvirt there may have a copy, running or not: what was not heard yet is no sign of none.
+    fn may_have_copy(&self, host: HostId, id: VmId) -> bool {
+        let state = if host == self.me.host {
+            if !self.libvirt.up {
+                return true;
+            }
+            self.libvirt.domains.get(&id).map(|domain| domain.state)
+        } else {
+            let Some(report) = self.peers.get(&host).and_then(|peer| peer.report.as_ref()) else { return true };
+            report.vms.iter().find(|vm| vm.vm == id).and_then(|vm| vm.domain)
+        };
+        !matches!(state, None | Some(DomainState::Off(_)))
     }
 
     /// Whether late writes of other hosts than `here` cannot be excluded; says what would.

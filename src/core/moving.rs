@@ -26,7 +26,7 @@ use super::placement::{Need, Placed};
 use crate::mutants::{Mutant, planted};
 use crate::types::control::{Denial, IncomingOrder, Reply, Request};
 use crate::types::guard::{GuardOrder, Refusal};
-use crate::types::vm::{DomainAnswer, DomainChange, DomainOrder, OffReason, Underway};
+use crate::types::vm::{DomainAnswer, DomainChange, DomainOrder, DomainState, OffReason, Underway};
 use crate::types::{
     Claim, ClaimReason, DatastoreId, HostId, Over, Tenure, Ticket, Time, VmId, VmRecord, VmState, Wanted,
 };
@@ -107,6 +107,10 @@ impl Core {
         }
         if !self.is_mine(vm) || row != Some(VmState::Running) {
             return Err(Denial::NotHere);
+        }
+        if let Some(DomainState::Paused { .. }) = self.libvirt.domains.get(&id).map(|domain| domain.state) {
+            // The target resumes what has come to it.
+            return Err(Denial::Unable("it is paused; resume it first ('virsh resume'), or shut it down".into()));
         }
         if claim.next_home() != claim.home {
             return Err(Denial::Unable("its home is being moved; try again in a moment".into()));

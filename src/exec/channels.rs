@@ -123,6 +123,9 @@ impl Line {
                 return;
             }
             let why = self.talk(stream, &mut orders).await;
+            if self.events.send(ChannelEvent::Guest(GuestEvent::Disconnected(self.vm))).await.is_err() {
+                return;
+            }
             let pause = if why.is_some() { REST } else { AGAIN };
             if let Some(why) = why {
                 self.wrong(1, &why).await;
@@ -209,6 +212,7 @@ mod tests {
     async fn next(events: &mut mpsc::Receiver<ChannelEvent>) -> String {
         match timeout(LONG, events.recv()).await.unwrap().unwrap() {
             ChannelEvent::Guest(GuestEvent::Connected(_)) => "connected".to_owned(),
+            ChannelEvent::Guest(GuestEvent::Disconnected(_)) => "disconnected".to_owned(),
             ChannelEvent::Guest(GuestEvent::Said(_, said)) if *said == hello() => "hello".to_owned(),
             ChannelEvent::Guest(other) => format!("{other:?}"),
             ChannelEvent::Note(note) => note.text,
@@ -239,6 +243,8 @@ mod tests {
             assert_eq!(heard, encode(&welcome).unwrap());
             stream.write_all(&encode(&hello()).unwrap()).await.unwrap();
             assert_eq!(next(&mut events).await, "hello");
+            drop(stream);
+            assert_eq!(next(&mut events).await, "disconnected");
         }
     }
 
@@ -252,6 +258,7 @@ mod tests {
             stream.write_all(&encode(&hello()).unwrap()).await.unwrap();
             assert_eq!(next(&mut events).await, "hello");
             stream.write_all(b"junk, and more of it than a header has").await.unwrap();
+            assert_eq!(next(&mut events).await, "disconnected");
             if round == 0 {
                 assert!(
                     next(&mut events).await.starts_with("web: its guest's channel: bytes between two messages (1 ")

@@ -4,6 +4,8 @@ pub mod clock;
 pub mod cluster;
 pub mod datastore;
 pub mod doctor;
+pub mod evidence;
+pub mod failures;
 pub mod fence;
 pub mod guard_client;
 pub mod hook;

@@ -85,6 +85,14 @@ pub fn risen(known: Incarnation) -> Incarnation {
     if planted(Mutant::CounterReused) { known } else { known.next() }
 }
 
+/// The incarnation of a guard that a datastore has shown `shown`, which is not below its own. Its host has lost what it
+/// knew, and may have used others since `shown`, which lie nowhere: a counter of them would be given, and a beat sealed
+/// under it, a second time. So `random` chooses one of the 2³¹ next.
+#[must_use]
+pub fn risen_above(shown: Incarnation, random: u32) -> Incarnation {
+    Incarnation(shown.next().0.saturating_add(u64::from(random >> 1)))
+}
+
 fn go_on(carried: Carried) -> anyhow::Result<State> {
     let mut state = State::carry_on(carried);
     let known: Vec<_> = state.table.processes().collect();

@@ -38,7 +38,7 @@ mod watchdog;
 
 use std::path::PathBuf;
 
-pub use child::risen;
+pub use child::{risen, risen_above};
 pub use ends::ends;
 pub use kept::stop_all;
 pub use parent::run;

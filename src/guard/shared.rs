@@ -13,10 +13,10 @@ use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::kept;
 use super::memory::{Board, Memory};
 use super::plan::Plan;
 use super::state::State;
+use super::{kept, risen_above};
 use crate::exec::clock;
 use crate::exec::state::{HostState, StateFile};
 use crate::types::guard::GuardConfig;
@@ -216,7 +216,7 @@ impl Shared {
         if above < known.incarnation {
             return Ok(());
         }
-        let next = HostState { incarnation: above.next(), ..*known };
+        let next = HostState { incarnation: risen_above(above, u32::from_le_bytes(clock::random())), ..*known };
         file.write(&next).map_err(|error| error.to_string())?;
         *known = next;
         self.with(|state, _| state.restart(next.incarnation));

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::failure::{Failure, Piece};
 use super::guests::GuestWord;
 use super::settings::{ClusterSettings, OnDoubt, SettingsChange};
 use super::view::{ClusterView, NoteView};
@@ -231,6 +232,10 @@ pub enum Reply {
     /// Of `Handover`: this claim stands. To `Handover`, `Denied` means that no claim was made and none will be; any
     /// other answer, and none, that it may exist.
     Claimed(Box<Claim>),
+    /// Failures of a VM that are kept on the host that is asked, oldest first.
+    Failures(Vec<Failure>),
+    /// A part of a file of one.
+    Piece(Piece),
 }
 
 /// Why not.

@@ -2,140 +2,20 @@
 //!
 //! Patterns are checked when they are read: a document with a bad one is refused as a whole.
 
+mod patterns;
+
 use std::fmt;
+use std::time::Duration;
 
 use mainstay_guest::message::{ReportId, Severity, Verdict};
-use regex_lite::Regex;
 use serde::{Deserialize, Serialize};
 
+pub use self::patterns::{BadPattern, Glob, MAX_PATTERN, Pattern};
 use super::VmId;
+use super::failure::FailureAsk;
 
 /// A document holds at most so many rules, and so many permissions.
 pub const MAX_RULES: usize = 256;
-/// Longest pattern in bytes. Matching takes time linear in pattern times text.
-pub const MAX_PATTERN: usize = 256;
-
-/// A name or kind with `*` for any letters; nothing else is special.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Glob(String);
-
-impl Glob {
-    /// By its text.
-    ///
-    /// # Errors
-    /// Empty or longer than `MAX_PATTERN`.
-    pub fn new(text: &str) -> Result<Self, BadPattern> {
-        if text.is_empty() || MAX_PATTERN < text.len() {
-            return Err(BadPattern::Length);
-        }
-        Ok(Self(text.to_owned()))
-    }
-
-    /// Fits everything.
-    #[must_use]
-    pub fn any() -> Self {
-        Self("*".to_owned())
-    }
-
-    /// Whether the whole name fits. Linear in pattern times name: on a mismatch only the last `*` is tried again.
-    #[must_use]
-    pub fn fits(&self, name: &str) -> bool {
-        let (pattern, name) = (self.0.as_bytes(), name.as_bytes());
-        let (mut at, mut of) = (0, 0);
-        let mut star: Option<(usize, usize)> = None;
-        while of < name.len() {
-            if pattern.get(at) == Some(&b'*') {
-                star = Some((at, of));
-                at += 1;
-            } else if pattern.get(at) == Some(&name[of]) {
-                (at, of) = (at + 1, of + 1);
-            } else if let Some((star_at, taken)) = star {
-                star = Some((star_at, taken + 1));
-                (at, of) = (star_at + 1, taken + 1);
-            } else {
-                return false;
-            }
-        }
-        pattern[at..].iter().all(|byte| *byte == b'*')
-    }
-}
-
-impl TryFrom<String> for Glob {
-    type Error = BadPattern;
-    fn try_from(text: String) -> Result<Self, BadPattern> {
-        Self::new(&text)
-    }
-}
-
-impl From<Glob> for String {
-    fn from(glob: Glob) -> Self {
-        glob.0
-    }
-}
-
-impl fmt::Display for Glob {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-/// A regular expression that is searched for in a message.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Pattern(Regex);
-
-impl Pattern {
-    /// By its text.
-    ///
-    /// # Errors
-    /// Too long, or no regular expression.
-    pub fn new(text: &str) -> Result<Self, BadPattern> {
-        if text.is_empty() || MAX_PATTERN < text.len() {
-            return Err(BadPattern::Length);
-        }
-        Regex::new(text).map(Self).map_err(|why| BadPattern::Expression(why.to_string()))
-    }
-
-    /// Whether it is found in the text.
-    #[must_use]
-    pub fn is_in(&self, text: &str) -> bool {
-        self.0.is_match(text)
-    }
-}
-
-impl PartialEq for Pattern {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.as_str() == other.0.as_str()
-    }
-}
-
-impl Eq for Pattern {}
-
-impl TryFrom<String> for Pattern {
-    type Error = BadPattern;
-    fn try_from(text: String) -> Result<Self, BadPattern> {
-        Self::new(&text)
-    }
-}
-
-impl From<Pattern> for String {
-    fn from(pattern: Pattern) -> Self {
-        pattern.0.as_str().to_owned()
-    }
-}
-
-/// Why a pattern is refused.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum BadPattern {
-    /// Empty or too long.
-    #[error("a pattern is 1 to {MAX_PATTERN} bytes")]
-    Length,
-    /// Not one.
-    #[error("no regular expression: {0}")]
-    Expression(String),
-}
-
 /// What is done to a VM.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -267,6 +147,70 @@ impl Default for Limits {
     }
 }
 
+/// How soon silence is taken for failure.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Preset {
+    /// Never.
+    Off,
+    /// 120 s without a beat and I/O; not in the first 480 s.
+    Low,
+    /// 60 s without a beat and I/O; not in the first 240 s.
+    #[default]
+    Medium,
+    /// 30 s without a beat, and 60 s without I/O (or 30, if its CPUs show that it hangs); not in the first 120 s.
+    High,
+}
+
+/// Which guests are watched how. The first that fits decides; one that none fits is not watched.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Monitor {
+    /// Their names.
+    #[serde(default = "Glob::any")]
+    pub vm: Glob,
+    /// The times, where nothing else is said.
+    #[serde(default)]
+    pub preset: Preset,
+    /// Seconds without a beat.
+    #[serde(default)]
+    pub silence_s: Option<u32>,
+    /// Seconds without I/O.
+    #[serde(default)]
+    pub io_s: Option<u32>,
+    /// Seconds after a boot in which nothing is judged.
+    #[serde(default)]
+    pub uptime_s: Option<u32>,
+}
+
+/// The same, as times.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Watchfulness {
+    /// Without a beat.
+    pub silence: Duration,
+    /// Without I/O.
+    pub io: Duration,
+    /// After a boot.
+    pub uptime: Duration,
+}
+
+impl Monitor {
+    fn times(&self) -> Option<Watchfulness> {
+        let (silence, io, uptime) = match self.preset {
+            Preset::Off => return None,
+            Preset::Low => (120, 120, 480),
+            Preset::Medium => (60, 60, 240),
+            Preset::High => (30, 60, 120),
+        };
+        let time = |set: Option<u32>, preset: u32| Duration::from_secs(set.unwrap_or(preset).into());
+        Some(Watchfulness {
+            silence: time(self.silence_s, silence),
+            io: time(self.io_s, io),
+            uptime: time(self.uptime_s, uptime),
+        })
+    }
+}
+
 /// The part of the settings.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -280,16 +224,32 @@ pub struct GuestSettings {
     /// Of every VM.
     #[serde(default)]
     pub limits: Limits,
+    /// In this order.
+    #[serde(default = "all_watched", rename = "monitor")]
+    pub monitors: Vec<Monitor>,
+}
+
+fn all_watched() -> Vec<Monitor> {
+    vec![Monitor { vm: Glob::any(), preset: Preset::default(), silence_s: None, io_s: None, uptime_s: None }]
 }
 
 impl GuestSettings {
+    /// How the guest of this name is watched, if it is.
+    #[must_use]
+    pub fn watchfulness(&self, name: &str) -> Option<Watchfulness> {
+        self.monitors.iter().find(|monitor| monitor.vm.fits(name))?.times()
+    }
+
     /// What cannot be used, for people.
     ///
     /// # Errors
     /// More rules or permissions than fit; one that could never apply.
     pub fn check(&self) -> Result<(), String> {
-        if MAX_RULES < self.rules.len() || MAX_RULES < self.permissions.len() {
-            return Err(format!("at most {MAX_RULES} rules and as many permissions"));
+        if [self.rules.len(), self.permissions.len(), self.monitors.len()].iter().any(|count| MAX_RULES < *count) {
+            return Err(format!("at most {MAX_RULES} rules, and as many permissions and monitors"));
+        }
+        if let Some(n) = self.monitors.iter().position(|monitor| [monitor.silence_s, monitor.io_s].contains(&Some(0))) {
+            return Err(format!("monitor {}: silence_s and io_s are at least 1", n + 1));
         }
         let wrong = |what: &str, n: usize| Err(format!("{what} {}: counts, votes and windows are at least 1", n + 1));
         if let Some(n) = self.rules.iter().position(|rule| rule.count == 0 || rule.within_s == 0) {
@@ -314,7 +274,7 @@ impl Default for GuestSettings {
             within_s: minute(),
             then: Consequence::AsAsked,
         };
-        Self { rules: vec![rule], permissions: Vec::new(), limits: Limits::default() }
+        Self { rules: vec![rule], permissions: Vec::new(), limits: Limits::default(), monitors: all_watched() }
     }
 }
 
@@ -380,6 +340,8 @@ pub enum GuestWord {
         /// What was decided.
         answer: Answer,
     },
+    /// To any host: show failures that are kept there. Answered by `Reply::Failures` or `Reply::Piece`.
+    Failures(FailureAsk),
 }
 
 fn least() -> Severity {
@@ -397,26 +359,6 @@ fn minute() -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_glob_fits_whole_names() {
-        for (pattern, name, expected) in [
-            ("*", "", true),
-            ("*", "web1", true),
-            ("web*", "web1", true),
-            ("web*", "aweb", false),
-            ("*/db", "app/db", true),
-            ("a*b*c", "a-b-b-c", true),
-            ("a*b*c", "a-b-c-d", false),
-            ("web", "web1", false),
-            ("a.c", "abc", false),
-            ("**", "x", true),
-            ("*a*a*a*b", &"a".repeat(4096), false),
-        ] {
-            assert_eq!(Glob::new(pattern).unwrap().fits(name), expected, "{pattern} {name:.20}");
-        }
-        assert_eq!(Glob::new(""), Err(BadPattern::Length));
-    }
 
     #[test]
     fn a_bad_document_is_refused_with_its_reason() {

@@ -8,6 +8,7 @@
 
 pub mod beat;
 pub mod control;
+pub mod failure;
 pub mod guard;
 pub mod guests;
 pub mod ids;

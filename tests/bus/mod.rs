@@ -13,6 +13,10 @@ use std::time::{Duration, Instant};
 use mainstay::api::dbus::{self, Ask, AskMessage, AskReply, Bus};
 use mainstay::exec::doctor::{Finding, Level};
 use mainstay::types::control::Denial;
+use mainstay::types::failure::{
+    Class, Failure, FailureAsk, FailureFile, FailureKind, FailureList, Family, KeptFile, MissingFile, Piece,
+};
+use mainstay::types::guests::Remedy;
 use mainstay::types::view::{ClusterView, DatastoreView, FenceDeviceView, HostView, NoteView, VIEW_SCHEMA, VmView};
 use tokio::sync::{broadcast, mpsc};
 
@@ -189,11 +193,69 @@ fn answer(ask: &Ask, view: &ClusterView) -> Option<AskReply> {
         Ask::TestFenceDevice { name } if name == "ipmi-a" => AskReply::Done("answers: its host is on (0.42 s)".into()),
         Ask::TestFenceDevice { .. } => AskReply::Failed("fence_ipmilan status failed (exit status: 1)".into()),
         Ask::Change(_) => AskReply::Done("settings 8 are in force on 3 hosts".into()),
+        Ask::Failures { vm } if name(*vm) == "web" => AskReply::Failures(example_failures()),
+        Ask::Failures { .. } => AskReply::Failures(FailureList::default()),
+        Ask::FailurePiece { ask: FailureAsk::Piece { file: FailureFile::Statistics, .. }, .. } => {
+            AskReply::Failed("cannot read statistics.txt: No such file or directory".into())
+        }
+        Ask::FailurePiece { ask: FailureAsk::Piece { file, from, .. }, .. } => {
+            let whole = example_file(*file);
+            let from = usize::try_from(*from).unwrap().min(whole.len());
+            // In small pieces, so that there are several.
+            let bytes = whole[from..whole.len().min(from + 20)].to_vec();
+            AskReply::Piece(Piece { bytes, total: whole.len() as u64 })
+        }
+        Ask::FailurePiece { ask: FailureAsk::List { .. }, .. } => return None,
         Ask::Explain { vm } => match view.vms.iter().find(|one| one.id == *vm) {
             Some(vm) => AskReply::Explain(Box::new(vm.clone())),
             None => AskReply::Denied(Denial::UnknownVm),
         },
     })
+}
+
+/// A file of each of them.
+pub fn example_file(file: FailureFile) -> Vec<u8> {
+    match file {
+        FailureFile::Console => {
+            b"[    1.52] sysrq\r\n\x1b[2J[    1.53] Kernel panic - not syncing: sysrq triggered crash\n".to_vec()
+        }
+        FailureFile::Picture => b"\x89PNG\r\n".to_vec(),
+        _ => format!("{}\n", file.name()).into_bytes(),
+    }
+}
+
+/// Of web.
+pub fn example_failures() -> FailureList {
+    let failure = |number: u32, host: &str, family, kind, line: &str, outcome: &str| Failure {
+        number,
+        vm: mainstay::types::VmId(uuid::Uuid::from_u128(0xbeef_0001)),
+        name: "web".into(),
+        host: host.into(),
+        unix_ms: 1_795_626_000_000 + u64::from(number) * 1000,
+        class: Class { family, kind, line: line.into() },
+        cause: "app/db: no answer".into(),
+        system: "debian 12 6.1.0-28-amd64".into(),
+        remedy: Remedy::Reset,
+        outcome: outcome.into(),
+        waited_ms: 41,
+        files: [FailureFile::Console, FailureFile::Messages, FailureFile::Picture]
+            .map(|file| KeptFile { file, bytes: example_file(file).len() as u64 })
+            .to_vec(),
+        missing: vec![MissingFile { file: FailureFile::Screen, why: "the screen is in a graphics mode".into() }],
+    };
+    let panic = "Kernel panic - not syncing: sysrq triggered crash";
+    let hangs = "not done: libvirt does not answer";
+    let mut without = failure(4, "a", Family::Unknown, FailureKind::Reported, "", hangs);
+    without.files.push(KeptFile { file: FailureFile::Statistics, bytes: 7 });
+    FailureList {
+        failures: vec![
+            failure(1, "a", Family::Linux, FailureKind::Panic, panic, "done"),
+            failure(1, "b", Family::Boot, FailureKind::NoBootDevice, "No bootable device.", "done"),
+            failure(3, "a", Family::Linux, FailureKind::Panic, panic, "done"),
+            without,
+        ],
+        silent: vec!["c: not heard".into()],
+    }
 }
 
 /// Three hosts, one of them dead.

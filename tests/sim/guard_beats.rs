@@ -185,7 +185,8 @@ impl World {
     }
 
     pub(super) fn rise(&mut self, h: H, above: Incarnation) {
-        let next = above.next();
+        let random = u32::try_from(self.chance(1 << 32)).expect("32 bits");
+        let next = mainstay::guard::risen_above(above, random);
         self.hosts[h].incarnation = next;
         self.with_guard(h, |state, _| state.restart(next));
     }

@@ -71,6 +71,8 @@ pub struct Judge {
     pub(super) said: BTreeSet<(HostId, Tenure)>,
     /// When a copy stopped running, by VM and host.
     stood: BTreeMap<(VmId, H), u64>,
+    /// When a copy last wrote to its disks, of the writes that those have kept.
+    wrote: BTreeMap<(VmId, H), u64>,
     pub(super) touched: BTreeMap<VmId, u64>,
     pub(super) stall: Option<u64>,
     /// Claims that came about.
@@ -166,6 +168,7 @@ impl World {
         for h in old.difference(new).copied() {
             let now = self.now;
             self.judge.stood.insert((vm, h), now);
+            self.judge.wrote.insert((vm, h), now);
             self.check_blame(vm, h);
         }
         for h in new.difference(old).copied() {
@@ -188,12 +191,26 @@ impl World {
             Some(made) => made,
         };
         let since = |(of, at): (&(VmId, H), &u64)| (of.0 == vm && of.1 != h && made < *at).then_some(of.1);
-        if let Some(other) = self.judge.stood.iter().find_map(since) {
+        if let Some(other) = self.judge.wrote.iter().find_map(since) {
             let (name, host, other) = (self.vm_name(vm), self.hosts[h].name.clone(), self.hosts[other].name.clone());
             self.violated(&format!(
                 "{name} goes on at {host} with memory that is older than its disks: {other} ran it"
             ));
         }
+    }
+
+    /// Who has written to disks until now, and when last.
+    pub(super) fn writes(&self) -> BTreeMap<(VmId, H), u64> {
+        let running = self.judge.running.iter().flat_map(|(vm, hosts)| hosts.iter().map(|h| ((*vm, *h), self.now)));
+        self.judge.wrote.clone().into_iter().chain(running).collect()
+    }
+
+    /// Disks are what they were when these were their writes: what ran since has not happened to them. (A copy that runs
+    /// goes on, and writes to them from now on.)
+    pub(super) fn disks_went_back(&mut self, wrote: BTreeMap<(VmId, H), u64>) {
+        self.judge.wrote = wrote;
+        let running = &self.judge.running;
+        self.judge.newest.retain(|vm, _| running.contains_key(vm));
     }
 
     /// vCPU time passes for what has been running since the last look.
@@ -217,7 +234,7 @@ impl World {
         let Some(key) = self.qemu(h, vm).map(|qemu| qemu.key) else { return };
         let ran = !self.judge.executed.insert(key);
         let newest = self.judge.newest.insert(vm, key);
-        if ran && newest != Some(key) {
+        if ran && newest.is_some_and(|newest| newest != key) {
             let (name, host) = (self.vm_name(vm), self.hosts[h].name.clone());
             self.violated(&format!("{name} goes on at {host} with memory that is older than its disks"));
         }

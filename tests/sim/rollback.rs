@@ -51,13 +51,16 @@ pub fn leaps(to: Generation) -> bool {
 }
 
 impl World {
-    /// Copies of all datastores are made.
+    /// Copies of all datastores are made, disks and all.
     pub fn snapshot_storage(&mut self) {
+        self.copied = Some(self.writes());
         self.stores.values_mut().for_each(|store| store.keep_copy());
     }
 
     /// The last copies take the place of what lies there.
     pub fn roll_back_storage(&mut self) {
+        let Some(wrote) = self.copied.clone() else { return };
+        self.disks_went_back(wrote);
         for home in self.homes() {
             let lost = self.stores.get_mut(&home).expect("its own key").roll_back();
             for vm in lost {

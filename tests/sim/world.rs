@@ -184,6 +184,8 @@ pub struct World {
     pub stops_fail: bool,
     /// How long writes outlive a long break of their host's path, where that is not left to chance.
     pub linger: Duration,
+    /// Who had written to disks when the last copies of all datastores were made.
+    pub copied: Option<BTreeMap<(VmId, H), u64>>,
     /// How the storage path of each host is sick.
     pub sick: Vec<Sick>,
     /// How the network is sick.
@@ -280,6 +282,7 @@ impl World {
             starts_fail: BTreeSet::new(),
             stops_fail: false,
             linger: Duration::ZERO,
+            copied: None,
             sick: vec![Sick::default(); setup.hosts.len()],
             weather: Weather::default(),
             told: 0,

@@ -15,6 +15,7 @@
 mod applications;
 pub mod checks;
 pub mod config;
+mod ear;
 mod facts;
 mod kernel;
 mod orders;
@@ -181,6 +182,8 @@ impl Agent {
         let mut told = None;
         loop {
             if self.wait(ends) {
+                self.port.send(&FromGuest::Leaves);
+                self.port.turn();
                 return;
             }
             self.turn(Instant::now());

@@ -19,10 +19,12 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use mainstay_guest::frame::{Decoder, encode};
+use mainstay_guest::frame::encode;
 use mainstay_guest::message::{FromGuest, ToGuest};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::OFlags;
+
+use super::ear::Ear;
 
 /// Bytes that may wait to be written. A host that does not read for longer gets the newest beats only.
 const MAX_WAITING: usize = 256 * 1024;
@@ -51,7 +53,7 @@ pub struct Port {
 struct Open {
     file: File,
     host: bool,
-    decoder: Decoder,
+    ear: Ear,
     waiting: VecDeque<Vec<u8>>,
     bytes: usize,
     /// Of the first message that waits.
@@ -101,8 +103,8 @@ impl Port {
             match open(&self.name) {
                 Ok(file) => {
                     self.told = None;
-                    let (waiting, decoder) = (VecDeque::new(), Decoder::default());
-                    self.open = Some(Open { file, host: false, decoder, waiting, bytes: 0, written: 0 });
+                    let (waiting, ear) = (VecDeque::new(), Ear::default());
+                    self.open = Some(Open { file, host: false, ear, waiting, bytes: 0, written: 0 });
                 }
                 Err(why) => {
                     self.told = Some(why);
@@ -127,7 +129,7 @@ impl Open {
         let there = !hung_up(&self.file)?;
         if there != self.host {
             self.host = there;
-            self.decoder = Decoder::default();
+            self.ear = Ear::default();
             self.waiting.clear();
             (self.bytes, self.written) = (0, 0);
             heard.push(if there { Heard::HostCame } else { Heard::HostWent });
@@ -149,19 +151,9 @@ impl Open {
                 Err(why) if matches!(why.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => return Ok(()),
                 Err(why) => return Err(why),
             };
-            self.decoder.push(&chunk[..length]);
-            loop {
-                match self.decoder.take::<ToGuest>() {
-                    Ok(Some(message)) => heard.push(Heard::Said(message)),
-                    Ok(None) => break,
-                    Err(why) => {
-                        // The guest has no connection that it could close.
-                        self.decoder = Decoder::default();
-                        heard.push(Heard::Junk(why.to_string()));
-                        break;
-                    }
-                }
-            }
+            let (said, junk) = self.ear.hear(&chunk[..length]);
+            heard.extend(said.into_iter().map(Heard::Said));
+            heard.extend(junk.map(Heard::Junk));
         }
         Ok(())
     }
@@ -194,7 +186,7 @@ fn hung_up(file: &File) -> io::Result<bool> {
 fn open(name: &str) -> Result<File, String> {
     let path = find(name).ok_or_else(|| {
         format!(
-            "there is no virtio-serial port {name} here: on the host, 'mainstay vm enable-guest' adds it to this VM"
+            "there is no virtio-serial port {name} here: on the host, add a channel of that name to this VM's definition"
         )
     })?;
     let flags = (OFlags::NONBLOCK | OFlags::CLOEXEC).bits().cast_signed();

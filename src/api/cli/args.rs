@@ -151,6 +151,31 @@ pub enum VmCommand {
         /// Name or UUID.
         vm: String,
     },
+    /// What was kept of its guest's failures before something was done about them. Needs root.
+    ///
+    /// Before Mainstay resets a guest, or does something else to it, because a message or a rule asks for it, it keeps what the
+    /// guest shows: the text screen, a screenshot, the last 64 KiB of its serial console, its last messages, libvirt's statistics.
+    /// From these it says what kind of failure it was, with the line that says so. What could not be had in time is listed as
+    /// missing, with the reason: a remedy never waits longer than half a second.
+    ///
+    /// For the console its definition must log it to a file:
+    /// <serial type='pty'><log file='/var/log/libvirt/qemu/web-console.log'/></serial>
+    ///
+    /// Failures lie on the host that saw them (the newest 20, 64 MiB of a VM); all hosts are asked, and those that did not answer
+    /// are named. Numbers are those of a host: --host says whose is meant where two hosts have the same.
+    Failures {
+        /// Name or UUID.
+        vm: String,
+        /// Print one: its record and all its texts.
+        #[arg(long, value_name = "N", conflicts_with = "export")]
+        show: Option<u32>,
+        /// Write one with everything, also the screenshot, as a tar archive to a new file.
+        #[arg(long, num_args = 2, value_names = ["N", "FILE"])]
+        export: Option<Vec<String>>,
+        /// Only those that this host, by its name, has kept.
+        #[arg(long)]
+        host: Option<String>,
+    },
     /// It should run: here, or where there is room. Needs root.
     Start {
         /// Name or UUID.

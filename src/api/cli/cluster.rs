@@ -38,15 +38,6 @@ const RESTART_TIME: Duration = Duration::from_secs(90);
 const ANSWER_TIME: Duration = Duration::from_secs(30);
 const ANSWER_POLL: Duration = Duration::from_millis(250);
 
-fn guest_policy(file: &Path) -> Result<GuestSettings, String> {
-    let text =
-        if file == Path::new("-") { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(file) };
-    let guests: GuestSettings =
-        toml::from_str(&text.map_err(|why| why.to_string())?).map_err(|why| why.to_string().trim_end().to_owned())?;
-    guests.check()?;
-    Ok(guests)
-}
-
 /// `mainstay cluster …`
 pub async fn run(out: &mut Out, json: bool, command: ClusterCommand) -> Result<(), Trouble> {
     match command {
@@ -112,6 +103,15 @@ pub async fn run(out: &mut Out, json: bool, command: ClusterCommand) -> Result<(
             vm::done(out, json, &setting, &said)
         }
     }
+}
+
+fn guest_policy(file: &Path) -> Result<GuestSettings, String> {
+    let text =
+        if file == Path::new("-") { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(file) };
+    let guests: GuestSettings =
+        toml::from_str(&text.map_err(|why| why.to_string())?).map_err(|why| why.to_string().trim_end().to_owned())?;
+    guests.check()?;
+    Ok(guests)
 }
 
 async fn init(out: &mut Out, json: bool, name: &str, profile: Profile) -> Result<(), Trouble> {

@@ -123,7 +123,8 @@ fn show(out: &mut Out, note: &NoteView) -> std::io::Result<()> {
     out.line(&format!("{head}{}", out.paint(tail, tone)))
 }
 
-fn when(unix_ms: u64) -> String {
+/// The local clock of day.
+pub fn when(unix_ms: u64) -> String {
     let stamp = i64::try_from(unix_ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
     let Some(stamp) = stamp else { return "(no time)".to_owned() };
     stamp.to_zoned_datetime(TimeZone::system()).strftime("%Y-%m-%d %H:%M:%S%.3f").to_string()

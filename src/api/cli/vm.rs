@@ -39,6 +39,9 @@ pub async fn run(out: &mut Out, json: bool, command: VmCommand) -> Result<(), Tr
             }
             Ok(explain(out, &vm)?)
         }
+        VmCommand::Failures { vm, show, export, host } => {
+            super::failures::run(out, json, &vm, host.as_deref(), show, export).await
+        }
         VmCommand::Start { vm } => {
             let (agent, vm, what) = known(&vm, "started").await?;
             let id = vm.id.to_string();

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::Bus;
 use crate::exec::doctor::Finding;
+use crate::types::failure::{Failure, FailureFile, FailureList};
 use crate::types::settings::{OnDoubt, SettingsChange};
 use crate::types::view::{ClusterView, NoteView, VmView};
 
@@ -18,6 +19,9 @@ const QUESTION_TIME: Duration = Duration::from_secs(15);
 const DOCTOR_TIME: Duration = Duration::from_secs(60);
 const CHANGE_TIME: Duration = Duration::from_secs(310);
 const MOVE_TIME: Duration = Duration::from_secs(4 * 3600 + 10);
+
+/// Longer than any file of a failure, in bytes.
+const MAX_FILE: usize = 64 * 1024 * 1024;
 
 /// Why the agent did not do what was asked.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -49,6 +53,15 @@ trait Agent1 {
     async fn notes(&self, since_unix_ms: u64, vm: &str, host: &str) -> zbus::Result<String>;
     async fn doctor(&self) -> zbus::Result<String>;
     async fn explain(&self, vm: &str) -> zbus::Result<String>;
+    async fn failures(&self, vm: &str) -> zbus::Result<String>;
+    async fn failure_piece(
+        &self,
+        host: &str,
+        vm: &str,
+        number: u32,
+        file: &str,
+        from: u64,
+    ) -> zbus::Result<(Vec<u8>, u64)>;
     async fn vm_start(&self, vm: &str) -> zbus::Result<String>;
     async fn vm_stop(&self, vm: &str, force: bool) -> zbus::Result<String>;
     async fn vm_set_on_doubt(&self, vm: &str, on_doubt: &str) -> zbus::Result<String>;
@@ -113,6 +126,32 @@ impl Agent {
     /// As [`AgentError`] says.
     pub async fn explain(&self, vm: &str) -> Result<VmView, AgentError> {
         parse(&within(QUESTION_TIME, self.proxy.explain(vm)).await?)
+    }
+    /// Failures of a VM that hosts have kept.
+    ///
+    /// # Errors
+    /// As [`AgentError`] says.
+    pub async fn failures(&self, vm: &str) -> Result<FailureList, AgentError> {
+        parse(&within(QUESTION_TIME, self.proxy.failures(vm)).await?)
+    }
+    /// A file of a failure, whole.
+    ///
+    /// # Errors
+    /// As [`AgentError`] says; also when the failure was taken away meanwhile.
+    pub async fn failure_file(&self, failure: &Failure, file: FailureFile) -> Result<Vec<u8>, AgentError> {
+        let (vm, mut bytes) = (failure.vm.to_string(), Vec::new());
+        loop {
+            let from = bytes.len() as u64;
+            let piece = self.proxy.failure_piece(&failure.host, &vm, failure.number, file.name(), from);
+            let (more, total) = within(QUESTION_TIME, piece).await?;
+            bytes.extend_from_slice(&more);
+            if more.is_empty() || total <= bytes.len() as u64 {
+                return Ok(bytes);
+            }
+            if MAX_FILE < bytes.len() {
+                return Err(AgentError::Failed(format!("{} of {} has no end", file.name(), failure.host)));
+            }
+        }
     }
     /// The VM should run.
     ///

@@ -16,6 +16,7 @@ use zbus::object_server::SignalEmitter;
 
 use super::{Ask, AskMessage, AskReply, resolve};
 use crate::types::control::VmCommand;
+use crate::types::failure::{FailureAsk, FailureFile};
 use crate::types::settings::OnDoubt;
 use crate::types::view::ClusterView;
 use crate::types::{HostId, VmId};
@@ -78,6 +79,36 @@ impl Agent1 {
         let vm = self.vm(&vm).await?;
         match self.ask(Ask::Explain { vm }, ASK_TIME).await? {
             AskReply::Explain(vm) => json(&*vm),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Failures of a VM, by name or UUID, that hosts have kept: JSON of `FailureList`.
+    async fn failures(&self, vm: String) -> Result<String, Failure> {
+        let vm = self.vm(&vm).await?;
+        match self.ask(Ask::Failures { vm }, ASK_TIME).await? {
+            AskReply::Failures(list) => json(&list),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// A part of a file of a failure, by its host, VM, number, the file's name and the first byte wanted: bytes, none at the
+    /// end, and the whole length.
+    async fn failure_piece(
+        &self,
+        host: String,
+        vm: String,
+        number: u32,
+        file: String,
+        from: u64,
+    ) -> Result<(Vec<u8>, u64), Failure> {
+        let unknown = || Failure::Usage(format!("{file} is no file of a failure"));
+        let file = FailureFile::named(&file).ok_or_else(unknown)?;
+        let (host, vm) = (self.host(&host).await?, self.vm(&vm).await?);
+        let ask = FailureAsk::Piece { vm, number, file, from };
+        match self.ask(Ask::FailurePiece { host, ask }, ASK_TIME).await? {
+            AskReply::Piece(piece) => Ok((piece.bytes, piece.total)),
+            AskReply::Failed(why) => Err(Failure::Failed(why)),
             other => Err(unexpected(other)),
         }
     }
@@ -221,6 +252,8 @@ fn unexpected(reply: AskReply) -> Failure {
         | AskReply::Findings(_)
         | AskReply::Done(_)
         | AskReply::Failed(_)
-        | AskReply::Explain(_) => "the agent answered another question".to_owned(),
+        | AskReply::Explain(_)
+        | AskReply::Failures(_)
+        | AskReply::Piece(_) => "the agent answered another question".to_owned(),
     })
 }

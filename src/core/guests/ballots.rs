@@ -4,6 +4,7 @@
 //!   requested ── no permission names the asker and the remedy ──► denied
 //!             ── fewer different VMs than the votes it needs ───► delayed: "2 of 3"
 //!             ── the VM runs nowhere ───────────────────────────► denied
+//!             ── asked longer ago than the window ──────────────► denied, also when it is repeated
 //!             └─ enough ──► ordered from its host ──► its word ─► everybody who asked is told
 //! ```
 //!
@@ -19,8 +20,10 @@ use super::{GuestAct, Guests};
 use crate::types::guests::{Answer, GuestRequest, GuestWord, Permission, Remedy};
 use crate::types::{HostId, Time, VmId};
 
-/// Open requests, and as many decisions that are remembered. The oldest go first.
-const MAX_BALLOTS: usize = 1024;
+/// VMs for which something is asked; requests for further ones are denied.
+pub(super) const MAX_BALLOTS: usize = 1024;
+/// Requests of one VM for the same; further ones are denied.
+pub(super) const MAX_VOTES: usize = 64;
 
 /// One who asks.
 #[derive(Debug)]
@@ -39,11 +42,41 @@ struct Ballot {
     ordered: Option<ReportId>,
 }
 
+impl Ballot {
+    fn votes_of(&self, by: &str) -> usize {
+        self.voters.iter().filter(|voter| voter.by == by).count()
+    }
+
+    /// Takes out those who have asked too long ago, unless the order is given.
+    fn late(&mut self, now: Time, window: Duration) -> Vec<Voter> {
+        let open = self.ordered.is_none();
+        self.voters.extract_if(.., |voter| open && window <= now.since(voter.at)).collect()
+    }
+}
+
 /// All requests.
 #[derive(Debug, Default)]
 pub(super) struct Ballots {
     open: BTreeMap<(String, Remedy), Ballot>,
+    /// The newest decisions.
     decided: super::Answers,
+}
+
+impl Ballots {
+    /// How many are open.
+    pub(super) fn open(&self) -> usize {
+        self.open.len()
+    }
+
+    /// How often each voter asks for the same.
+    pub(super) fn votes(&self) -> impl Iterator<Item = usize> {
+        self.open.values().flat_map(|ballot| ballot.voters.iter().map(|voter| ballot.votes_of(&voter.by)))
+    }
+
+    /// How many decisions are remembered.
+    pub(super) fn decided(&self) -> usize {
+        self.decided.0.len()
+    }
 }
 
 impl Guests {
@@ -65,16 +98,23 @@ impl Guests {
             let text = format!("{} runs nowhere", request.target);
             return self.decide(from, id, Answer::new(Verdict::Denied, text));
         };
-        let window = Duration::from_secs(permission.within_s.into());
         let key = (request.target.clone(), request.remedy);
         if MAX_BALLOTS <= self.ballots.open.len() && !self.ballots.open.contains_key(&key) {
             return self.say_decided(from, id, Answer::new(Verdict::Denied, "too many requests are open"));
         }
+        let ballot = self.ballots.open.entry(key.clone()).or_default();
+        let known = ballot.voters.iter_mut().find(|voter| voter.id == id);
+        let known = known.map(|voter| voter.host = from).is_some();
+        self.end_late(now, &key, &permission);
+        if self.ballots.decided.of(id).is_some() {
+            return; // Its own vote has ended, and its host was told so.
+        }
         let ballot = self.ballots.open.entry(key).or_default();
-        ballot.voters.retain(|voter| now.since(voter.at) < window || ballot.ordered.is_some());
-        match ballot.voters.iter_mut().find(|voter| voter.id == id) {
-            Some(voter) => voter.host = from,
-            None => ballot.voters.push(Voter { id, by: request.by.clone(), host: from, at: now }),
+        if !known && MAX_VOTES <= ballot.votes_of(&request.by) {
+            return self.say_decided(from, id, Answer::new(Verdict::Denied, "too many requests of this VM are open"));
+        }
+        if !known {
+            ballot.voters.push(Voter { id, by: request.by.clone(), host: from, at: now });
         }
         let mut names: Vec<&str> = ballot.voters.iter().map(|voter| voter.by.as_str()).collect();
         names.sort_unstable();
@@ -87,6 +127,19 @@ impl Guests {
         let order = *ballot.ordered.get_or_insert(id);
         let why = format!("{} asks ({have} of {}): {}", request.by, permission.votes, request.why);
         self.act(GuestAct::Tell(host, GuestWord::Ordered { id: order, vm, remedy: request.remedy, why }));
+    }
+
+    /// Votes end with their window: their hosts repeat them until they hear so.
+    fn end_late(&mut self, now: Time, key: &(String, Remedy), permission: &Permission) {
+        let window = Duration::from_secs(permission.within_s.into());
+        let Some(ballot) = self.ballots.open.get_mut(key) else { return };
+        let late = ballot.late(now, window);
+        if ballot.voters.is_empty() {
+            self.ballots.open.remove(key);
+        }
+        let text = format!("fewer than {} VMs have asked for it within {} s", permission.votes, permission.within_s);
+        late.into_iter()
+            .for_each(|voter| self.decide(voter.host, voter.id, Answer::new(Verdict::Denied, text.clone())));
     }
 
     /// The word of the host that had the order.

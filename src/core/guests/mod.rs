@@ -13,9 +13,18 @@
 //!
 //! Bounds: `MAX_ANSWERS` answers are remembered for each VM, `MAX_BALLOTS` requests at the master; the oldest go first.
 //!
-//! Deliberately not here: channels and bytes (`exec::channels`), whether a silent guest has failed.
+//! Whether a silent guest has failed is judged by `monitor`.
+//!
+//! Deliberately not here: channels and bytes (`exec::channels`).
 
 mod ballots;
+mod bounds;
+pub mod classify;
+mod monitor;
+#[cfg(test)]
+mod monitor_tests;
+mod notes;
+mod recent;
 mod remedies;
 mod reports;
 #[cfg(test)]
@@ -26,6 +35,11 @@ use std::collections::{BTreeMap, VecDeque};
 use mainstay_guest::message::{FromGuest, HostHello, ReportId, ToGuest};
 
 use self::ballots::Ballots;
+pub use self::monitor::Sample;
+use self::monitor::Watch;
+use self::notes::Notes;
+use self::recent::Recent;
+pub use self::recent::{Case, FoundBy, PATIENCE_MESSAGE, PATIENCE_MONITORING};
 use self::remedies::History;
 use self::reports::Counts;
 use crate::core::note::Note;
@@ -51,8 +65,23 @@ pub enum GuestEvent {
     Ended(VmId),
     /// Its channel is open.
     Connected(VmId),
+    /// Its channel is closed.
+    Disconnected(VmId),
+    /// It has booted anew by itself.
+    Rebooted(VmId),
+    /// Its panic device has fired. `held`: its QEMU is kept, and waits (`on_crash = preserve`).
+    Panicked {
+        /// Which.
+        vm: VmId,
+        /// Its QEMU waits.
+        held: bool,
+    },
+    /// The sample that was asked for; none = libvirt did not give it.
+    Sampled(VmId, Option<Sample>),
     /// Its guest said something.
     Said(VmId, Box<FromGuest>),
+    /// Failure information of this VM was kept, or not: a line for people.
+    Kept(VmId, Result<String, String>),
     /// A remedy was carried out, or failed.
     Done(Ticket, Result<(), String>),
     /// At the master: a guest of that host asks for something. Where the VM that is meant runs now, if anywhere.
@@ -83,7 +112,11 @@ pub enum GuestAct {
         vm: VmId,
         /// What.
         remedy: Remedy,
+        /// What is known of the failure.
+        case: Box<Case>,
     },
+    /// Look what it does: `Sampled` comes back.
+    Sample(VmId),
     /// Tell a host, which may be this one.
     Tell(HostId, GuestWord),
     /// Tell the master, which may be this host.
@@ -102,6 +135,9 @@ struct Guest {
     greeted: bool,
     counts: Counts,
     history: History,
+    watch: Watch,
+    notes: Notes,
+    recent: Recent,
     answers: Answers,
     /// Requests of it on which the master has not decided for good, and when each is asked again.
     asked: Vec<(GuestRequest, Time)>,
@@ -109,7 +145,7 @@ struct Guest {
 
 impl Guest {
     fn due(&self) -> Option<Time> {
-        self.history.due().into_iter().chain(self.asked.iter().map(|(_, again)| *again)).min()
+        self.history.due().into_iter().chain(self.notes.due()).chain(self.asked.iter().map(|(_, again)| *again)).min()
     }
 }
 
@@ -150,8 +186,13 @@ impl Guests {
             GuestEvent::Settings(settings) => self.settings = settings,
             GuestEvent::Runs { vm, name } => self.vms.entry(vm).or_default().name = name,
             GuestEvent::Ended(vm) => self.ended(vm),
-            GuestEvent::Connected(vm) => self.connected(vm),
+            GuestEvent::Connected(vm) => self.connected(now, vm),
+            GuestEvent::Disconnected(vm) => self.watch(vm, |watch| watch.connected(now, false)),
+            GuestEvent::Rebooted(vm) => self.watch(vm, |watch| watch.boots(now)),
+            GuestEvent::Panicked { vm, held } => self.panicked(now, vm, held),
+            GuestEvent::Sampled(vm, sample) => self.sampled(now, vm, sample),
             GuestEvent::Said(vm, said) => self.said(now, vm, *said),
+            GuestEvent::Kept(vm, kept) => self.kept(now, vm, kept),
             GuestEvent::Done(ticket, result) => self.done(now, ticket, result),
             GuestEvent::Requested { from, request, at } => self.requested(now, from, request, at),
             GuestEvent::Told(word) => self.told(now, word),
@@ -163,28 +204,66 @@ impl Guests {
     /// When `step` must be called with `Due` at the latest.
     #[must_use]
     pub fn next_due(&self) -> Option<Time> {
-        self.vms.values().filter_map(Guest::due).min()
+        let due = |guest: &Guest| {
+            guest.due().into_iter().chain(guest.watch.due(self.settings.watchfulness(&guest.name))).min()
+        };
+        self.vms.values().filter_map(due).min()
     }
 
     fn told(&mut self, now: Time, word: GuestWord) {
         match word {
             GuestWord::Requested(_) => {} // Comes as `Requested`, with what the core knows.
+            GuestWord::Failures(_) => {}  // Answered beside the core.
             GuestWord::Ordered { id, vm, remedy, why } => self.ordered(now, id, vm, remedy, &why),
             GuestWord::Obeyed { id, answer } => self.obeyed(id, &answer),
-            GuestWord::Decided { id, answer } => self.decided(id, &answer),
+            GuestWord::Decided { id, answer } => self.decided(now, id, &answer),
         }
     }
 
     fn due(&mut self, now: Time) {
         self.carry_out_due(now);
+        self.look(now);
         self.ask_again(now);
+        let summaries: Vec<Note> = self.vms.values_mut().filter_map(|guest| guest.notes.summary(now)).collect();
+        summaries.into_iter().for_each(|note| self.act(GuestAct::Note(note)));
     }
 
     fn act(&mut self, act: GuestAct) {
         self.acts.push(act);
     }
 
-    fn connected(&mut self, vm: VmId) {
+    /// Tells people of something that a guest can bring about as often as it likes.
+    fn note(&mut self, now: Time, vm: VmId, note: Note) {
+        let told = self.vms.get_mut(&vm).and_then(|guest| {
+            let note = note.of(&guest.name);
+            guest.notes.tell(now, note)
+        });
+        self.acts.extend(told.map(GuestAct::Note));
+    }
+
+    fn kept(&mut self, now: Time, vm: VmId, kept: Result<String, String>) {
+        self.note(
+            now,
+            vm,
+            match kept {
+                Ok(text) => Note::info("guest-failure-kept", text),
+                Err(text) => Note::warning("guest-failure-not-kept", text),
+            },
+        );
+    }
+
+    fn watch(&mut self, vm: VmId, change: impl FnOnce(&mut Watch)) {
+        if let Some(guest) = self.vms.get_mut(&vm) {
+            change(&mut guest.watch);
+        }
+    }
+
+    fn connected(&mut self, now: Time, vm: VmId) {
+        self.watch(vm, |watch| watch.connected(now, true));
+        self.greet(vm);
+    }
+
+    fn greet(&mut self, vm: VmId) {
         let Some(guest) = self.vms.get_mut(&vm) else { return };
         guest.greeted = true;
         let hello = HostHello { protocol: mainstay_guest::PROTOCOL, vm: guest.name.clone() };
@@ -193,16 +272,21 @@ impl Guests {
 
     fn said(&mut self, now: Time, vm: VmId, said: FromGuest) {
         let Some(guest) = self.vms.get_mut(&vm) else { return };
+        guest.recent.heard(now, &said);
         match said {
             FromGuest::Hello(hello) => {
                 let new = guest.boot.replace(hello.boot) != Some(hello.boot);
                 // Both sides greet whoever greets them: without an end to that they would do so for ever.
                 if new || !std::mem::take(&mut guest.greeted) {
-                    self.connected(vm);
+                    self.greet(vm);
                 }
             }
-            FromGuest::Beat(beat) => guest.boot = Some(beat.boot),
+            FromGuest::Beat(beat) => {
+                guest.boot = Some(beat.boot);
+                guest.watch.beats(now, &beat);
+            }
             FromGuest::Report(report) => self.reported(now, vm, &report),
+            FromGuest::Leaves => guest.watch.leaves(),
             FromGuest::Outcome { .. } => {}
         }
     }
@@ -212,6 +296,7 @@ impl Guests {
         if let Some(guest) = self.vms.get_mut(&vm) {
             (guest.boot, guest.asked) = (None, Vec::new());
             guest.history.ended();
+            guest.watch.ended();
         }
     }
 

@@ -8,13 +8,14 @@
 //!         └─ now: failure information, the remedy ─────► done, or denied with what failed
 //! ```
 //!
-//! The first remedy is not held up; before the n-th of an hour lie `backoff` × 2^(n−2) since the one before it.
+//! The first remedy is not held up; before the n-th of an hour lie `backoff` × 2^(n−2) since the one before it, and `backoff`
+//! after one that failed.
 
 use std::time::Duration;
 
 use mainstay_guest::message::{ReportId, Verdict};
 
-use super::{GuestAct, Guests};
+use super::{FoundBy, GuestAct, Guests};
 use crate::core::note::Note;
 use crate::types::guests::{Answer, GuestWord, Limits, Remedy};
 use crate::types::{Ticket, Time, VmId};
@@ -22,7 +23,7 @@ use crate::types::{Ticket, Time, VmId};
 /// The window of the limit.
 const HOUR: Duration = Duration::from_secs(3600);
 /// Reports and orders that wait for one remedy; further ones are denied.
-const MAX_CAUSES: usize = 64;
+pub(super) const MAX_CAUSES: usize = 64;
 
 /// Who is answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,6 +32,17 @@ pub(super) enum Cause {
     Report(ReportId),
     /// An order of the master.
     Order(ReportId),
+    /// What was seen of it; nobody waits for an answer.
+    Monitor,
+}
+
+impl Cause {
+    fn found_by(self) -> FoundBy {
+        match self {
+            Self::Report(_) | Self::Order(_) => FoundBy::Message,
+            Self::Monitor => FoundBy::Monitoring,
+        }
+    }
 }
 
 /// A remedy that is being carried out.
@@ -58,6 +70,8 @@ pub(super) struct History {
     wanted: Option<Wanted>,
     /// People were told that it needs attention.
     told: bool,
+    /// The last one failed, then.
+    failed: Option<Time>,
 }
 
 /// Whether a remedy may be carried out now.
@@ -70,6 +84,11 @@ enum May {
 impl History {
     pub(super) fn due(&self) -> Option<Time> {
         self.wanted.as_ref()?.from
+    }
+
+    /// Who waits for the remedy that is wanted.
+    pub(super) fn causes(&self) -> usize {
+        self.wanted.as_ref().map_or(0, |wanted| wanted.causes.len())
     }
 
     /// It does not run here any more: what waits is void.
@@ -86,12 +105,14 @@ impl History {
         if limits.resets_per_hour as usize <= count {
             return May::Never;
         }
+        let backoff = Duration::from_secs(limits.backoff_s.into());
+        let again = self.failed.map(|failed| failed + backoff).filter(|again| now < *again);
         let Some(last) = self.anew.last() else {
             self.told = false;
-            return May::Now;
+            return again.map_or(May::Now, May::From);
         };
         let doublings = u32::try_from(count - 1).unwrap_or(u32::MAX).min(16);
-        let from = *last + Duration::from_secs(limits.backoff_s.into()) * 2_u32.pow(doublings);
+        let from = again.unwrap_or_default().max(*last + backoff * 2_u32.pow(doublings));
         if from <= now { May::Now } else { May::From(from) }
     }
 }
@@ -145,14 +166,21 @@ impl Guests {
         wanted.from = None;
         let (remedy, name) = (wanted.remedy, guest.name.clone());
         let text = format!("{name}: {remedy}: {}", wanted.why);
+        let by = wanted.causes.first().map_or(FoundBy::Message, |cause| cause.found_by());
+        let case = Box::new(guest.recent.case(&name, &wanted.why, by));
         if remedy.starts_anew() {
             guest.history.anew.push(now);
         }
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
         self.underway.insert(ticket, Underway { vm, remedy });
-        self.act(GuestAct::Note(Note::warning("guest-remedy", text).of(&name)));
-        self.act(GuestAct::Do { ticket, vm, remedy });
+        let note = Note::warning("guest-remedy", text);
+        if remedy.starts_anew() {
+            self.act(GuestAct::Note(note.of(&name))); // There are no more of these than the limit.
+        } else {
+            self.note(now, vm, note);
+        }
+        self.act(GuestAct::Do { ticket, vm, remedy, case });
     }
 
     pub(super) fn done(&mut self, now: Time, ticket: Ticket, result: Result<(), String>) {
@@ -161,19 +189,25 @@ impl Guests {
         let Some(wanted) = guest.history.wanted.take() else { return };
         let name = guest.name.clone();
         let answer = match result {
-            Ok(()) => Answer::new(Verdict::Done, remedy.name()),
+            Ok(()) => {
+                if remedy.starts_anew() {
+                    guest.watch.boots(now);
+                    guest.recent.boots();
+                }
+                Answer::new(Verdict::Done, remedy.name())
+            }
             Err(why) => {
-                // One that failed does not count: nothing was started anew.
+                // One that failed does not count: nothing was started anew. But the next one waits.
                 if remedy.starts_anew() {
                     guest.history.anew.pop();
                 }
+                guest.history.failed = Some(now);
                 let text = format!("{name}: the {remedy} failed: {why}");
-                self.act(GuestAct::Note(Note::alarm("guest-remedy-failed", text).of(&name)));
+                self.note(now, vm, Note::alarm("guest-remedy-failed", text));
                 Answer::new(Verdict::Denied, format!("the {remedy} failed: {why}"))
             }
         };
         self.tell(vm, &wanted.causes, &answer);
-        let _ = now;
     }
 
     /// The master's order. The same one again gets the same answer.
@@ -194,12 +228,25 @@ impl Guests {
     pub(super) fn carry_out_due(&mut self, now: Time) {
         let due = |guest: &super::Guest| guest.history.due().is_some_and(|from| from <= now);
         let due: Vec<VmId> = self.vms.iter().filter(|(_, guest)| due(guest)).map(|(vm, _)| *vm).collect();
-        due.into_iter().for_each(|vm| self.carry_out(now, vm));
+        due.into_iter().for_each(|vm| self.carry_out_or_drop(now, vm));
+    }
+
+    /// What waited because of what was seen of a guest that is well again was not needed.
+    fn carry_out_or_drop(&mut self, now: Time, vm: VmId) {
+        let Some(guest) = self.vms.get_mut(&vm) else { return };
+        let only_seen = |wanted: &Wanted| wanted.causes.iter().all(|cause| *cause == Cause::Monitor);
+        if guest.watch.is_well(now) && guest.history.wanted.as_ref().is_some_and(only_seen) {
+            guest.history.wanted = None;
+            let text = format!("{} is heard again: what was to be done is not done", guest.name);
+            return self.note(now, vm, Note::info("guest-heard", text));
+        }
+        self.carry_out(now, vm);
     }
 
     fn tell(&mut self, vm: VmId, causes: &[Cause], answer: &Answer) {
         for cause in causes {
             match cause {
+                Cause::Monitor => {}
                 Cause::Report(id) => self.answer(vm, *id, answer.clone()),
                 Cause::Order(id) => {
                     if let Some(guest) = self.vms.get_mut(&vm) {

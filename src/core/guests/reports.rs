@@ -25,9 +25,9 @@ use crate::types::{Time, VmId};
 #[derive(Debug, Default)]
 pub(super) struct Counts(VecDeque<(usize, Time)>);
 
-const MAX_COUNTED: usize = 1024;
+pub(super) const MAX_COUNTED: usize = 1024;
 /// Requests of one VM on which the master has not decided; another one is denied.
-const MAX_ASKED: usize = 64;
+pub(super) const MAX_ASKED: usize = 64;
 /// Between two tries to get a decision: the master may have changed, or not know yet where the VM runs.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -44,6 +44,10 @@ impl Counts {
             .filter(|(of, when)| *of == at && now.since(*when) < Duration::from_secs(rule.within_s.into()));
         rule.count as usize <= lately.count()
     }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
 }
 
 impl Guests {
@@ -57,7 +61,7 @@ impl Guests {
         }
         let (name, before) = (guest.name.clone(), guest.boot.is_some_and(|boot| boot != report.boot));
         let text = format!("{name} says {}: {}: {}", severity(report), report.kind, report.message);
-        self.act(GuestAct::Note(Note::info("guest-report", text).of(&name)));
+        self.note(now, vm, Note::info("guest-report", text));
         match self.consequence(now, vm, report) {
             Consequence::Note | Consequence::AsAsked => {
                 self.answer(vm, report.id, Answer::new(Verdict::Accepted, "noted"))
@@ -126,7 +130,7 @@ impl Guests {
     }
 
     /// The master's word. A guest that has left meanwhile asks again where it runs now.
-    pub(super) fn decided(&mut self, id: ReportId, answer: &Answer) {
+    pub(super) fn decided(&mut self, now: Time, id: ReportId, answer: &Answer) {
         let Some((vm, guest)) =
             self.vms.iter_mut().find(|(_, guest)| guest.asked.iter().any(|(request, _)| request.id == id))
         else {
@@ -134,15 +138,21 @@ impl Guests {
         };
         let vm = *vm;
         if answer.verdict.is_last() {
-            guest.asked.retain(|(request, _)| request.id != id);
+            let at = guest.asked.iter().position(|(request, _)| request.id == id).expect("it was just found");
+            let (GuestRequest { target, remedy, .. }, _) = guest.asked.remove(at);
+            if answer.verdict == Verdict::Denied {
+                let text = format!("{} asked for a {remedy} of {target}: denied: {}", guest.name, answer.why);
+                self.note(now, vm, Note::warning("guest-request-denied", text));
+            }
         }
-        if guest.answers.of(id) != Some(answer) {
+        if self.vms.get(&vm).is_some_and(|guest| guest.answers.of(id) != Some(answer)) {
             self.answer(vm, id, answer.clone());
         }
     }
 }
 
-fn severity(report: &Report) -> &'static str {
+/// In a word.
+pub(super) fn severity(report: &Report) -> &'static str {
     use mainstay_guest::message::Severity;
     match report.severity {
         Severity::Info => "info",

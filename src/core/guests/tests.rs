@@ -41,15 +41,16 @@ fn told(acts: Vec<GuestAct>) -> Vec<String> {
             Some(format!("{} {}: {verdict}: {why}", vm(to), id.0[0]))
         }
         GuestAct::Say(..) => None,
-        GuestAct::Do { ticket, vm: of, remedy } => Some(format!("{remedy} {} ({})", vm(of), ticket.0)),
+        GuestAct::Do { ticket, vm: of, remedy, .. } => Some(format!("{remedy} {} ({})", vm(of), ticket.0)),
         GuestAct::Tell(_, word) | GuestAct::TellMaster(word) => Some(match word {
             GuestWord::Requested(request) => format!("asks for {} of {}", request.remedy, request.target),
             GuestWord::Ordered { vm: of, remedy, id, .. } => format!("order {}: {remedy} {}", id.0[0], vm(of)),
             GuestWord::Obeyed { id, answer: of } => format!("order {} {}", id.0[0], answer(&of)),
             GuestWord::Decided { id, answer: of } => format!("decided {} {}", id.0[0], answer(&of)),
+            GuestWord::Failures(ask) => format!("{ask:?}"),
         }),
         GuestAct::Note(note) if note.kind == "guest-needs-attention" => Some("needs attention".to_owned()),
-        GuestAct::Note(_) => None,
+        GuestAct::Note(_) | GuestAct::Sample(_) => None,
     };
     acts.into_iter().filter_map(words).collect()
 }
@@ -148,7 +149,9 @@ fn what_failed_is_said_and_does_not_count() {
     says(&mut guests, 0, WEB, report(1, Severity::Critical, Wish::Reset));
     let failed = guests.step(at(1), GuestEvent::Done(Ticket(1), Err("libvirt hangs".to_owned())));
     assert_eq!(told(failed), ["web 1: denied: the reset failed: libvirt hangs"]);
-    assert_eq!(says(&mut guests, 2, WEB, report(2, Severity::Critical, Wish::Reset)), ["reset web (2)"]);
+    let again = says(&mut guests, 2, WEB, report(2, Severity::Critical, Wish::Reset));
+    assert_eq!(again, ["web 2: delayed: a reset follows in 30 s, since the last was not long ago"]);
+    assert_eq!(told(guests.step(at(31), GuestEvent::Due)), ["reset web (2)"]);
 }
 
 #[test]
@@ -227,7 +230,9 @@ fn votes_are_of_different_vms_within_the_window() {
     assert_eq!(requested(&mut guests, 0, 1, "app1"), ["decided 1 delayed: 1 of 3 VMs ask for it"]);
     assert_eq!(requested(&mut guests, 1, 2, "app1"), ["decided 2 delayed: 1 of 3 VMs ask for it"], "the same VM");
     assert_eq!(requested(&mut guests, 50, 3, "app2"), ["decided 3 delayed: 2 of 3 VMs ask for it"]);
-    assert_eq!(requested(&mut guests, 62, 4, "app3"), ["decided 4 delayed: 2 of 3 VMs ask for it"], "the first is old");
+    let over = |n| format!("decided {n} denied: fewer than 3 VMs have asked for it within 60 s");
+    let third = requested(&mut guests, 62, 4, "app3");
+    assert_eq!(third, [over(1), over(2), "decided 4 delayed: 2 of 3 VMs ask for it".to_owned()], "the first is old");
     assert_eq!(requested(&mut guests, 63, 5, "app4"), ["order 5: reset db"]);
     assert_eq!(requested(&mut guests, 63, 6, "app5"), ["order 5: reset db"], "the same order, not another");
     let answer = Answer::new(Verdict::Done, "reset");
@@ -245,4 +250,64 @@ fn nothing_is_kept_without_bound() {
         says(&mut guests, 0, WEB, one);
     }
     assert_eq!(guests.vms[&WEB].answers.0.len(), MAX_ANSWERS);
+}
+
+#[test]
+fn a_guest_that_says_too_much_costs_one_line_a_minute() {
+    let mut guests = guests(GuestSettings::default());
+    let mut lines = Vec::new();
+    let mut told = |second: u64, acts: Vec<GuestAct>| {
+        lines.extend(acts.into_iter().filter_map(|act| match act {
+            GuestAct::Note(note) => Some((second, note.text)),
+            _ => None,
+        }));
+    };
+    for n in 0..6000_u64 {
+        let second = n / 20;
+        while guests.next_due().is_some_and(|due| due <= at(second)) {
+            told(second, guests.step(at(second), GuestEvent::Due));
+        }
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&n.to_le_bytes());
+        let said = Report { id: ReportId(id), ..report(1, Severity::Warning, Wish::None) };
+        told(second, guests.step(at(second), GuestEvent::Said(WEB, Box::new(FromGuest::Report(said)))));
+    }
+    assert_eq!(lines.len(), 10 + 4, "ten at once, then one a minute: {lines:#?}");
+    let (second, last) = lines.last().unwrap();
+    assert_eq!(*second, 240);
+    assert!(last.contains("one of 1200 that were not told"), "{last}");
+    let before = |guests: &mut Guests| {
+        let other = report(2, Severity::Warning, Wish::None);
+        guests.step(at(300), GuestEvent::Said(DB, Box::new(FromGuest::Report(other))))
+    };
+    assert!(before(&mut guests).iter().any(|act| matches!(act, GuestAct::Note(_))), "others are heard");
+}
+
+#[test]
+fn a_vote_ends_with_its_window_however_often_it_is_repeated() {
+    let mut guests = guests(voting(3));
+    for second in 0..59 {
+        let found = requested(&mut guests, second, 1, "app1");
+        assert_eq!(found, ["decided 1 delayed: 1 of 3 VMs ask for it"], "asked again");
+    }
+    assert_eq!(requested(&mut guests, 59, 2, "app2"), ["decided 2 delayed: 2 of 3 VMs ask for it"]);
+    let over = "decided 1 denied: fewer than 3 VMs have asked for it within 60 s";
+    assert_eq!(requested(&mut guests, 60, 1, "app1"), [over]);
+    assert_eq!(requested(&mut guests, 61, 1, "app1"), [over], "for good");
+    let third = requested(&mut guests, 62, 3, "app3");
+    assert_eq!(third, ["decided 3 delayed: 2 of 3 VMs ask for it"], "app1 did so too long ago");
+    assert_eq!(guests.ballots.votes().max(), Some(1));
+}
+
+#[test]
+fn one_vm_does_not_fill_a_ballot_without_end() {
+    let mut guests = guests(voting(3));
+    for n in 0..1000_u32 {
+        let mut one = request(1, "app1");
+        one.id.0[..4].copy_from_slice(&n.to_le_bytes());
+        guests.step(at(0), GuestEvent::Requested { from: HERE, request: one, at: Some((DB, HERE)) });
+    }
+    assert_eq!(guests.overfull(), None);
+    assert_eq!(requested(&mut guests, 1, 1, "app1"), ["decided 1 denied: too many requests of this VM are open"]);
+    assert_eq!(requested(&mut guests, 1, 2, "app2"), ["decided 2 delayed: 2 of 3 VMs ask for it"], "others are heard");
 }

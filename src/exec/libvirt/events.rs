@@ -1,4 +1,5 @@
-//! What the crate `virt` lacks: events, cancelling a job, counting checkpoints. The only file of ours with libvirt's raw calls.
+//! What the crate `virt` lacks: events, cancelling a job, counting checkpoints, a guest's memory and statistics. The only file of
+//! ours with libvirt's raw calls.
 //!
 //! ```text
 //!   libvirt's event loop (one thread, process-wide, registered before any connection is opened)
@@ -176,6 +177,66 @@ pub(super) fn checkpoints(domain: &Domain) -> usize {
     // SAFETY: the domain is open; a null list asks for the number only.
     let count = unsafe { sys::virDomainListAllCheckpoints(domain.as_ptr(), std::ptr::null_mut(), 0) };
     usize::try_from(count).unwrap_or(0)
+}
+
+/// Reads the guest's memory at a physical address, through QEMU's monitor.
+///
+/// # Errors
+/// As libvirt gives them.
+pub(super) fn peek(domain: &Domain, address: u64, length: usize) -> Result<Vec<u8>, Error> {
+    let mut bytes = vec![0_u8; length];
+    let flags = sys::VIR_MEMORY_PHYSICAL;
+    // SAFETY: the domain is open, and the buffer has the length that is given.
+    match unsafe { sys::virDomainMemoryPeek(domain.as_ptr(), address, length, bytes.as_mut_ptr().cast(), flags) } {
+        0 => Ok(bytes),
+        _ => Err(Error::last_error()),
+    }
+}
+
+/// Statistics of a domain, name and value: of these groups, 0 = all. Those for which QEMU would have to be waited for are left out.
+///
+/// # Errors
+/// As libvirt gives them.
+pub(super) fn statistics(domain: &Domain, groups: u32) -> Result<Vec<(String, String)>, Error> {
+    let mut domains = [domain.as_ptr(), std::ptr::null_mut()];
+    let mut records: *mut sys::virDomainStatsRecordPtr = std::ptr::null_mut();
+    let flags = sys::VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT;
+    // SAFETY: the list of domains ends with null; libvirt puts a list of records, which is ours then, into the pointer.
+    let count = unsafe { sys::virDomainListGetStats(domains.as_mut_ptr(), groups, &raw mut records, flags) };
+    let Ok(count) = usize::try_from(count) else { return Err(Error::last_error()) };
+    let mut all = Vec::new();
+    for record in 0..count {
+        // SAFETY: there are `count` records, each valid until the list is freed below.
+        let record = unsafe { &**records.add(record) };
+        for at in 0..usize::try_from(record.nparams).unwrap_or(0) {
+            // SAFETY: a record has `nparams` parameters, and they live as long as it does.
+            let parameter = unsafe { &*record.params.add(at) };
+            // SAFETY: libvirt ends names with NUL within their 80 bytes.
+            let name = unsafe { CStr::from_ptr(parameter.field.as_ptr()) };
+            all.push((name.to_string_lossy().into_owned(), value(parameter)));
+        }
+    }
+    // SAFETY: the list came from libvirt, or is null if there is none, and nothing of it is used any more.
+    unsafe { sys::virDomainStatsRecordListFree(records) };
+    Ok(all)
+}
+
+/// A parameter's value as text.
+fn value(parameter: &sys::virTypedParameter) -> String {
+    let value = &parameter.value;
+    // SAFETY: the type says which field libvirt has written; a text ends with NUL and lives as long as the parameter.
+    unsafe {
+        match u32::try_from(parameter.type_).unwrap_or(0) {
+            sys::VIR_TYPED_PARAM_INT => value.i.to_string(),
+            sys::VIR_TYPED_PARAM_UINT => value.ui.to_string(),
+            sys::VIR_TYPED_PARAM_LLONG => value.l.to_string(),
+            sys::VIR_TYPED_PARAM_ULLONG => value.ul.to_string(),
+            sys::VIR_TYPED_PARAM_DOUBLE => value.d.to_string(),
+            sys::VIR_TYPED_PARAM_BOOLEAN => (value.b != 0).to_string(),
+            sys::VIR_TYPED_PARAM_STRING if !value.s.is_null() => CStr::from_ptr(value.s).to_string_lossy().into_owned(),
+            _ => String::new(),
+        }
+    }
 }
 
 type Generic = unsafe extern "C" fn(sys::virConnectPtr, sys::virDomainPtr, *mut c_void);

@@ -11,7 +11,7 @@
 //! and time out while waiting. An order that timed out before it was begun is never begun. Workers come when needed
 //! and go when idle, and their connections with them.
 //!
-//! Not here: what an order is. The lane is given a function that makes a worker (tests give it others).
+//! Not here: what an order is (of libvirt `DomainOrder`, or a look at a domain). The lane is given a function that makes a worker (tests give it others).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -43,10 +43,10 @@ pub(super) struct Shape {
 /// How an answer goes back.
 pub(super) type Answer = Box<dyn FnOnce(DomainAnswer) + Send>;
 /// What a worker does with an order and the time it has.
-pub(super) type Work = Box<dyn FnMut(&DomainOrder, Duration) -> DomainAnswer>;
+pub(super) type Work<Order = DomainOrder> = Box<dyn FnMut(&Order, Duration) -> DomainAnswer>;
 
-struct Job {
-    order: DomainOrder,
+struct Job<Order> {
+    order: Order,
     deadline: Time,
     answer: Answer,
 }
@@ -57,9 +57,8 @@ struct Running {
     answer: Option<Answer>,
 }
 
-#[derive(Default)]
-struct State {
-    waiting: VecDeque<Job>,
+struct State<Order> {
+    waiting: VecDeque<Job<Order>>,
     running: BTreeMap<u64, Running>,
     next: u64,
     /// Threads alive, hung ones included.
@@ -69,7 +68,10 @@ struct State {
     closing: bool,
 }
 
-impl State {
+impl<Order> State<Order> {
+    fn new() -> Self {
+        Self { waiting: VecDeque::new(), running: BTreeMap::new(), next: 0, alive: 0, idle: 0, closing: false }
+    }
     fn hung(&self) -> usize {
         self.running.values().filter(|running| running.answer.is_none()).count()
     }
@@ -96,28 +98,28 @@ impl State {
     }
 }
 
-struct Shared {
+struct Shared<Order> {
     shape: Shape,
-    state: Mutex<State>,
+    state: Mutex<State<Order>>,
     work: Condvar,
     time: Condvar,
-    make: Box<dyn Fn() -> Work + Send + Sync>,
+    make: Box<dyn Fn() -> Work<Order> + Send + Sync>,
 }
 
 /// Handle of a lane. When it is dropped, waiting orders are answered, idle workers end, and hung ones when they can.
-pub(super) struct Lane {
-    shared: Arc<Shared>,
+pub(super) struct Lane<Order = DomainOrder> {
+    shared: Arc<Shared<Order>>,
 }
 
-impl Lane {
+impl<Order: Send + 'static> Lane<Order> {
     /// Starts the lane's clock; workers come with the first orders.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub(super) fn new(shape: Shape, make: impl Fn() -> Work + Send + Sync + 'static) -> std::io::Result<Self> {
+    pub(super) fn new(shape: Shape, make: impl Fn() -> Work<Order> + Send + Sync + 'static) -> std::io::Result<Self> {
         let shared = Arc::new(Shared {
             shape,
-            state: Mutex::default(),
+            state: Mutex::new(State::new()),
             work: Condvar::new(),
             time: Condvar::new(),
             make: Box::new(make),
@@ -128,7 +130,7 @@ impl Lane {
     }
 
     /// Queues an order. `answer` is called once: by a worker, by the lane's clock, or at once when the queue is full.
-    pub(super) fn ask(&self, order: DomainOrder, within: Duration, answer: Answer) {
+    pub(super) fn ask(&self, order: Order, within: Duration, answer: Answer) {
         let deadline = clock::now() + within;
         let mut state = self.shared.lock();
         if WAITING_MAX <= state.waiting.len() {
@@ -143,11 +145,11 @@ impl Lane {
     }
 }
 
-impl Drop for Lane {
+impl<Order> Drop for Lane<Order> {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         state.closing = true;
-        let left: Vec<Job> = state.waiting.drain(..).collect();
+        let left: Vec<Job<Order>> = state.waiting.drain(..).collect();
         self.shared.work.notify_all();
         self.shared.time.notify_all();
         drop(state);
@@ -157,14 +159,16 @@ impl Drop for Lane {
     }
 }
 
-impl Shared {
+impl<Order> Shared<Order> {
     /// A panic while the lock is held would be a bug of ours, but the state is whole after every statement.
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, State<Order>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
+impl<Order: Send + 'static> Shared<Order> {
     /// Adds workers while there is more work than idle ones and the shape allows it.
-    fn staff(self: &Arc<Self>, state: &mut State) {
+    fn staff(self: &Arc<Self>, state: &mut State<Order>) {
         let mut wanted = state.waiting.len().saturating_sub(state.idle);
         while 0 < wanted
             && state.alive < self.shape.workers + self.shape.spare
@@ -207,7 +211,7 @@ impl Shared {
     }
 
     /// The next order with the time left; none when the worker should end (it is then no longer counted).
-    fn take(&self) -> Option<(u64, DomainOrder, Duration)> {
+    fn take(&self) -> Option<(u64, Order, Duration)> {
         let mut state = self.lock();
         loop {
             let now = clock::now();
@@ -282,7 +286,7 @@ mod tests {
         let hang = Arc::new(Mutex::new(hang));
         let lane = Lane::new(shape, move || {
             let (hang, begun) = (Arc::clone(&hang), begun.clone());
-            Box::new(move |order, _| {
+            Box::new(move |order: &DomainOrder, _| {
                 let _ = begun.send(order.clone());
                 if matches!(order, DomainOrder::Define { .. }) {
                     // Each waits for its own word; the lock is only held by one at a time.
@@ -385,7 +389,7 @@ mod tests {
     #[test]
     fn panics_cost_one_answer_only() {
         let lane = Lane::new(SHAPE, || {
-            Box::new(|order, _| {
+            Box::new(|order: &DomainOrder, _| {
                 assert!(matches!(order, DomainOrder::List), "a bad call");
                 DomainAnswer::Done
             })

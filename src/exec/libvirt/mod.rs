@@ -3,20 +3,22 @@
 //! ```text
 //!   agent ── ask ──► control (4 + 4) ┐                          ┌─ lifecycle, reboot, watchdog, I/O error
 //!                    pause   (3)     ├─ sessions ─► libvirtd ───┤
-//!                    long    (2)     ┘              ▲           ▼
+//!                    long    (2)     │              ▲           ▼
+//!                    look    (2 + 1) ┘              │
 //!         ◄─ events ── watcher ── connection for events, closed ones opened anew
 //! ```
 //!
 //! libvirt's calls block and cannot be cancelled. So every order runs on a worker thread with a connection of its own,
 //! and is answered once, at its deadline at the latest. A pause of a VM on hung storage hangs with it, a migration
-//! takes long: each has a lane of its own, so they never delay starts. All lanes together can keep 13 of libvirtd's 20
-//! workers busy. Events are hints; after every (re)connection a full list follows them, and the list is the truth.
+//! takes long, a look at a guest hangs with its QEMU: each has a lane of its own, so they never delay starts. All lanes
+//! together can keep 16 of libvirtd's 20 workers busy. Events are hints; after every (re)connection a full list follows them, and the list is the truth.
 //!
 //! Not here: what to do about anything; the guard's side (pidfds, scopes); statistics.
 
 mod events;
 mod failure;
 mod lane;
+mod look;
 mod needs;
 mod session;
 mod state;
@@ -25,12 +27,14 @@ pub mod xml;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use crate::types::VmId;
 use crate::types::vm::{DomainAnswer, DomainChange, DomainInfo, DomainOrder, HostCapacity};
 use lane::{Lane, Shape, Work};
+use look::Look;
+pub use look::{Part, sample};
 use session::{Places, carry_out};
 use watch::{Heard, Watcher};
 
@@ -41,6 +45,10 @@ const CONTROL: Shape = Shape { name: "control", workers: 4, spare: 4, patient: f
 const PAUSE: Shape = Shape { name: "pause", workers: 3, spare: 0, patient: true };
 /// Migrations.
 const LONG: Shape = Shape { name: "long", workers: 2, spare: 0, patient: false };
+/// Looks at failed guests: one whose QEMU hangs holds up other looks only, and those go without it at their deadlines.
+const LOOK: Shape = Shape { name: "look", workers: 2, spare: 1, patient: false };
+/// Parts of one look; more never come.
+const PARTS: usize = 16;
 /// Where libvirt's QEMU driver writes pid files.
 const PIDS: &str = "/run/libvirt/qemu";
 
@@ -69,6 +77,7 @@ struct Inner {
     control: Arc<Lane>,
     pause: Lane,
     long: Lane,
+    look: Lane<Look>,
     watcher: SyncSender<Heard>,
 }
 
@@ -100,12 +109,14 @@ impl Libvirt {
             Lane::new(shape, move || worker(places.clone())).expect("threads can be started at this time")
         };
         let control = Arc::new(lane(CONTROL));
+        let to = uri.to_owned();
+        let looking = Lane::new(LOOK, move || looker(to.clone())).expect("threads can be started at this time");
         let (watching, watcher) = Watcher::new(uri.to_owned(), Arc::clone(&control), event);
         std::thread::Builder::new()
             .name("virt-watch".into())
             .spawn(move || watching.run())
             .expect("threads can be started at this time");
-        Self { inner: Arc::new(Inner { control, pause: lane(PAUSE), long: lane(LONG), watcher }) }
+        Self { inner: Arc::new(Inner { control, pause: lane(PAUSE), long: lane(LONG), look: looking, watcher }) }
     }
 
     /// Has everything told again by `Listed`. While libvirt is down this is not needed: `Up` brings a list.
@@ -136,11 +147,43 @@ impl Libvirt {
         };
         lane.ask(order, within, Box::new(answer));
     }
+
+    /// Looks at a running domain. Parts come as they are seen, each once. The channel closes when nothing more will come; while a
+    /// call hangs it stays open, so listen with a deadline. A look that was not begun `within` this time never is.
+    #[must_use]
+    pub fn look(&self, vm: VmId, within: Duration) -> Receiver<Part> {
+        let (parts, seen) = sync_channel(PARTS);
+        self.inner.look.ask(Look { vm, only_statistics: false, parts }, within, Box::new(|_| {}));
+        seen
+    }
+
+    /// Statistics of what a running domain does; `told` is called exactly once, as with `ask`. None: libvirt did not give them in
+    /// time.
+    pub fn activity(
+        &self,
+        vm: VmId,
+        within: Duration,
+        told: impl FnOnce(Option<Vec<(String, String)>>) + Send + 'static,
+    ) {
+        let (parts, seen) = sync_channel(1);
+        let told = move |_| {
+            told(match seen.try_recv() {
+                Ok(Part::Statistics(Ok(all))) => Some(all),
+                Ok(_) | Err(_) => None,
+            });
+        };
+        self.inner.look.ask(Look { vm, only_statistics: true, parts }, within, Box::new(told));
+    }
 }
 
 fn worker(places: Places) -> Work {
     let mut session = None;
     Box::new(move |order, within| carry_out(&places, &mut session, order, within))
+}
+
+fn looker(uri: String) -> Work<Look> {
+    let mut session = None;
+    Box::new(move |order, within| look::look(&uri, &mut session, order, within))
 }
 
 /// Memory and CPUs of this host. What cannot be read is zero: nothing is placed on a host that does not know itself.

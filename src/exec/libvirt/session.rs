@@ -57,7 +57,7 @@ impl Session {
         self.connect.is_alive().unwrap_or(false)
     }
 
-    fn domain(&self, vm: VmId) -> Result<Domain, Error> {
+    pub(super) fn domain(&self, vm: VmId) -> Result<Domain, Error> {
         Domain::lookup_by_uuid(&self.connect, vm.0)
     }
 }
@@ -84,10 +84,20 @@ pub(super) fn carry_out(
     order: &DomainOrder,
     within: Duration,
 ) -> DomainAnswer {
+    in_session(&places.uri, session, within, |open, within| obey(places, open, order, within))
+}
+
+/// Does something with an open connection, which is opened when there is none that works, in what is left of the time.
+pub(super) fn in_session(
+    uri: &str,
+    session: &mut Option<Session>,
+    within: Duration,
+    work: impl FnOnce(&Session, Duration) -> Result<DomainAnswer, DomainFailure>,
+) -> DomainAnswer {
     let deadline = clock::now() + within;
     if !session.as_ref().is_some_and(Session::alive) {
         drop(session.take()); // Closed first, so that a worker never has two.
-        match Session::open(&places.uri) {
+        match Session::open(uri) {
             Ok(opened) => *session = Some(opened),
             Err(failure) => return DomainAnswer::Failed(failure),
         }
@@ -97,7 +107,7 @@ pub(super) fn carry_out(
     }
     let within = deadline.since(clock::now());
     let open = session.as_ref().expect("it was opened above");
-    match obey(places, open, order, within) {
+    match work(open, within) {
         Ok(answer) => answer,
         Err(failure) => {
             if matches!(failure, DomainFailure::NoDaemon(_)) {

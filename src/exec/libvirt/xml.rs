@@ -111,6 +111,10 @@ pub struct DomainXml {
     pub ports: Vec<String>,
     /// Socket on the host of the channel to Mainstay's agent inside; only of one that runs, or where its path is written.
     pub guest_channel: Option<String>,
+    /// Its QEMU stays when the guest's kernel has panicked (`on_crash` is `preserve`).
+    pub stays_after_crash: bool,
+    /// File on the host to which its first serial console is written, or copied.
+    pub console_log: Option<String>,
     /// Folders of the host that the guest sees.
     pub shares: Vec<String>,
     /// Devices of the host are passed through.
@@ -174,6 +178,12 @@ pub fn guest_channel(xml: &str) -> Option<String> {
     parse(xml).ok()?.guest_channel
 }
 
+/// Whether QEMU stays when the guest's kernel has panicked.
+#[must_use]
+pub fn stays_after_crash(xml: &str) -> bool {
+    parse(xml).is_ok_and(|domain| domain.stays_after_crash)
+}
+
 fn not_xml(error: impl std::fmt::Display) -> BadXml {
     BadXml::NotXml(error.to_string())
 }
@@ -190,6 +200,8 @@ struct Parser {
     seen_domain: bool,
     /// Socket of the channel whose element is open.
     channel: Option<String>,
+    /// The serial port or console whose element is open is a file.
+    console_is_file: bool,
 }
 
 /// The disk whose element is open.
@@ -252,6 +264,7 @@ impl Parser {
                     self.found.tpm = Some(Tpm::At(path));
                 }
             }
+            ["domain", "devices", "serial" | "console", rest @ ..] => self.in_console(&rest.join("/"), element)?,
             ["domain", "devices", "channel"] => self.channel = None,
             ["domain", "devices", "channel", "source"] => self.channel = attribute(element, "path")?,
             ["domain", "devices", "channel", "target"] => {
@@ -270,6 +283,21 @@ impl Parser {
             ["domain", "devices", "hostdev"] => self.found.hostdevs = true,
             _ => {}
         }
+        Ok(())
+    }
+
+    /// `<serial>` or `<console>`, or an element in it. The first file counts: a console is mostly the serial port said again.
+    fn in_console(&mut self, path: &str, element: &BytesStart<'_>) -> Result<(), BadXml> {
+        let file = match path {
+            "" => {
+                self.console_is_file = attribute(element, "type")?.as_deref() == Some("file");
+                None
+            }
+            "log" => attribute(element, "file")?,
+            "source" if self.console_is_file => attribute(element, "path")?,
+            _ => None,
+        };
+        self.found.console_log = self.found.console_log.take().or(file);
         Ok(())
     }
 
@@ -343,6 +371,7 @@ impl Parser {
             ["domain", "os", "kernel" | "initrd" | "dtb"] if !text.is_empty() => self.found.boot.push(text.to_owned()),
             ["domain", "os", "loader"] if !text.is_empty() => self.found.firmware = Some(text.to_owned()),
             ["domain", "os", "nvram"] if !text.is_empty() => self.found.nvram = Some(text.to_owned()),
+            ["domain", "on_crash"] => self.found.stays_after_crash = text == "preserve",
             ["domain", "devices", "disk"] => self.end_disk()?,
             _ => {}
         }

@@ -332,3 +332,26 @@ fn a_running_domain_says_its_generation() {
     }
     assert_eq!(mark("no xml"), None);
 }
+
+#[test]
+fn where_a_console_is_written() {
+    let with = |devices: &str| {
+        let xml = format!(
+            "<domain><name>w</name><uuid>11111111-2222-3333-4444-555555555555</uuid><memory>1</memory><vcpu>1</vcpu>\
+             <devices>{devices}</devices></domain>"
+        );
+        parse(&xml).unwrap().console_log
+    };
+    for (devices, expected) in [
+        ("<serial type='pty'><source path='/dev/pts/3'/><log file='/l' append='on'/></serial>", Some("/l")),
+        (
+            "<serial type='file'><source path='/f' append='on'/></serial><console type='file'><source path='/g'/></console>",
+            Some("/f"),
+        ),
+        ("<console type='unix'><source mode='bind' path='/s'/></console>", None),
+        ("<serial type='pty'/><console type='pty'><log file='/c'/></console>", Some("/c")),
+        ("<channel type='file'><source path='/x'/><log file='/y'/></channel>", None),
+    ] {
+        assert_eq!(with(devices).as_deref(), expected, "{devices}");
+    }
+}

@@ -6,10 +6,12 @@
 //!                          ─► qemu started ─► guest up  by the judges         } one machine, one clock
 //!  freeze     what old copies gain when a frozen host goes on (bench/freeze.rs)
 //!  watchdog   a machine whose guard dies with its parent is reset in time (bench/watchdog.rs)
+//!  guest      what the agent inside a guest costs at rest; needs no hosts (bench/guest.rs)
 //!  idle       a minute at rest, 3 VMs on each host: CPU, memory, packets and storage operations of our processes
 //! ```
 
 mod freeze;
+mod guest;
 mod watchdog;
 
 use std::collections::BTreeMap;
@@ -30,6 +32,7 @@ use crate::storage::LockMode;
 use crate::{network, processes, product};
 
 pub use freeze::{Freeze, freeze};
+pub use guest::{at_rest, guest};
 pub use watchdog::watchdog;
 
 const HOSTS: u8 = 3;

@@ -1,17 +1,17 @@
 //! The command line of the lab.
 
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
 use serde_json::json;
 
 use crate::lab::{Lab, Wish};
 use crate::storage::{self, Fault, LockMode};
-use crate::{EXPIRE_INSIDE, bench, cases, chaos, demo, network, power, product, sim, test};
+use crate::{bench, cases, chaos, demo, network, package, power, product, sim, test};
 
 /// A lab for Mainstay on one machine: hosts (containers with systemd, libvirt and QEMU), a switch, a datastore, and the
 /// faults of all three.
@@ -148,6 +148,12 @@ enum Command {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Make packages and check them; prints where they are
+    Package {
+        what: package::What,
+        #[arg(long, default_value = "target/packages", value_name = "FOLDER")]
+        to: PathBuf,
+    },
     /// Measure
     Bench {
         #[command(subcommand)]
@@ -201,6 +207,11 @@ enum BenchCommand {
         #[arg(long, default_value_t = 60)]
         seconds: u64,
     },
+    /// What the agent inside a guest costs at rest: memory and processor; needs no hosts
+    Guest {
+        #[arg(long, default_value_t = 120)]
+        seconds: u64,
+    },
     /// What agent and guard cost at rest, with three VMs on each host
     Idle,
     /// Whether a machine is reset in time when its guard dies or hangs together with its parent; needs no hosts
@@ -212,7 +223,7 @@ enum StorageCommand {
     /// How far locks reach: `local` (not to other hosts), or `server`, where a dead host keeps its locks for a lease
     Locks {
         /// `local`, `server` or `server=SECONDS`
-        #[arg(value_parser = parse_locks)]
+        #[arg(value_parser = storage::parse_locks)]
         mode: LockMode,
     },
     /// End the lease of a dead host: its locks go, its late writes fail
@@ -305,26 +316,36 @@ fn act(cli: Cli) -> Result<ExitCode> {
             let violations = chaos::run(chaos::Asked { minutes, seed, hosts, dry_run })?;
             return Ok(if violations == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
-        Command::Bench { command: BenchCommand::Failover { runs, profile, victim, locks, power, fence_at } } => {
-            let locks_text = locks;
-            let locks = parse_locks(&locks_text)?;
-            let power = power.map(|power| (power, fence_at));
-            let asked = bench::Failover { runs, profile, victim, locks, locks_text, power };
-            bench::failover(&asked, cli.json)?;
+        Command::Package { what: package::What::Guest, to } => {
+            let made = package::guest(&to)?;
+            println!("{}\n{}\n{}", made.deb.display(), made.tar.display(), package::check(&made)?);
         }
-        Command::Bench { command: BenchCommand::Freeze { runs, seconds } } => {
-            bench::freeze(bench::Freeze { runs, time: Duration::from_secs(seconds) }, cli.json)?;
-        }
-        Command::Bench { command: BenchCommand::Idle } => bench::idle(cli.json)?,
-        Command::Bench { command: BenchCommand::Watchdog } => bench::watchdog(cli.json)?,
+        Command::Bench { command } => measure(command, cli.json)?,
         Command::JunkFromInside { group, port } => cases::send_junk(group, port)?,
         Command::StorageDaemon { dir, run } => storage::run_daemon(&dir, &run)?,
-        Command::ExpireFromInside { host, .. } => expire_from_inside(&host)?,
+        Command::ExpireFromInside { host, .. } => storage::expire_from_inside(&host)?,
         Command::PowerDaemon { run } => power::run_daemon(&run)?,
         Command::FenceFromInside => return power::agent(),
         Command::Power { behaviour } => power::set(behaviour)?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn measure(command: BenchCommand, json: bool) -> Result<()> {
+    match command {
+        BenchCommand::Failover { runs, profile, victim, locks, power, fence_at } => {
+            let locks_text = locks;
+            let locks = storage::parse_locks(&locks_text)?;
+            let power = power.map(|power| (power, fence_at));
+            bench::failover(&bench::Failover { runs, profile, victim, locks, locks_text, power }, json)
+        }
+        BenchCommand::Freeze { runs, seconds } => {
+            bench::freeze(bench::Freeze { runs, time: Duration::from_secs(seconds) }, json)
+        }
+        BenchCommand::Guest { seconds } => bench::guest(seconds, json),
+        BenchCommand::Idle => bench::idle(json),
+        BenchCommand::Watchdog => bench::watchdog(json),
+    }
 }
 
 fn up(wish: Wish, json: bool) -> Result<()> {
@@ -451,30 +472,6 @@ fn status(lab: &Lab, json: bool) -> Result<()> {
     }
     println!("locks: {}", storage["locks"]["mode"]);
     Ok(())
-}
-
-/// The `command` fence of Mainstay calls this in a host (as `lab-expire HOST`).
-fn expire_from_inside(host: &str) -> Result<()> {
-    use std::io::{BufRead, BufReader, Write};
-    let stream = std::os::unix::net::UnixStream::connect(Path::new(EXPIRE_INSIDE)).context("reaching the storage")?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    (&stream).write_all(format!("expire {host}\n").as_bytes())?;
-    let mut answer = String::new();
-    BufReader::new(&stream).read_line(&mut answer)?;
-    match answer.trim() {
-        "ok" => Ok(()),
-        other => bail!("expiring {host}: {other}"),
-    }
-}
-
-fn parse_locks(text: &str) -> Result<LockMode> {
-    let lease = match text.split_once('=') {
-        None if text == "local" => return Ok(LockMode::Local),
-        None if text == "server" => 10,
-        Some(("server", seconds)) => seconds.parse().with_context(|| format!("{seconds} is no number of seconds"))?,
-        _ => bail!("locks are `local`, `server` or `server=SECONDS`"),
-    };
-    Ok(LockMode::Server { lease: Duration::from_secs(lease) })
 }
 
 impl From<FaultName> for Fault {

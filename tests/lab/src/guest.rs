@@ -43,6 +43,8 @@ const MODULES: &[&str] = &[
     "evdev",
     "button",
     "virtio_console",
+    "pvpanic",
+    "pvpanic_mmio",
 ];
 
 /// How a host runs its guests.
@@ -169,8 +171,9 @@ impl Guest {
         Ok(())
     }
 
-    /// Tells the guest something through its disk: `poweroff`, `reboot`, `crash`, `busy` (until its next boot), or `report`: it has
-    /// its agent ask for a reset.
+    /// Tells the guest something through its disk: `poweroff`, `reboot`, `crash`; `report` and `ask VM`: it has its agent ask for a
+    /// reset of itself or of another; until its next boot `busy`, `spin` and `hang` (nothing else runs, or nothing at all), `mute`
+    /// (no agent), `flood` (junk on its channel).
     pub fn tell(&self, store: &Path, word: &str) -> Result<()> {
         use std::os::unix::fs::FileExt;
         let mut sector = [0; SECTOR];
@@ -191,10 +194,14 @@ impl Guest {
         self.define_by(host, &self.xml(accelerator).replacen("<memory", other, 1))
     }
 
-    /// Defines it with a channel to the agent inside, which then runs.
-    pub fn define_talking(&self, host: &Host, accelerator: Accelerator) -> Result<()> {
-        let channel = format!("<channel type='unix'><target type='virtio' name='{CHANNEL}'/></channel>\n  </devices>");
-        self.define_by(host, &self.xml(accelerator).replacen("</devices>", &channel, 1))
+    /// Defines it with a channel to the agent inside, which then runs. `panics`: with a device that tells of a kernel's panic.
+    /// QEMU stays after one, so that it can be looked at.
+    pub fn define_talking(&self, host: &Host, accelerator: Accelerator, panics: bool) -> Result<()> {
+        let panic = if panics { "<panic model='isa'/>" } else { "" };
+        let channel =
+            format!("<channel type='unix'><target type='virtio' name='{CHANNEL}'/></channel>{panic}\n  </devices>");
+        let xml = self.xml(accelerator).replacen("</devices>", &channel, 1);
+        self.define_by(host, &xml.replacen("<on_crash>destroy<", "<on_crash>preserve<", 1))
     }
 
     /// Defines it with a title: a change that any guest survives.

@@ -26,7 +26,7 @@
 //!  80  zeros                504  FNV-1a 64 of bytes 0 to 503
 //! ```
 //!
-//! The command sector is written by the lab only: a word of ASCII (`poweroff`, `crash`, `reboot`, `busy`), then zeros. The guest
+//! The command sector is written by the lab only: ASCII (`poweroff`, `crash`, `ask db`, …: see the guest's program), then zeros. The guest
 //! clears it before it obeys.
 //!
 //! Deliberately only `std`: the guest is built from this file by a single call of rustc.

@@ -7,7 +7,7 @@
 //!               ├─► power              the hosts' power switch, and its faults
 //!               ├─► host ──► cgroup    containers: start, kill, freeze, run commands
 //!               ├─► guest, initramfs   what runs on them
-//!               └─► product            Mainstay, built and installed
+//!               └─► product, package   Mainstay, built and installed; packages of the agent for guests
 //! guest_disk, judge                    what guests leave behind, and who reads it
 //! agents, processes                    what the agents say of themselves; their processes, from outside
 //! cases, test, demo, bench, chaos      what is tried with all this
@@ -30,6 +30,7 @@ pub mod judge;
 pub mod lab;
 pub mod mounts;
 pub mod network;
+pub mod package;
 pub mod packages;
 pub mod power;
 pub mod processes;

@@ -73,6 +73,18 @@ pub fn build() -> Result<Product> {
 
 /// Builds the agent for guests, statically, as it is shipped.
 pub fn guest_agent() -> Result<Vec<u8>> {
+    let path = build_guest_agent()?;
+    fs::read(&path).with_context(|| format!("reading {}", path.display()))
+}
+
+/// The agent for guests, and what is installed with it.
+pub fn guest_product() -> Result<Product> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../guest-agent");
+    let binaries = BTreeMap::from([("mainstay-guest".to_owned(), build_guest_agent()?)]);
+    parse(&fs::read_to_string(folder.join("install.txt"))?, &folder, &binaries)
+}
+
+fn build_guest_agent() -> Result<PathBuf> {
     let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
@@ -80,8 +92,7 @@ pub fn guest_agent() -> Result<Vec<u8>> {
     command.args(["build", "--package=mainstay-guest", "--profile=guest", "--target", &target]);
     command.args(["--message-format=json-render-diagnostics"]).env("RUSTFLAGS", "-C target-feature=+crt-static");
     let messages = check(command.current_dir(&tree)).context("building mainstay-guest")?;
-    let path = executables(&messages)?.remove("mainstay-guest").context("cargo built no mainstay-guest")?;
-    fs::read(&path).with_context(|| format!("reading {}", path.display()))
+    executables(&messages)?.remove("mainstay-guest").context("cargo built no mainstay-guest")
 }
 
 /// Where cargo says that it put the binaries.
@@ -127,13 +138,19 @@ impl Product {
         Ok(file.source.clone())
     }
 
-    /// Puts its files into a host, whether on or off; says whether any was not there like that before.
-    pub fn install(&self, host: &Host) -> Result<bool> {
+    /// Puts its files below a folder; says whether any was not there like that before.
+    pub fn lay_out(&self, root: &Path) -> Result<bool> {
         let mut changed = false;
         for file in &self.files {
-            let to = host.root().join(&file.destination);
+            let to = root.join(&file.destination);
             changed |= place(file, &to).with_context(|| format!("installing {}", to.display()))?;
         }
+        Ok(changed)
+    }
+
+    /// Puts its files into a host, whether on or off; says whether any was not there like that before.
+    pub fn install(&self, host: &Host) -> Result<bool> {
+        let changed = self.lay_out(&host.root())?;
         if !self.units.is_empty() {
             let mut enable = vec!["systemctl", "--quiet", "enable"];
             enable.extend(self.units.iter().map(String::as_str));

@@ -1,8 +1,9 @@
 //! `cargo lab test`: everything that CI runs; `cargo lab case`: named cases on the lab that is there.
 //!
 //! ```text
-//!  fmt ─► clippy ─► cargo test ─► simulator ─► lab anew ─► case, case, … ─► lab away ─► "N passed, M failed"
-//!  └───── unless --skip-build-checks ─────┘          └ prepare ─► run ─► judges ┘ ──failed──► target/lab-logs/CASE.txt
+//!  fmt ─► clippy ─► cargo test ─► guest package ─► simulator ─► lab anew ─► case, … ─► lab away ─► "N passed, M failed"
+//!  └───────────── unless --skip-build-checks ──────────────┘                └ prepare ─► run ─► judges
+//!                                                                                         └─ failed ─► target/lab-logs/CASE.txt
 //! ```
 //!
 //! What does not come to its end has failed, and so have a case whose lab could not be made healthy and a test that is
@@ -18,11 +19,13 @@ use anyhow::{Context, Result, bail};
 use crate::cases::{self, Case, Ground, report};
 use crate::command;
 use crate::lab::{Lab, Wish};
-use crate::{packages, product, sim};
+use crate::{bench, package, packages, product, sim};
 
 const HOSTS: u8 = 3;
 /// Stories that the simulator plays: some four minutes on two cores.
 const SEEDS: u32 = 20_000;
+/// How long the agent for guests is looked at.
+const REST_SECONDS: u64 = 20;
 const NAME_COLUMNS: usize = 24;
 
 /// What to run.
@@ -114,6 +117,7 @@ pub fn run(selection: &Selection) -> Result<ExitCode> {
         let clippy = ["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"];
         score.step("clippy", || cargo(&clippy).map(|_| Done::one(String::new())));
         score.step("cargo test", || count(&cargo(&["test", "--workspace", "--no-fail-fast"])?));
+        score.step("guest package", || guest_package().map(Done::one));
         score.step("simulator", || Ok(Done::one(sim::play(SEEDS)?)));
     }
     let mut made = None;
@@ -187,6 +191,16 @@ fn run_case(ground: &mut Ground, case: &Case) -> Result<Done> {
         Ok(path) => bail!("{why}\nfigures: {figures}\nmore in {}", path.display()),
         Err(err) => bail!("{why}\nfigures: {figures}\nno report: {err:#}"),
     }
+}
+
+/// Packages of the agent for guests, and a short look at what their program costs.
+fn guest_package() -> Result<String> {
+    let folder = tempfile::tempdir()?;
+    let made = package::guest(folder.path())?;
+    let said = package::check(&made)?;
+    let rest = bench::at_rest(&package::unpacked(&made.tar, folder.path())?, REST_SECONDS)?;
+    rest.check()?;
+    Ok(format!("{said}; at rest {:.3} % of a processor, {} KiB", rest.cpu_percent, rest.peak_kib))
 }
 
 /// Runs cargo on this source tree; gives what it printed.

@@ -4,7 +4,8 @@
 //! mount /proc, /sys, /dev ──► load /modules/* in order ──► "up BOOT" on the console ──► write /dev/vda every 100 ms
 //!                                                             │
 //!                                     power button pressed ───┴──► power off
-//!                                     command sector ────────────► power off, reboot, crash, report, or be busy until then
+//!                                     command sector ────────────► power off, reboot, crash, report, ask VM, or, until
+//!                                                                  the next boot: be busy, spin, hang, lose the agent, flood
 //! ```
 //!
 //! Its disk is described in `guest_disk.rs`. It goes on after a failed write (and says so once on the console), as a
@@ -25,6 +26,11 @@ use std::time::{Duration, Instant};
 use guest_disk::{COMMAND_SECTOR, HEAD_SECTOR, PERIOD_MS, Place, Record, SECTOR, Sector, Stamp, parse, ring_sector};
 
 const AGENT: &str = "/mainstay-guest";
+const SIGKILL: i32 = 9;
+const SIGSTOP: i32 = 19;
+const SCHED_FIFO: i32 = 1;
+/// A report, as the agent would send it.
+const GOOD: &[u8] = b"\x4d\x53\x47\x55\x01\x00\x03\x00\x33\x00\x00\x00\xc2\x2d\x40\xfe\x3c\x68\xc7\x59\x02\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x03\x09\x09\x09\x09\x09\x09\x09\x09\x09\x09\x09\x09\x09\x09\x09\x09\x02\x06\x61\x70\x70\x2f\x64\x62\x04\x67\x6f\x6e\x65\x02\x02\x64\x62";
 const O_DIRECT: i32 = 0o40000;
 const O_SYNC: i32 = 0o4010000;
 const RB_POWER_OFF: i32 = 0x4321_fedc;
@@ -37,6 +43,8 @@ const TRIED: usize = 600;
 unsafe extern "C" {
     fn mount(source: *const i8, target: *const i8, kind: *const i8, flags: u64, data: *const i8) -> i32;
     fn reboot(how: i32) -> i32;
+    fn kill(pid: i32, signal: i32) -> i32;
+    fn sched_setscheduler(pid: i32, policy: i32, parameters: *const i32) -> i32;
     fn sync();
     fn syscall(number: i64, ...) -> i64;
     fn clock_gettime(clock: i32, time: *mut [i64; 2]) -> i32;
@@ -185,9 +193,35 @@ impl Writer {
         match word {
             b"poweroff" => end_with(RB_POWER_OFF),
             b"reboot" => end_with(RB_AUTOBOOT),
-            b"crash" => std::fs::write("/proc/sysrq-trigger", "c"),
+            b"crash" => {
+                say("crashing");
+                std::fs::write("/proc/sysrq-trigger", "c")
+            }
             b"report" => {
-                std::thread::spawn(report);
+                std::thread::spawn(|| report(&["reset"]));
+                Ok(())
+            }
+            b"spin" => spin(),
+            b"hang" => {
+                say("hanging");
+                signal_agent(SIGSTOP);
+                loop {
+                    std::thread::park();
+                }
+            }
+            b"mute" => {
+                say("muted");
+                signal_agent(SIGKILL);
+                Ok(())
+            }
+            b"flood" => {
+                signal_agent(SIGKILL);
+                std::thread::spawn(flood);
+                Ok(())
+            }
+            ask if ask.starts_with(b"ask ") => {
+                let name = String::from_utf8_lossy(&ask[4..]).into_owned();
+                std::thread::spawn(move || report(&["reset-vm", &name]));
                 Ok(())
             }
             b"busy" => {
@@ -217,13 +251,66 @@ fn run_agent() {
 }
 
 /// Has it ask for a reset. The line before is the moment from which the host's answer is counted.
-fn report() {
+fn report(ask: &[&str]) {
     say("reporting");
-    let report = ["report", "--kind", "app/lab", "--message", "asked by the lab", "--ask", "reset", "--wait", "20"];
-    match Command::new(AGENT).args(report).output() {
+    let report = ["report", "--kind", "app/lab", "--message", "asked by the lab", "--wait", "20", "--ask"];
+    match Command::new(AGENT).args(report).args(ask).output() {
         Ok(output) => say(&format!("reported: {}", String::from_utf8_lossy(&output.stdout).replace('\n', "; "))),
         Err(why) => say(&format!("reported: {why}")),
     }
+}
+
+/// The guest's CPUs do nothing but this until it is reset: no timer, no kernel thread gets in.
+fn spin() -> ! {
+    let _ = std::fs::write("/proc/sys/kernel/sched_rt_runtime_us", "-1");
+    say("spinning");
+    let priority = [99_i32];
+    // SAFETY: `priority` has the layout of a sched_param and outlives the call; 0 is this thread.
+    unsafe { sched_setscheduler(0, SCHED_FIFO, priority.as_ptr()) };
+    loop {
+        std::hint::spin_loop();
+    }
+}
+
+/// All that has the agent's name as its first argument.
+fn signal_agent(signal: i32) {
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if line.starts_with(AGENT.as_bytes()) {
+            // SAFETY: a plain call; the process is not ours to be disturbed by it, or gone.
+            unsafe { kill(pid, signal) };
+        }
+    }
+}
+
+/// What a hostile guest says, as fast as its channel takes it: messages that are none, cut ones, lengths of 2 GiB, and a good
+/// one, again and again.
+fn flood() {
+    let Some(mut port) = port() else { return say("no port to flood") };
+    say("flooding");
+    let junk: Vec<u8> = (0..64 * 1024_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let mut long = GOOD[..8].to_vec();
+    long.extend([0, 0, 0, 0x80, 0, 0, 0, 0, 0, 0, 0, 0]);
+    loop {
+        for what in [&junk[..], &GOOD[..GOOD.len() / 2], &long[..], &GOOD.repeat(500)[..]] {
+            if port.write_all(what).is_err() {
+                std::thread::sleep(Duration::from_millis(10)); // The host has hung up, for now.
+            }
+        }
+    }
+}
+
+/// The port of Mainstay's agent, as soon as that has left it.
+fn port() -> Option<File> {
+    let named = |port: &std::fs::DirEntry| std::fs::read_to_string(port.path().join("name")).unwrap_or_default();
+    let mut ports = std::fs::read_dir("/sys/class/virtio-ports").ok()?.flatten();
+    let port = ports.find(|port| named(port).trim() == "org.mainstay.guest.0")?;
+    let device = Path::new("/dev").join(port.file_name());
+    (0..100).find_map(|_| {
+        std::thread::sleep(Duration::from_millis(50));
+        OpenOptions::new().write(true).open(&device).ok()
+    })
 }
 
 /// `virsh shutdown` presses the power button: key 116 of some input device.

@@ -213,6 +213,16 @@ pub const ALL: &[Case] = &[
         "a guest's agent asks for a reset: it follows within 250 ms (median of 5; --full: of 20), and the guest is back",
         guests::report,
     ),
+    case(
+        "guest-asks",
+        "a guest asks for the reset of another: denied; within 1 s; on another host within 1.5 s; by the third of three votes",
+        guests::ask_for_others,
+    ),
+    case(
+        "guest-fails",
+        "a guest panics, spins, hangs: reset; its agent dies or its storage stalls: it is not",
+        guests::fail,
+    ),
     case("chaos", "a minute of random faults and operators: never two, all as wanted when healed", chaos::short),
     with(Setting::POWER, case("kill-power-suspect", "a power switch confirms at once: within 5 s", power::suspect)),
     with(

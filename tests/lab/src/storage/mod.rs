@@ -195,3 +195,27 @@ impl Storage {
         }
     }
 }
+
+/// The `command` fence of Mainstay calls this in a host (as `lab-expire HOST`).
+pub fn expire_from_inside(host: &str) -> Result<()> {
+    let stream = UnixStream::connect(crate::EXPIRE_INSIDE).context("reaching the storage")?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    (&stream).write_all(format!("expire {host}\n").as_bytes())?;
+    let mut answer = String::new();
+    BufReader::new(&stream).read_line(&mut answer)?;
+    match answer.trim() {
+        "ok" => Ok(()),
+        other => bail!("expiring {host}: {other}"),
+    }
+}
+
+/// `local`, `server` or `server=SECONDS`.
+pub fn parse_locks(text: &str) -> Result<LockMode> {
+    let lease = match text.split_once('=') {
+        None if text == "local" => return Ok(LockMode::Local),
+        None if text == "server" => 10,
+        Some(("server", seconds)) => seconds.parse().with_context(|| format!("{seconds} is no number of seconds"))?,
+        _ => bail!("locks are `local`, `server` or `server=SECONDS`"),
+    };
+    Ok(LockMode::Server { lease: Duration::from_secs(lease) })
+}

@@ -1,0 +1,450 @@
+//! Failure information: what a failed guest shows is collected before its remedy, and kept after it.
+//!
+//! ```text
+//!   take ──► thread:  look (libvirt's lane "look") ─┬─ all is there, or patience ends ──► go: the remedy
+//!                     tail of the console's file ───┘                                      │
+//!            the part under way, statistics, console: until LATE ◄─────────────────────────┘
+//!            classify ──► exec::failures ──► kept ──► … the remedy's outcome is written into the record
+//! ```
+//!
+//! Whatever hangs or fails is recorded as missing with its reason, and holds up the remedy for the case's patience at most. A part
+//! that was under way when the remedy went still counts: libvirt does one thing after the other with a domain. What would be begun
+//! later shows the guest after its remedy, and is not taken; statistics and the console go on over a reset.
+//!
+//! Bounds: `MAX_AT_ONCE` failures are kept at once, one of a VM in `APART`; more remedies go without. A console's file that hangs
+//! costs one thread; `MAX_AT_ONCE` of them, and no console is read any more until one ends.
+//!
+//! Deliberately not here: what the remedy is, how long it may wait, what the text means (`core::guests`), the disk (`failures`).
+
+mod picture;
+mod screen;
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::clock;
+use super::failures::Failures;
+use super::libvirt::Part;
+use crate::core::guests::classify::{Shown, classify};
+use crate::core::guests::{Case, FoundBy};
+use crate::types::failure::{Class, Failure, FailureFile, FailureKind, Family, MissingFile};
+use crate::types::guests::Remedy;
+use crate::types::{Time, VmId};
+
+use FailureFile as F;
+
+/// Failures that are being kept at the same time.
+const MAX_AT_ONCE: usize = 16;
+/// Between two failures of a VM that are both kept: a guest that asks again and again shows nothing new.
+const APART: Duration = Duration::from_secs(10);
+/// What has not come in this time does not come.
+const LATE: Duration = Duration::from_secs(2);
+/// The remedy has its own deadline, which is shorter.
+const OUTCOME: Duration = Duration::from_secs(30);
+/// Bytes of the console that are kept.
+const TAIL: u64 = 64 * 1024;
+/// Bytes of statistics that are kept.
+const MAX_STATISTICS: usize = 256 * 1024;
+
+/// Looks at a running domain, like `Libvirt::look`.
+type Look = Box<dyn Fn(VmId, Duration) -> Receiver<Part> + Send + Sync>;
+/// Takes what became of the remedy.
+pub type Outcome = SyncSender<Result<(), String>>;
+
+/// Collects and keeps failure information on this host; cheap to clone.
+#[derive(Clone)]
+pub struct Evidence(Arc<Inner>);
+
+struct Inner {
+    host: String,
+    look: Look,
+    failures: Arc<Failures>,
+    busy: Mutex<Busy>,
+    /// Threads that read consoles' files; shared with them, since one may hang for ever.
+    readers: Arc<AtomicUsize>,
+}
+
+/// What is under way.
+#[derive(Default)]
+struct Busy {
+    count: usize,
+    /// When a failure was last taken, and what it was, as far as that is known.
+    last: BTreeMap<VmId, (Time, Option<Class>)>,
+}
+
+/// Why nothing is kept.
+enum Not {
+    /// One of this VM has just been, and was this.
+    JustNow(Option<Class>),
+    /// This many are being kept.
+    TooMany,
+}
+
+impl Evidence {
+    /// For this host, by its name.
+    #[must_use]
+    pub fn new(
+        host: &str,
+        failures: Arc<Failures>,
+        look: impl Fn(VmId, Duration) -> Receiver<Part> + Send + Sync + 'static,
+    ) -> Self {
+        let (busy, readers) = (Mutex::default(), Arc::default());
+        Self(Arc::new(Inner { host: host.to_owned(), look: Box::new(look), failures, busy, readers }))
+    }
+
+    /// Collects what can be had, calls `go` within the case's patience, once and in any case, and keeps the rest. `go` gives the
+    /// remedy's outcome to its sender, or drops it. `kept` is told what was kept, or why not; not at all if this VM's last failure
+    /// was kept moments ago. Both are called on another thread, or here when there is none.
+    pub fn take(
+        &self,
+        vm: VmId,
+        remedy: Remedy,
+        case: Case,
+        go: impl FnOnce(&Class, Outcome) + Send + 'static,
+        kept: impl FnOnce(Result<String, String>) + Send + 'static,
+    ) {
+        let (outcome, told) = sync_channel(1);
+        let (inner, name) = (Arc::clone(&self.0), case.name.clone());
+        let mut class = None;
+        let why = match inner.begin(vm) {
+            Ok(()) => match worker() {
+                Ok(give) => {
+                    let _ = give.send(Box::new(move || {
+                        let under_way = UnderWay(inner);
+                        under_way.0.collect(vm, remedy, case, |class| go(class, outcome), kept, &told);
+                    }));
+                    return;
+                }
+                Err(error) => {
+                    inner.end();
+                    Some(format!("no thread: {error}"))
+                }
+            },
+            Err(Not::JustNow(last)) => {
+                class = last;
+                None
+            }
+            Err(Not::TooMany) => Some(format!("that of {MAX_AT_ONCE} guests is being kept already")),
+        };
+        let unknown = Class { family: Family::Unknown, kind: FailureKind::Unknown, line: String::new() };
+        go(&class.unwrap_or(unknown), outcome);
+        if let Some(why) = why {
+            kept(Err(format!("{name}: failure information is not kept: {why}")));
+        }
+    }
+}
+
+/// A thread that does what it is given. It is asked for first: what one that cannot be started was given is lost.
+fn worker() -> io::Result<SyncSender<Box<dyn FnOnce() + Send>>> {
+    let (give, work) = sync_channel::<Box<dyn FnOnce() + Send>>(1);
+    let run = move || {
+        if let Ok(work) = work.recv() {
+            work();
+        }
+    };
+    std::thread::Builder::new().name("evidence".into()).spawn(run).map(|_| give)
+}
+
+/// Counts one failure off, also if its thread panics.
+struct UnderWay(Arc<Inner>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+impl Inner {
+    fn begin(&self, vm: VmId) -> Result<(), Not> {
+        let now = clock::now();
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        busy.last.retain(|_, (last, _)| now.since(*last) < APART);
+        if let Some((_, class)) = busy.last.get(&vm) {
+            return Err(Not::JustNow(class.clone()));
+        }
+        if MAX_AT_ONCE <= busy.count {
+            return Err(Not::TooMany);
+        }
+        busy.count += 1;
+        busy.last.insert(vm, (now, None));
+        Ok(())
+    }
+
+    /// For a remedy that follows at once.
+    fn remember(&self, vm: VmId, class: &Class) {
+        let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, last)) = busy.last.get_mut(&vm) {
+            *last = Some(class.clone());
+        }
+    }
+
+    fn end(&self) {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner).count -= 1;
+    }
+
+    fn collect(
+        &self,
+        vm: VmId,
+        remedy: Remedy,
+        case: Case,
+        go: impl FnOnce(&Class),
+        kept: impl FnOnce(Result<String, String>),
+        told: &Receiver<Result<(), String>>,
+    ) {
+        let (begun, unix_ms) = (clock::now(), clock::unix_ms());
+        let mut sight = Sight::new((self.look)(vm, LATE), Arc::clone(&self.readers));
+        sight.gather(begun + case.patience());
+        let class = sight.classify(&case);
+        self.remember(vm, &class);
+        go(&class);
+        let waited = clock::now().since(begun);
+        sight.gather_late(begun + LATE, waited);
+        let late = sight.classify(&case);
+        // What came late may show the guest after its remedy: it counts only where nothing was seen before.
+        let class = if matches!(class.kind, FailureKind::Unknown | FailureKind::Reported) { late } else { class };
+        let (mut files, missing) = sight.into_files(waited);
+        files.push((F::Messages, messages(&case, begun, unix_ms).into_bytes()));
+        let failure = Failure {
+            number: 0, // Filled in when it is kept.
+            vm,
+            name: case.name.clone(),
+            host: self.host.clone(),
+            unix_ms,
+            class,
+            cause: case.why.clone(),
+            system: system(&case),
+            remedy,
+            outcome: String::new(),
+            waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
+            files: Vec::new(),
+            missing,
+        };
+        let (name, class) = (case.name, failure.class.clone());
+        let number = match self.failures.keep(failure, &files) {
+            Ok(number) => number,
+            Err(why) => return kept(Err(format!("{name}: failure information is not kept: {why}"))),
+        };
+        let line = if class.line.is_empty() { String::new() } else { format!(": {}", class.line) };
+        kept(Ok(format!("{name} has failed ({class}{line}); more by `mainstay vm failures {name} --show {number}`")));
+        let outcome = match told.recv_timeout(OUTCOME) {
+            Ok(Ok(())) => "done".to_owned(),
+            Ok(Err(why)) => format!("not done: {why}"),
+            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => "nobody knows".to_owned(),
+        };
+        if let Err(why) = self.failures.set_outcome(vm, number, &outcome) {
+            tracing::warn!("{name}: what became of the remedy is not kept: {why}");
+        }
+    }
+}
+
+/// What has been seen so far.
+struct Sight {
+    parts: Receiver<Part>,
+    readers: Arc<AtomicUsize>,
+    tail: Option<Receiver<Result<Vec<u8>, String>>>,
+    /// No part comes any more.
+    ended: bool,
+    screen: Option<Result<String, String>>,
+    picture: Option<Result<Vec<u8>, String>>,
+    console: Option<Result<Vec<u8>, String>>,
+    statistics: Option<Result<String, String>>,
+}
+
+impl Sight {
+    fn new(parts: Receiver<Part>, readers: Arc<AtomicUsize>) -> Self {
+        let (tail, screen, picture, console, statistics) = (None, None, None, None, None);
+        Self { parts, readers, tail, ended: false, screen, picture, console, statistics }
+    }
+
+    /// Until everything is there, or the time is over.
+    fn gather(&mut self, until: Time) {
+        while !self.ended && !self.is_complete() {
+            match self.parts.recv_timeout(until.since(clock::now())) {
+                Ok(part) => self.put(part),
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => self.ended = true,
+            }
+        }
+        self.take_console(until);
+    }
+
+    /// After the remedy went: the part that was under way, statistics, the console.
+    fn gather_late(&mut self, until: Time, waited: Duration) {
+        let mut under_way = true;
+        while !self.ended && !self.is_complete() {
+            let Ok(part) = self.parts.recv_timeout(until.since(clock::now())) else { break };
+            match part {
+                Part::Console(_) | Part::Statistics(_) => self.put(part),
+                Part::Memory(_) | Part::Picture(_) if under_way => self.put(part),
+                Part::Memory(_) => self.screen = Some(Err(too_late(waited))),
+                Part::Picture(_) => self.picture = Some(Err(too_late(waited))),
+            }
+            under_way = false;
+        }
+        self.take_console(until);
+    }
+
+    fn is_complete(&self) -> bool {
+        let console = self.console.is_some() || self.tail.is_some();
+        console && self.screen.is_some() && self.picture.is_some() && self.statistics.is_some()
+    }
+
+    fn put(&mut self, part: Part) {
+        match part {
+            Part::Console(Ok(Some(path))) => match tail(path, &self.readers) {
+                Ok(tail) => self.tail = Some(tail),
+                Err(why) => self.console = Some(Err(why)),
+            },
+            Part::Console(Ok(None)) => {
+                let why = "its definition logs no serial console to a file (<serial> with <log file='…'/>)";
+                self.console = Some(Err(why.to_owned()));
+            }
+            Part::Console(Err(why)) => self.console = Some(Err(why)),
+            Part::Memory(memory) => self.screen = Some(memory.and_then(|memory| screen::text(&memory))),
+            Part::Picture(picture) => self.picture = Some(picture),
+            Part::Statistics(statistics) => self.statistics = Some(statistics.map(|all| lines(&all))),
+        }
+    }
+
+    fn take_console(&mut self, until: Time) {
+        let Some(tail) = &self.tail else { return };
+        match tail.recv_timeout(until.since(clock::now())) {
+            Ok(console) => (self.console, self.tail) = (Some(console), None),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => self.tail = None,
+        }
+    }
+
+    fn classify(&self, case: &Case) -> Class {
+        let console = self.console.as_ref().and_then(|console| console.as_ref().ok());
+        let console = console.map(|bytes| String::from_utf8_lossy(bytes));
+        classify(&Shown {
+            system: case.system.as_ref(),
+            panicked: case.panicked.as_deref(),
+            screen: self.screen.as_ref().and_then(|screen| screen.as_deref().ok()),
+            console: console.as_deref(),
+            reported: case.by == FoundBy::Message,
+        })
+    }
+
+    fn into_files(self, waited: Duration) -> (Vec<(F, Vec<u8>)>, Vec<MissingFile>) {
+        let console = self.console.or_else(|| self.tail.map(|_| Err("its file does not answer".to_owned())));
+        // A raw picture is turned into PNG only now: that takes longer than a remedy may wait.
+        let all = [
+            (F::Screen, self.screen.map(|screen| screen.map(String::into_bytes))),
+            (F::Picture, self.picture.map(|picture| picture.and_then(picture::png))),
+            (F::Console, console),
+            (F::Statistics, self.statistics.map(|text| text.map(String::into_bytes))),
+        ];
+        let (mut files, mut missing) = (Vec::new(), Vec::new());
+        for (file, found) in all {
+            match found.unwrap_or_else(|| Err(too_late(waited))) {
+                Ok(bytes) => files.push((file, bytes)),
+                Err(why) => missing.push(MissingFile { file, why }),
+            }
+        }
+        (files, missing)
+    }
+}
+
+fn too_late(waited: Duration) -> String {
+    format!("not shown within {} ms, for which the remedy waited", waited.as_millis())
+}
+
+/// One `name=value` a line.
+fn lines(all: &[(String, String)]) -> String {
+    let mut text = String::new();
+    for (name, value) in all {
+        if MAX_STATISTICS < text.len() + name.len() + value.len() {
+            break;
+        }
+        text.push_str(&format!("{name}={value}\n"));
+    }
+    text
+}
+
+/// Reads the end of a console's file on a thread of its own: it may lie on storage that hangs.
+fn tail(path: String, readers: &Arc<AtomicUsize>) -> Result<Receiver<Result<Vec<u8>, String>>, String> {
+    if MAX_AT_ONCE <= readers.fetch_add(1, Ordering::Relaxed) {
+        readers.fetch_sub(1, Ordering::Relaxed);
+        return Err(format!("the files of {MAX_AT_ONCE} consoles do not answer already"));
+    }
+    let (tell, told) = sync_channel(1);
+    let count = Arc::clone(readers);
+    let reading = std::thread::Builder::new().name("console".into()).spawn(move || {
+        let read = read_tail(Path::new(&path)).map_err(|error| format!("{path}: {error}"));
+        count.fetch_sub(1, Ordering::Relaxed);
+        let _ = tell.send(read); // Nobody waits for a late one.
+    });
+    match reading {
+        Ok(_) => Ok(told),
+        Err(error) => {
+            readers.fetch_sub(1, Ordering::Relaxed);
+            Err(format!("no thread: {error}"))
+        }
+    }
+}
+
+fn read_tail(path: &Path) -> io::Result<Vec<u8>> {
+    // Not blocking: a FIFO without a writer would hang.
+    let file: File = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("no regular file"));
+    }
+    let mut bytes = vec![0; usize::try_from(metadata.len().min(TAIL)).unwrap_or(0)];
+    let length = file.read_at(&mut bytes, metadata.len().saturating_sub(TAIL))?;
+    bytes.truncate(length);
+    Ok(bytes)
+}
+
+/// The guest's last words, with the clock of day.
+fn messages(case: &Case, now: Time, unix_ms: u64) -> String {
+    let clock = |at: Time| {
+        let ms = unix_ms.saturating_sub(u64::try_from(now.since(at).as_millis()).unwrap_or(u64::MAX));
+        let stamp = i64::try_from(ms).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
+        stamp.map_or_else(|| ms.to_string(), |stamp| format!("{stamp:.3}"))
+    };
+    let mut text = match system(case) {
+        system if system.is_empty() => "system   not known: no agent has spoken\n".to_owned(),
+        system => format!("system   {system}\n"),
+    };
+    if let Some((at, beat)) = &case.beat {
+        let root = if beat.root_writable { "writable" } else { "not writable" };
+        text.push_str(&format!(
+            "beat     {}: up for {} s, load {}.{:02}, {} KiB available, root file system {root}, {} failed units, application {:?}, ready {}\n",
+            clock(*at),
+            beat.uptime_s,
+            beat.load_centi / 100,
+            beat.load_centi % 100,
+            beat.available_kib,
+            beat.failed_units,
+            beat.application,
+            beat.ready,
+        ));
+    }
+    for (at, said) in &case.said {
+        text.push_str(&format!("message  {}: {said}\n", clock(*at)));
+    }
+    text
+}
+
+/// In words; its parts were cleaned when they were heard.
+fn system(case: &Case) -> String {
+    let Some(system) = &case.system else { return String::new() };
+    let parts = [system.id.as_str(), system.version.as_str(), system.kernel.as_str()];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+#[path = "evidence/tests.rs"]
+mod tests;

@@ -1,0 +1,173 @@
+//! A look at a running domain, for its failure information: what libvirt can show of a guest that may not answer any more.
+//!
+//! ```text
+//!   Look ──► worker of the lane "look" ──► Console, Memory, Picture, Statistics ──► told one by one, as they come
+//! ```
+//!
+//! Each part is told as soon as it is there: a monitor that hangs at one of them costs that one and those behind it. What needs no
+//! monitor comes first, statistics without waiting last. Nothing is changed by a look.
+//!
+//! Not here: what the parts mean, and how long anybody waits for them (`exec::evidence`).
+
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
+
+use virt::domain::Domain;
+use virt::error::Error;
+use virt::stream::Stream;
+use virt_sys as sys;
+
+use super::events::{peek, statistics};
+use super::failure::failure;
+use super::session::{Session, in_session};
+use super::xml;
+use crate::core::guests::Sample;
+use crate::types::VmId;
+use crate::types::vm::DomainAnswer;
+
+/// Where a PC keeps its text screen, with what has scrolled off: 32 KiB from physical 0xB8000 on.
+const TEXT_SCREEN: (u64, usize) = (0xb_8000, 0x8000);
+/// Longest picture that is taken, in bytes: 3840 × 2160 raw pixels.
+const PICTURE_MAX: usize = 25 * 1024 * 1024;
+/// What a guest does: state, CPUs, network cards, disks.
+const ACTIVITY: u32 = sys::VIR_DOMAIN_STATS_STATE
+    | sys::VIR_DOMAIN_STATS_VCPU
+    | sys::VIR_DOMAIN_STATS_INTERFACE
+    | sys::VIR_DOMAIN_STATS_BLOCK;
+/// Bytes of a picture that are read at once.
+const CHUNK: usize = 256 * 1024;
+
+/// What is to be looked at, and who is told.
+pub(super) struct Look {
+    pub vm: VmId,
+    /// Not at what it shows, but at what it does.
+    pub only_statistics: bool,
+    pub parts: SyncSender<Part>,
+}
+
+/// A part of what was seen, or why it is missing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// The file on this host to which its serial console is written; none if its definition has none.
+    Console(Result<Option<String>, String>),
+    /// Memory of the text screen: cells of letter and colour.
+    Memory(Result<Vec<u8>, String>),
+    /// The screen as QEMU paints it: PNG or PPM.
+    Picture(Result<Vec<u8>, String>),
+    /// Name and value.
+    Statistics(Result<Vec<(String, String)>, String>),
+}
+
+/// Looks, telling each part.
+pub(super) fn look(uri: &str, session: &mut Option<Session>, look: &Look, within: Duration) -> DomainAnswer {
+    let seen = in_session(uri, session, within, |session, _| {
+        let domain = session.domain(look.vm).map_err(|error| failure(&error))?;
+        // Who has what they want does not listen any more; then the rest need not be looked at.
+        let told = |part| look.parts.send(part).is_ok();
+        if look.only_statistics {
+            let _ = told(Part::Statistics(statistics(&domain, ACTIVITY).map_err(why)));
+            return Ok(DomainAnswer::Done);
+        }
+        let _ = told(Part::Console(console(&domain).map_err(why)))
+            && told(Part::Memory(peek(&domain, TEXT_SCREEN.0, TEXT_SCREEN.1).map_err(why)))
+            && told(Part::Picture(picture(session, &domain)))
+            && told(Part::Statistics(statistics(&domain, 0).map_err(why)));
+        Ok(DomainAnswer::Done)
+    });
+    if let DomainAnswer::Failed(failure) = &seen {
+        let text = format!("libvirt shows nothing of it: {failure:?}");
+        for part in
+            [Part::Console(Err(text.clone())), Part::Memory(Err(text.clone())), Part::Picture(Err(text.clone()))]
+        {
+            let _ = look.parts.send(part);
+        }
+        let _ = look.parts.send(Part::Statistics(Err(text)));
+    }
+    seen
+}
+
+fn why(error: Error) -> String {
+    format!("libvirt: {}", error.message().trim())
+}
+
+fn console(domain: &Domain) -> Result<Option<String>, Error> {
+    // A definition that cannot be read has no console that we know of.
+    Ok(xml::parse(&domain.get_xml_desc(0)?).ok().and_then(|found| found.console_log))
+}
+
+fn picture(session: &Session, domain: &Domain) -> Result<Vec<u8>, String> {
+    let stream = Stream::new(session.connect(), 0).map_err(why)?;
+    domain.screenshot(&stream, 0, 0).map_err(why)?;
+    let (mut bytes, mut chunk) = (Vec::new(), vec![0; CHUNK]);
+    loop {
+        match stream.recv(&mut chunk) {
+            Ok(0) => break,
+            Ok(length) if PICTURE_MAX < bytes.len() + length => {
+                let _ = stream.abort();
+                return Err(format!("it has more than {} MiB", PICTURE_MAX >> 20));
+            }
+            Ok(length) => bytes.extend_from_slice(&chunk[..length]),
+            Err(error) => {
+                let _ = stream.abort();
+                return Err(why(error));
+            }
+        }
+    }
+    let _ = stream.finish(); // All was read; what it says of its end changes nothing.
+    Ok(bytes)
+}
+
+/// What a guest does, out of its statistics. None while a call about it is under way: libvirt leaves out what it would have to
+/// wait for.
+#[must_use]
+pub fn sample(statistics: &[(String, String)], storage_well: bool) -> Option<Sample> {
+    let number = |name: &str| -> Option<u64> { statistics.iter().find(|(of, _)| of == name)?.1.parse().ok() };
+    let sum = |begin: &str, ends: &[&str]| -> u64 {
+        let fits = |name: &str| name.starts_with(begin) && ends.iter().any(|end| name.ends_with(end));
+        statistics.iter().filter(|(name, _)| fits(name)).filter_map(|(_, value)| value.parse::<u64>().ok()).sum()
+    };
+    number("block.count")?;
+    Some(Sample {
+        runs: number("state.state")? == u64::from(sys::VIR_DOMAIN_RUNNING),
+        storage_well,
+        // What others send to it says nothing about it.
+        io: sum("block.", &[".rd.reqs", ".wr.reqs", ".fl.reqs"]) + sum("net.", &[".tx.pkts"]),
+        cpu: Duration::from_nanos(sum("vcpu.", &[".time"])),
+        cpus: u32::try_from(number("vcpu.current")?).ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn activity_is_what_the_guest_does_itself() {
+        let told = |extra: &[(&str, &str)]| {
+            let always = [
+                ("state.state", "1"),
+                ("vcpu.current", "2"),
+                ("vcpu.maximum", "4"),
+                ("vcpu.0.time", "1000000000"),
+                ("vcpu.0.wait", "77"),
+                ("vcpu.1.time", "500000000"),
+                ("net.count", "1"),
+                ("net.0.rx.pkts", "1000"),
+                ("net.0.tx.pkts", "3"),
+            ];
+            always
+                .iter()
+                .chain(extra)
+                .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+                .collect::<Vec<_>>()
+        };
+        let disks =
+            [("block.count", "2"), ("block.0.rd.reqs", "5"), ("block.0.rd.bytes", "9"), ("block.1.wr.reqs", "7")];
+        let expected = Sample { runs: true, storage_well: true, io: 15, cpu: Duration::from_millis(1500), cpus: 2 };
+        assert_eq!(sample(&told(&disks), true), Some(expected));
+        assert_eq!(sample(&told(&[]), true), None, "its disks were left out");
+        let mut paused = told(&disks);
+        paused[0].1 = "3".to_owned();
+        assert_eq!(sample(&paused, false), Some(Sample { runs: false, storage_well: false, ..expected }));
+    }
+}
