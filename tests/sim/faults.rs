@@ -11,7 +11,7 @@ use mainstay::core::event::{Event, Outcome};
 use mainstay::core::health::Loss;
 use mainstay::guard::table::ProcessKey;
 use mainstay::types::vm::{DomainAnswer, DomainFailure};
-use mainstay::types::{DatastoreId, Ticket, VmId};
+use mainstay::types::{DatastoreId, Incarnation, Ticket, VmId};
 
 use super::host::Path;
 use super::world::{Gate, H, Item, World, nanos};
@@ -107,12 +107,21 @@ impl World {
         let host = &mut self.hosts[h];
         let backlog = match item.gate {
             _ if host.frozen => &mut host.backlog,
-            Gate::Agent(..) if host.agent_held => &mut host.agent_backlog,
+            Gate::Agent(..) if host.agent_held || host.agent_waking => &mut host.agent_backlog,
             Gate::Libvirt(..) if host.libvirt_held => &mut host.libvirt_backlog,
             _ => return Some(item),
         };
         backlog.push(item);
         None
+    }
+
+    /// Its disk is new, and its clock of day is anywhere: the incarnation begins with that, in microseconds. So not with
+    /// one that this host had lately.
+    pub fn lose_state(&mut self, h: H) {
+        let begins = 1 + self.dice(5000);
+        let had =
+            |of: u64| self.judge.given.get(&h).is_some_and(|all| all.iter().any(|g| g.incarnation.0.abs_diff(of) < 20));
+        self.hosts[h].incarnation = Incarnation((begins..).step_by(64).find(|of| !had(*of)).expect("they do not end"));
     }
 
     /// SIGSTOP, or no CPU for it.
@@ -125,8 +134,16 @@ impl World {
     pub fn let_agent_go(&mut self, h: H) {
         self.excuse(h);
         self.hosts[h].agent_held = false;
-        let backlog = std::mem::take(&mut self.hosts[h].agent_backlog);
-        self.release(backlog);
+        self.release_agent(h);
+    }
+
+    /// What waits for an agent reaches it, if it moves.
+    pub fn release_agent(&mut self, h: H) {
+        let host = &mut self.hosts[h];
+        if !host.agent_held && !host.agent_waking {
+            let backlog = std::mem::take(&mut host.agent_backlog);
+            self.release(backlog);
+        }
     }
 
     /// SIGSTOP of libvirtd. The agent's keepalive notices it after a while.

@@ -93,8 +93,9 @@ pub struct Host {
     pub thawed: Option<u64>,
     /// What waits for the thaw.
     pub backlog: Vec<Item>,
-    /// Its agent does not move, and what waits for it.
+    /// Its agent does not move, or not yet after a thaw, and what waits for it.
     pub agent_held: bool,
+    pub agent_waking: bool,
     pub agent_backlog: Vec<Item>,
     /// Its libvirtd does not move, and what waits for it.
     pub libvirt_held: bool,
@@ -156,6 +157,7 @@ impl Host {
             thawed: None,
             backlog: Vec::new(),
             agent_held: false,
+            agent_waking: false,
             agent_backlog: Vec::new(),
             libvirt_held: false,
             libvirt_backlog: Vec::new(),
@@ -234,7 +236,8 @@ impl World {
         host.frozen = false;
         host.going_down = false;
         host.backlog.clear();
-        (host.agent_held, host.libvirt_held, host.libvirt_lost) = (false, false, false);
+        (host.agent_held, host.agent_waking) = (false, false);
+        (host.libvirt_held, host.libvirt_lost) = (false, false);
         host.agent_backlog.clear();
         host.libvirt_backlog.clear();
         host.agent = None;
@@ -274,7 +277,8 @@ impl World {
         }
     }
 
-    /// It goes on. The guard's timer is due, and so are the vCPUs: who comes first is luck.
+    /// It goes on. The guard's timer is due, and so are the vCPUs: who comes first is luck. The agent comes a little later,
+    /// and hears first what it was told before: whoever tells it something before it moves stands behind that.
     pub fn thaw(&mut self, h: H) {
         if !std::mem::take(&mut self.hosts[h].frozen) {
             return;
@@ -284,22 +288,21 @@ impl World {
         self.excuse(h);
         self.look_again(super::invariants::THAW);
         self.reconnect_storage(h);
-        let backlog = std::mem::take(&mut self.hosts[h].backlog);
+        let host = &mut self.hosts[h];
+        let all = std::mem::take(&mut host.backlog).into_iter();
+        let (agent, rest): (Vec<Item>, Vec<Item>) = all.partition(|item| matches!(item.gate, Gate::Agent(..)));
+        host.agent_backlog.extend(agent);
+        host.agent_waking = host.agent.is_some();
         if let Some(guard) = &self.hosts[h].guard {
             let gate = Gate::Guard(h, guard.life);
             self.after(gate, Duration::from_micros(500), move |world| world.enforce(h));
         }
         let gate = self.hosts[h].kernel();
-        self.after(gate, Duration::from_millis(2), move |world| world.release(backlog));
-    }
-
-    /// Its disk is new, and its clock of day is anywhere: the incarnation begins with that, in microseconds. So not with
-    /// one that this host had lately.
-    pub fn lose_state(&mut self, h: H) {
-        let begins = 1 + self.dice(5000);
-        let had =
-            |of: u64| self.judge.given.get(&h).is_some_and(|all| all.iter().any(|g| g.incarnation.0.abs_diff(of) < 20));
-        self.hosts[h].incarnation = Incarnation((begins..).step_by(64).find(|of| !had(*of)).expect("they do not end"));
+        self.after(gate, Duration::from_millis(2), move |world| {
+            world.release(rest);
+            world.hosts[h].agent_waking = false;
+            world.release_agent(h);
+        });
     }
 
     // ---- agent --------------------------------------------------------------------------------------------------
@@ -336,7 +339,7 @@ impl World {
     pub fn stop_agent(&mut self, h: H) {
         self.excuse(h);
         if self.hosts[h].agent.take().is_some() {
-            self.hosts[h].agent_held = false;
+            (self.hosts[h].agent_held, self.hosts[h].agent_waking) = (false, false);
             self.hosts[h].agent_backlog.clear();
             if let Some(guard) = &mut self.hosts[h].guard {
                 guard.disconnect();
@@ -356,7 +359,7 @@ impl World {
     pub fn agent_event(&mut self, h: H, event: Event) {
         let host = &self.hosts[h];
         let Some(life) = host.agent.as_ref().map(|agent| agent.life) else { return };
-        if host.frozen || host.agent_held {
+        if host.frozen || host.agent_held || host.agent_waking {
             let now = self.now;
             return self.at(Gate::Agent(h, life), now, move |world| world.agent_event(h, event));
         }
