@@ -196,6 +196,7 @@ impl Host {
                     GuestAct::Do { ticket, vm, remedy, .. } => self.does(ticket, vm, remedy.starts_anew()),
                     // A guest that does nothing: it is judged by what it says.
                     GuestAct::Sample(vm) => events.push_back(GuestEvent::Sampled(vm, Some(STILL))),
+                    GuestAct::Glance { vm, .. } => events.push_back(GuestEvent::Glimpsed(vm, None)),
                     GuestAct::Tell(_, word) | GuestAct::TellMaster(word) => events.push_back(self.told(word)),
                     GuestAct::Note(note) => assert!(note.text.len() < 16 * 1024, "a line for people"),
                 }

@@ -16,7 +16,7 @@ use super::executors::Executors;
 use super::sleep_until;
 use crate::core::Core;
 use crate::core::event::{Event, Listed};
-use crate::core::guests::{Case, GuestAct, GuestEvent, Guests, Sample};
+use crate::core::guests::{Case, Glimpse, GuestAct, GuestEvent, Guests, Mark, Sample};
 use crate::exec::channels::{ChannelEvent, Channels};
 use crate::exec::clock;
 use crate::exec::evidence::Outcome;
@@ -43,6 +43,8 @@ pub(crate) enum FromOthers {
     Done(Ticket, Result<(), String>),
     /// What a guest does now; none: it could not be had.
     Sampled(VmId, Option<Sample>),
+    /// What its screen shows now; none: it could not be had.
+    Glimpsed(VmId, Option<Glimpse>),
     /// Failure information was kept, or not; for people.
     Kept(VmId, Result<String, String>),
 }
@@ -114,6 +116,7 @@ impl GuestSide {
             Next::Said(ChannelEvent::Guest(event)) => event,
             Next::Others(FromOthers::Done(ticket, result)) => GuestEvent::Done(ticket, result),
             Next::Others(FromOthers::Sampled(vm, sample)) => GuestEvent::Sampled(vm, sample),
+            Next::Others(FromOthers::Glimpsed(vm, glimpse)) => GuestEvent::Glimpsed(vm, glimpse),
             Next::Others(FromOthers::Kept(vm, kept)) => GuestEvent::Kept(vm, kept),
             Next::Others(FromOthers::Word(from, GuestWord::Requested(request))) => {
                 let at = core.whereabouts(&request.target, clock::now());
@@ -177,6 +180,7 @@ impl GuestSide {
                 GuestAct::Say(vm, message) => self.channels.say(vm, message),
                 GuestAct::Do { ticket, vm, remedy, case } => self.carry_out(ticket, vm, remedy, *case, executors),
                 GuestAct::Sample(vm) => self.sample(vm, core, executors),
+                GuestAct::Glance { vm, read } => self.glance(vm, read, core, executors),
                 GuestAct::Tell(host, word) => self.tell(host, word, executors),
                 GuestAct::TellMaster(word) => {
                     if let Some(master) = core.master() {
@@ -196,8 +200,15 @@ impl GuestSide {
         }
     }
 
+    fn glance(&self, vm: VmId, read: Option<Mark>, core: &Core, executors: &Executors) {
+        let to_self = self.to_self.clone();
+        executors.glances().glance(vm, read, storage_well(core), move |glimpse| {
+            let _ = to_self.send(FromOthers::Glimpsed(vm, glimpse));
+        });
+    }
+
     fn sample(&self, vm: VmId, core: &Core, executors: &Executors) {
-        let storage_well = core.view(clock::now()).datastores.iter().all(|store| store.health == "well");
+        let storage_well = storage_well(core);
         let to_self = self.to_self.clone();
         executors.libvirt().activity(vm, CALL, move |statistics| {
             let sample = statistics.and_then(|all| libvirt::sample(&all, storage_well));
@@ -242,6 +253,10 @@ impl GuestSide {
             let _ = kept.send(FromOthers::Kept(vm, what));
         });
     }
+}
+
+fn storage_well(core: &Core) -> bool {
+    core.view(clock::now()).datastores.iter().all(|store| store.health == "well")
 }
 
 fn result_of(answer: DomainAnswer) -> Result<(), String> {

@@ -13,7 +13,7 @@
 //!
 //! Bounds: `MAX_ANSWERS` answers are remembered for each VM, `MAX_BALLOTS` requests at the master; the oldest go first.
 //!
-//! Whether a silent guest has failed is judged by `monitor`.
+//! Whether a silent guest has failed is judged by `monitor`; what its screen says of it, by `screen`.
 //!
 //! Deliberately not here: channels and bytes (`exec::channels`).
 
@@ -27,6 +27,9 @@ mod notes;
 mod recent;
 mod remedies;
 mod reports;
+mod screen;
+#[cfg(test)]
+mod screen_tests;
 #[cfg(test)]
 mod tests;
 
@@ -42,6 +45,8 @@ use self::recent::Recent;
 pub use self::recent::{Case, FoundBy, PATIENCE_MESSAGE, PATIENCE_MONITORING};
 use self::remedies::History;
 use self::reports::Counts;
+use self::screen::Screen;
+pub use self::screen::{Glimpse, Mark, Shows};
 use crate::core::note::Note;
 use crate::types::guests::{Answer, GuestRequest, GuestSettings, GuestWord, Remedy};
 use crate::types::{HostId, Ticket, Time, VmId};
@@ -78,6 +83,8 @@ pub enum GuestEvent {
     },
     /// The sample that was asked for; none = libvirt did not give it.
     Sampled(VmId, Option<Sample>),
+    /// The look at its screen that was asked for; none = it could not be had.
+    Glimpsed(VmId, Option<Glimpse>),
     /// Its guest said something.
     Said(VmId, Box<FromGuest>),
     /// Failure information of this VM was kept, or not: a line for people.
@@ -117,6 +124,13 @@ pub enum GuestAct {
     },
     /// Look what it does: `Sampled` comes back.
     Sample(VmId),
+    /// Look at its screen: `Glimpsed` comes back.
+    Glance {
+        /// Of which.
+        vm: VmId,
+        /// A picture is read if it is this one.
+        read: Option<Mark>,
+    },
     /// Tell a host, which may be this one.
     Tell(HostId, GuestWord),
     /// Tell the master, which may be this host.
@@ -136,6 +150,7 @@ struct Guest {
     counts: Counts,
     history: History,
     watch: Watch,
+    screen: Screen,
     notes: Notes,
     recent: Recent,
     answers: Answers,
@@ -184,13 +199,14 @@ impl Guests {
     pub fn step(&mut self, now: Time, event: GuestEvent) -> Vec<GuestAct> {
         match event {
             GuestEvent::Settings(settings) => self.settings = settings,
-            GuestEvent::Runs { vm, name } => self.vms.entry(vm).or_default().name = name,
+            GuestEvent::Runs { vm, name } => self.runs(vm, name),
             GuestEvent::Ended(vm) => self.ended(vm),
             GuestEvent::Connected(vm) => self.connected(now, vm),
             GuestEvent::Disconnected(vm) => self.watch(vm, |watch| watch.connected(now, false)),
-            GuestEvent::Rebooted(vm) => self.watch(vm, |watch| watch.boots(now)),
+            GuestEvent::Rebooted(vm) => self.rebooted(now, vm),
             GuestEvent::Panicked { vm, held } => self.panicked(now, vm, held),
             GuestEvent::Sampled(vm, sample) => self.sampled(now, vm, sample),
+            GuestEvent::Glimpsed(vm, glimpse) => self.glimpsed(now, vm, glimpse),
             GuestEvent::Said(vm, said) => self.said(now, vm, *said),
             GuestEvent::Kept(vm, kept) => self.kept(now, vm, kept),
             GuestEvent::Done(ticket, result) => self.done(now, ticket, result),
@@ -205,7 +221,9 @@ impl Guests {
     #[must_use]
     pub fn next_due(&self) -> Option<Time> {
         let due = |guest: &Guest| {
-            guest.due().into_iter().chain(guest.watch.due(self.settings.watchfulness(&guest.name))).min()
+            let limits = self.settings.watchfulness(&guest.name);
+            let screen = guest.screen.due(limits, &guest.watch);
+            guest.due().into_iter().chain(guest.watch.due(limits)).chain(screen).min()
         };
         self.vms.values().filter_map(due).min()
     }
@@ -223,6 +241,7 @@ impl Guests {
     fn due(&mut self, now: Time) {
         self.carry_out_due(now);
         self.look(now);
+        self.look_at_screens(now);
         self.ask_again(now);
         let summaries: Vec<Note> = self.vms.values_mut().filter_map(|guest| guest.notes.summary(now)).collect();
         summaries.into_iter().for_each(|note| self.act(GuestAct::Note(note)));
@@ -256,6 +275,18 @@ impl Guests {
         if let Some(guest) = self.vms.get_mut(&vm) {
             change(&mut guest.watch);
         }
+    }
+
+    fn runs(&mut self, vm: VmId, name: String) {
+        let guest = self.vms.entry(vm).or_default();
+        guest.name = name;
+        guest.screen.runs();
+    }
+
+    fn rebooted(&mut self, now: Time, vm: VmId) {
+        let Some(guest) = self.vms.get_mut(&vm) else { return };
+        guest.watch.boots(now);
+        guest.screen.changes();
     }
 
     fn connected(&mut self, now: Time, vm: VmId) {
@@ -297,6 +328,7 @@ impl Guests {
             (guest.boot, guest.asked) = (None, Vec::new());
             guest.history.ended();
             guest.watch.ended();
+            guest.screen.ended();
         }
     }
 

@@ -37,8 +37,8 @@ const GAP: Duration = Duration::from_secs(10);
 /// It works if it has done I/O within this time.
 const LATELY: Duration = Duration::from_secs(5);
 /// CPUs that have moved less than this part of the time stand; more than the second, of each, and they spin.
-const STANDS: f64 = 0.0005;
-const SPINS: f64 = 0.95;
+pub(super) const STILL: f64 = 0.0005;
+pub(super) const SPINS: f64 = 0.95;
 
 /// What libvirt says of a VM at one moment.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -141,6 +141,12 @@ impl Watch {
         now.since(self.beat) < LATE && self.application != Application::Silent
     }
 
+    /// How often it is sampled; none = its beats come, or are not expected, or enough was made of their absence.
+    pub(super) fn pace(&self) -> Option<Duration> {
+        let is_late = self.connected && self.known && !self.settled && self.seen.is_some();
+        is_late.then_some(if self.told { SLOW } else { PACE })
+    }
+
     fn excuse(&mut self, now: Time) {
         (self.excused, self.seen) = (now, None);
     }
@@ -208,7 +214,7 @@ impl Seen {
         let moves = sample.io != self.sample.io;
         let used = sample.cpu.saturating_sub(self.sample.cpu).as_secs_f64();
         let part = used / now.since(self.at).as_secs_f64().max(f64::MIN_POSITIVE);
-        let is_stuck = part < STANDS || SPINS * f64::from(sample.cpus) <= part;
+        let is_stuck = part < STILL || SPINS * f64::from(sample.cpus) <= part;
         Self {
             at: now,
             sample,

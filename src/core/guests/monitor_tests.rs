@@ -53,7 +53,7 @@ fn story(monitor: Monitor) -> Story {
 /// 10 s without beats and I/O, not in the first 20 s.
 fn quick() -> Monitor {
     let (silence_s, io_s, uptime_s) = (Some(10), Some(10), Some(20));
-    Monitor { vm: Glob::any(), preset: Preset::Medium, silence_s, io_s, uptime_s }
+    Monitor { vm: Glob::any(), preset: Preset::Medium, silence_s, io_s, uptime_s, screen_s: None }
 }
 
 impl Story {
@@ -75,6 +75,8 @@ impl Story {
                     self.step(second, GuestEvent::Done(ticket, Ok(())));
                 }
                 GuestAct::Note(note) => self.told.push(format!("{} {}", self.now / 10, note.kind)),
+                // Its screen cannot be had.
+                GuestAct::Glance { vm, .. } => self.step(second, GuestEvent::Glimpsed(vm, None)),
                 GuestAct::Say(..) | GuestAct::Tell(..) | GuestAct::TellMaster(_) => {}
             }
         }

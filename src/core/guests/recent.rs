@@ -44,6 +44,8 @@ pub struct Case {
     pub by: FoundBy,
     /// The panic device has fired: what the hypervisor says of it.
     pub panicked: Option<String>,
+    /// What its screen showed when it was found to have failed, if that was why.
+    pub sign: Option<Class>,
     /// What its agent has said of its system.
     pub system: Option<System>,
     /// Its last beat, and when.
@@ -84,6 +86,7 @@ pub(super) struct Recent {
     beat: Option<(Time, Beat)>,
     said: VecDeque<(Time, ReportId, String)>,
     panicked: Option<String>,
+    sign: Option<Class>,
 }
 
 impl Recent {
@@ -92,9 +95,14 @@ impl Recent {
         self.panicked = Some("the panic device has fired".to_owned());
     }
 
+    /// Its screen shows that it has failed.
+    pub(super) fn shows(&mut self, class: &Class) {
+        self.sign = Some(class.clone());
+    }
+
     /// It was started anew.
     pub(super) fn boots(&mut self) {
-        self.panicked = None;
+        (self.panicked, self.sign) = (None, None);
     }
 
     pub(super) fn heard(&mut self, now: Time, said: &FromGuest) {
@@ -103,7 +111,7 @@ impl Recent {
                 let System { id, version, kernel } = &hello.system;
                 self.system = Some(System { id: clean(id), version: clean(version), kernel: clean(kernel) });
             }
-            FromGuest::Beat(beat) => self.beat = Some((now, beat.clone())),
+            FromGuest::Beat(beat) => (self.beat, self.sign) = (Some((now, beat.clone())), None),
             FromGuest::Report(report) => self.report(now, report),
             FromGuest::Outcome { .. } | FromGuest::Leaves => {}
         }
@@ -128,6 +136,7 @@ impl Recent {
             why: why.to_owned(),
             by,
             panicked: self.panicked.clone(),
+            sign: self.sign.clone(),
             system: self.system.clone(),
             beat: self.beat.clone(),
             said: self.said.iter().map(|(at, _, text)| (*at, text.clone())).collect(),

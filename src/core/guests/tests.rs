@@ -50,7 +50,7 @@ fn told(acts: Vec<GuestAct>) -> Vec<String> {
             GuestWord::Failures(ask) => format!("{ask:?}"),
         }),
         GuestAct::Note(note) if note.kind == "guest-needs-attention" => Some("needs attention".to_owned()),
-        GuestAct::Note(_) | GuestAct::Sample(_) => None,
+        GuestAct::Note(_) | GuestAct::Sample(_) | GuestAct::Glance { .. } => None,
     };
     acts.into_iter().filter_map(words).collect()
 }

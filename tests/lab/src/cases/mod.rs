@@ -31,6 +31,7 @@ mod power;
 pub mod report;
 mod restarts;
 mod restore;
+mod screens;
 mod storage;
 
 use std::time::Duration;
@@ -222,6 +223,11 @@ pub const ALL: &[Case] = &[
         "guest-fails",
         "a guest panics, spins, hangs: reset; its agent dies or its storage stalls: it is not",
         guests::fail,
+    ),
+    case(
+        "guest-screens",
+        "stop screens are reset; boot loader prompts and missing boot devices are told; in text and in graphics",
+        screens::all,
     ),
     case("chaos", "a minute of random faults and operators: never two, all as wanted when healed", chaos::short),
     with(Setting::POWER, case("kill-power-suspect", "a power switch confirms at once: within 5 s", power::suspect)),
