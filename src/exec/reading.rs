@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn what_has_no_end_is_cut_off() {
-        let (reader, _folder) = reader("yes");
+        let (reader, _folder) = reader("exec yes");
         assert_eq!(reader.read(&picture()).unwrap_err(), "the picture was not read: tesseract: signal: 25 (SIGXFSZ)");
     }
 }
