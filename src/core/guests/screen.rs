@@ -14,7 +14,8 @@
 //! whatever it shows; one that does I/O is not stuck; a screen that changes is not the last word. As with silence, a guest that is
 //! paused, or whose storage is in trouble, is not judged. The minimum uptime does not count: a screen is no guess.
 //!
-//! A picture is read by a program, which is dear: only one that was the same at two looks, and once.
+//! A picture is read by a program, which is dear: only one that has stood as above, so that it would count, and once. A desktop whose
+//! clock moves, or that works, costs no more than its pictures.
 //!
 //! Deliberately not here: how one looks (`exec::glance`), what lines mean (`classify`).
 
@@ -133,9 +134,11 @@ impl Screen {
         Some(self.looked + pace)
     }
 
-    /// The picture that has been seen, and is to be read if it is still the same.
-    fn unread(&self) -> Option<Mark> {
-        self.standing.as_ref().filter(|standing| standing.class.is_none()).map(|standing| standing.mark)
+    /// The picture that has stood, and is to be read if it is still the same.
+    fn unread(&self, now: Time) -> Option<Mark> {
+        let standing = self.standing.as_ref().filter(|standing| standing.class.is_none())?;
+        let counts = standing.is_stuck(now) || WAITS <= now.since(standing.since);
+        counts.then_some(standing.mark)
     }
 
     fn take(&mut self, now: Time, glimpse: Option<Glimpse>, pace: Duration) {
@@ -167,8 +170,7 @@ impl Screen {
         let stood = now.since(standing.since);
         let verdict = match class.kind {
             K::Panic | K::OutOfMemory | K::StopScreen => {
-                let is_stuck = standing.stuck.is_some_and(|since| STANDS <= now.since(since));
-                if !is_stuck && stood < limits.io {
+                if !standing.is_stuck(now) && stood < limits.io {
                     return Verdict::Nothing;
                 }
                 self.acted = Some(standing.mark);
@@ -187,11 +189,16 @@ impl Screen {
 }
 
 impl Standing {
+    /// For so long that it counts.
+    fn is_stuck(&self, now: Time) -> bool {
+        self.stuck.is_some_and(|since| STANDS <= now.since(since))
+    }
+
     /// Since when no CPU has moved, or one of them always has.
     fn stuck(&self, now: Time, sample: Sample) -> Option<Time> {
         let used = sample.cpu.saturating_sub(self.sample.cpu).as_secs_f64();
         let part = used / now.since(self.at).as_secs_f64().max(f64::MIN_POSITIVE);
-        if part < STILL || SPINS <= part { self.stuck.or(Some(self.at)) } else { None }
+        if (STILL..SPINS).contains(&part) { None } else { self.stuck.or(Some(self.at)) }
     }
 }
 
@@ -206,7 +213,7 @@ impl Guests {
                 return None;
             }
             guest.screen.asked = Some(now);
-            Some((*vm, guest.screen.unread()))
+            Some((*vm, guest.screen.unread(now)))
         };
         let due: Vec<(VmId, Option<Mark>)> = self.vms.iter_mut().filter_map(due).collect();
         due.into_iter().for_each(|(vm, read)| self.act(GuestAct::Glance { vm, read }));

@@ -81,7 +81,7 @@ impl Grey {
         let (width, height) = (self.width, self.pixels.len() / self.width);
         // The nearer pixel counts three times as much.
         let pair = |at: usize, most: usize| {
-            let far = if at % 2 == 0 { (at / 2).saturating_sub(1) } else { (at / 2 + 1).min(most - 1) };
+            let far = if at.is_multiple_of(2) { (at / 2).saturating_sub(1) } else { (at / 2 + 1).min(most - 1) };
             [(at / 2, 3), (far, 1)]
         };
         let columns: Vec<[(usize, u32); 2]> = (0..2 * width).map(|x| pair(x, width)).collect();
