@@ -205,7 +205,10 @@ impl Guests {
             GuestEvent::Disconnected(vm) => self.watch(vm, |watch| watch.connected(now, false)),
             GuestEvent::Rebooted(vm) => self.rebooted(now, vm),
             GuestEvent::Panicked { vm, held } => self.panicked(now, vm, held),
-            GuestEvent::Sampled(vm, sample) => self.sampled(now, vm, sample),
+            GuestEvent::Sampled(vm, sample) => {
+                self.sampled(now, vm, sample);
+                self.look_at_screens(now); // One that is known to be late now is looked at at once.
+            }
             GuestEvent::Glimpsed(vm, glimpse) => self.glimpsed(now, vm, glimpse),
             GuestEvent::Said(vm, said) => self.said(now, vm, *said),
             GuestEvent::Kept(vm, kept) => self.kept(now, vm, kept),

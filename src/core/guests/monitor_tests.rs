@@ -185,7 +185,7 @@ fn samples_that_do_not_come_judge_nobody() {
     assert_eq!(story.goes(9, HUNG), NOTHING);
     let lost = |story: &mut Story| {
         let acts = story.guests.step(story.time(), GuestEvent::Sampled(WEB, None));
-        assert_eq!(acts, [], "libvirt did not answer");
+        assert!(acts.iter().all(|act| matches!(act, GuestAct::Glance { .. })), "libvirt did not answer: {acts:?}");
     };
     lost(&mut story);
     story.step(HUNG, GuestEvent::Disconnected(WEB));
