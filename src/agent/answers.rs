@@ -31,7 +31,13 @@ enum Waiter {
     Agent(Answer),
     Person(oneshot::Sender<AskReply>, Wish),
     Hook(HookAnswer),
-    Join { answer: Answer, member: MemberSettings, certificate_pem: String },
+    /// A remedy of a guest.
+    Guest(Ticket),
+    Join {
+        answer: Answer,
+        member: MemberSettings,
+        certificate_pem: String,
+    },
 }
 
 /// What a person asked for, as far as it shapes the answer.
@@ -91,6 +97,11 @@ impl Answers {
 
     pub(crate) fn poll_notes(&self) -> Vec<String> {
         self.lock().notes.poll()
+    }
+
+    /// The answer goes to the guests' part, under this ticket.
+    pub(crate) fn guest_waits(&self, ticket: Ticket) -> AskId {
+        self.wait(Waiter::Guest(ticket))
     }
 
     pub(crate) fn hook_waits(&self, answer: HookAnswer) -> AskId {
@@ -219,6 +230,13 @@ impl Answers {
             Waiter::Agent(answer) => answer.send(reply),
             Waiter::Person(answer, wish) => {
                 let _ = answer.send(told(reply, wish));
+            }
+            Waiter::Guest(ticket) => {
+                let result = match told(reply, Wish::Act("done")) {
+                    AskReply::Denied(why) => Err(why.to_string()),
+                    _ => Ok(()),
+                };
+                let _ = inner.guests.send(FromOthers::Done(ticket, result));
             }
             Waiter::Join { answer, member, certificate_pem } => match reply {
                 Reply::Done | Reply::AlreadySo => {

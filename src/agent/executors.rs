@@ -28,7 +28,7 @@ use crate::exec::libvirt::Libvirt;
 use crate::exec::net::BeatReceiver;
 use crate::exec::program::Stop;
 use crate::exec::{clock, fence, power};
-use crate::types::control::{Reply, Request};
+use crate::types::control::{Reply, Request, VmCommand};
 use crate::types::failure::FailureAsk;
 use crate::types::guard::{GuardConfig, GuardDatastore, GuardOrder};
 use crate::types::guests::GuestWord;
@@ -326,6 +326,12 @@ impl Executors {
     /// Gives orders to libvirt past the core: remedies for guests.
     pub(crate) fn libvirt(&self) -> Libvirt {
         self.libvirt.clone()
+    }
+
+    /// Asks the core for something that people ask for as well; the answer goes to the guests' part.
+    pub(crate) fn ask_core(&self, ticket: Ticket, command: VmCommand) {
+        let ask = self.answers.guest_waits(ticket);
+        let _ = self.events.send(Event::Asked { ask, from: None, request: Box::new(Request::Vm(command)) });
     }
 
     /// Collects and keeps failure information.

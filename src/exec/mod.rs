@@ -14,5 +14,6 @@ pub mod net;
 pub mod notes;
 pub mod power;
 pub mod program;
+pub mod qemu;
 pub mod state;
 pub mod store;

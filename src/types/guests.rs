@@ -24,9 +24,9 @@ pub enum Remedy {
     Reset,
     /// The guest is asked to reboot; after its time-out a reset.
     Reboot,
-    /// QEMU ends and is started again, on the same host.
+    /// QEMU ends and is started again, on the same host if that can.
     PowerCycle,
-    /// QEMU ends and is started on another host.
+    /// The same, and then it moves to another host.
     RestartElsewhere,
     /// A live migration to another host.
     Migrate,
@@ -52,12 +52,27 @@ impl Remedy {
         }
     }
 
-    /// Whether the guest loses its state: it counts against the limit of resets.
+    /// Whether the guest loses its state.
     #[must_use]
     pub fn starts_anew(self) -> bool {
         match self {
             Self::Reset | Self::Reboot | Self::PowerCycle | Self::RestartElsewhere => true,
             Self::Migrate | Self::Suspend => false,
+        }
+    }
+
+    /// Whether it counts against the limit: what can be done again and again without end. A guest that stands asks for nothing.
+    #[must_use]
+    pub fn counts(self) -> bool {
+        self != Self::Suspend
+    }
+
+    /// Whether the VM runs on another host afterwards.
+    #[must_use]
+    pub fn leaves(self) -> bool {
+        match self {
+            Self::RestartElsewhere | Self::Migrate => true,
+            Self::Reset | Self::Reboot | Self::PowerCycle | Self::Suspend => false,
         }
     }
 }
