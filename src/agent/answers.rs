@@ -122,6 +122,11 @@ impl Answers {
                         super::failures::answer(self.failures(), ask, |reply| answer.send(reply));
                         return None;
                     }
+                    (GuestWord::EnablePort { vm }, Some(_)) => {
+                        let told = Box::new(|reply| answer.send(reply));
+                        drop(self.lock().guests.send(FromOthers::EnablePort(vm, told)));
+                        return None;
+                    }
                     (word, Some(from)) => drop(self.lock().guests.send(FromOthers::Word(from, word))),
                     (_, None) => {}
                 }
@@ -168,6 +173,10 @@ impl Answers {
             }
             Ask::FailurePiece { host, ask } => {
                 super::failures::piece(host, ask, answer, executors);
+                return None;
+            }
+            Ask::EnableGuest { vm } => {
+                super::ports::enable(vm, answer, core, executors);
                 return None;
             }
             Ask::TestFenceDevice { name } => {
@@ -300,6 +309,7 @@ pub(crate) fn as_stranger(message: AskMessage, view: ClusterView) {
         | Ask::Change(_)
         | Ask::Explain { .. }
         | Ask::TestFenceDevice { .. }
+        | Ask::EnableGuest { .. }
         | Ask::Failures { .. }
         | Ask::FailurePiece { .. } => {
             let _ = answer.send(denied());

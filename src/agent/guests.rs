@@ -7,7 +7,7 @@
 //! ```
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -16,12 +16,13 @@ use super::executors::Executors;
 use super::sleep_until;
 use crate::core::Core;
 use crate::core::event::{Event, Listed};
-use crate::core::guests::{Case, GuestAct, GuestEvent, Guests, Sample, Step};
+use crate::core::guests::{Case, GuestAct, GuestEvent, Guests, Sample, Step, Watchdog};
 use crate::exec::channels::{ChannelEvent, Channels};
 use crate::exec::evidence::Outcome;
 use crate::exec::libvirt::{self, xml};
-use crate::exec::{clock, qemu};
-use crate::types::control::VmCommand;
+use crate::exec::remembered::Memory;
+use crate::exec::{clock, guest_hook, qemu};
+use crate::types::control::{Denial, Reply, VmCommand};
 use crate::types::failure::Class;
 use crate::types::guests::{GuestWord, Remedy};
 use crate::types::vm::{DomainAnswer, DomainChange, DomainOrder, DomainState};
@@ -31,14 +32,18 @@ use crate::types::{DatastoreId, HostId, Ticket, VmId};
 const WAITING: usize = 256;
 /// libvirt's time for one step of a remedy.
 const CALL: Duration = Duration::from_secs(10);
+/// For a hook.
+const HOOK: Duration = Duration::from_secs(60);
 /// Records of failures that wait for the outcome of their remedy; there is one of each VM. The oldest go first.
 const OUTCOMES: usize = 64;
 
 /// Where others put what concerns guests.
 pub(crate) type ToGuests = mpsc::UnboundedSender<FromOthers>;
 
+/// Takes an answer for another agent.
+pub(crate) type Told = Box<dyn FnOnce(Reply) + Send>;
+
 /// What comes from elsewhere than channels; bounded by what was asked.
-#[derive(Debug)]
 pub(crate) enum FromOthers {
     /// Another agent's word.
     Word(HostId, GuestWord),
@@ -46,6 +51,12 @@ pub(crate) enum FromOthers {
     Looked(Ticket, Class, Outcome),
     /// What became of a step of a remedy.
     Done(Ticket, Result<(), String>),
+    /// A hook has ended.
+    Ran(Ticket, Result<(), String>),
+    /// What is remembered is on disk, up to this number.
+    Saved(u64),
+    /// Another agent, for a person: give this VM the port of Mainstay's agent.
+    EnablePort(VmId, Told),
     /// What a guest does now; none: it could not be had.
     Sampled(VmId, Option<Sample>),
     /// Failure information was kept, or not; for people.
@@ -60,6 +71,8 @@ struct Running {
     socket: Option<PathBuf>,
     /// When its kernel panics its QEMU stays, and waits.
     held: bool,
+    /// What follows when its watchdog fires, if it has one.
+    watchdog: Option<String>,
     /// Where all its disks lie.
     stores: Option<Vec<DatastoreId>>,
     /// Its QEMU.
@@ -68,12 +81,13 @@ struct Running {
 
 impl Running {
     fn of(Listed { domain, record, live }: &Listed) -> Self {
-        let xml = domain.live_xml.as_ref().or(domain.xml.as_ref());
+        let xml = domain.live_xml.as_ref().or(domain.xml.as_ref()).and_then(|xml| xml::parse(xml).ok());
         let record = live.as_ref().or(record.as_ref()).and_then(|recorded| recorded.as_ref().ok());
         Self {
             name: domain.name.clone(),
             socket: domain.guest_socket.as_ref().map(PathBuf::from),
-            held: xml.is_some_and(|xml| xml::stays_after_crash(xml)),
+            held: xml.as_ref().is_some_and(|xml| xml.stays_after_crash),
+            watchdog: xml.and_then(|xml| xml.watchdog),
             stores: record.and_then(|record| record.disks.iter().map(|disk| disk.datastore).collect()),
             pid: domain.pid,
         }
@@ -95,6 +109,7 @@ pub(crate) struct GuestSide {
     others: mpsc::UnboundedReceiver<FromOthers>,
     to_self: ToGuests,
     outcomes: BTreeMap<Ticket, Outcome>,
+    memory: Memory,
     /// Version of the document in use.
     settings: u64,
 }
@@ -107,13 +122,20 @@ pub(crate) enum Next {
 }
 
 impl GuestSide {
-    /// With where others put what concerns guests.
-    pub(crate) fn new() -> (Self, ToGuests) {
+    /// With where others put what concerns guests. `state`: this host's own folder.
+    pub(crate) fn new(state: &Path) -> std::io::Result<(Self, ToGuests)> {
         let (to_self, others) = mpsc::unbounded_channel();
         let (sender, said) = mpsc::channel(WAITING);
-        let (guests, running, outcomes) = (Guests::default(), BTreeMap::new(), BTreeMap::new());
+        let saved = to_self.clone();
+        let (memory, recalled) = Memory::open(state, move |number| {
+            let _ = saved.send(FromOthers::Saved(number));
+        })?;
+        let mut guests = Guests::default();
+        guests.step(clock::now(), GuestEvent::Recalled(recalled));
+        let (running, outcomes) = (BTreeMap::new(), BTreeMap::new());
         let (channels, to_guests) = (Channels::new(sender), to_self.clone());
-        (Self { guests, channels, running, said, others, to_self, outcomes, settings: 0 }, to_guests)
+        let side = Self { guests, channels, running, said, others, to_self, outcomes, memory, settings: 0 };
+        Ok((side, to_guests))
     }
 
     /// What happens next. May be dropped at any time.
@@ -130,7 +152,14 @@ impl GuestSide {
         let event = match next {
             Next::Said(ChannelEvent::Note(note)) => return executors.note(note),
             Next::Said(ChannelEvent::Guest(event)) => event,
+            Next::Others(FromOthers::EnablePort(vm, told)) => {
+                return executors.enable_port(executors.me(), vm, |reply| {
+                    told(reply.unwrap_or_else(|why| Reply::Denied(Denial::Unable(why))));
+                });
+            }
             Next::Others(FromOthers::Done(ticket, result)) => GuestEvent::Done(ticket, result),
+            Next::Others(FromOthers::Ran(ticket, result)) => GuestEvent::Ran(ticket, result),
+            Next::Others(FromOthers::Saved(number)) => GuestEvent::Saved(number),
             Next::Others(FromOthers::Looked(ticket, class, outcome)) => {
                 self.outcomes.insert(ticket, outcome);
                 if OUTCOMES < self.outcomes.len() {
@@ -166,6 +195,10 @@ impl GuestSide {
             Event::Changed { vm, change: DomainChange::Panicked, .. } => {
                 let held = self.running.get(vm).is_some_and(|running| running.held);
                 self.take(GuestEvent::Panicked { vm: *vm, held }, core, executors);
+            }
+            Event::Changed { vm, change: DomainChange::WatchdogFired, .. } => {
+                let action = self.running.get(vm).and_then(|running| running.watchdog.as_deref());
+                self.take(GuestEvent::WatchdogFired(*vm, Watchdog::named(action)), core, executors);
             }
             _ => {}
         }
@@ -217,6 +250,18 @@ impl GuestSide {
                         self.tell(master, word, executors); // Without one it is asked again.
                     }
                 }
+                GuestAct::TellOthers(word) => {
+                    for member in core.settings().members.iter().filter(|member| member.host != executors.me()) {
+                        executors.tell_of_guests(member.host, word.clone());
+                    }
+                }
+                GuestAct::Run { ticket, vm, program, said } => {
+                    let to_self = self.to_self.clone();
+                    guest_hook::run(program, vm, *said, HOOK, move |result| {
+                        let _ = to_self.send(FromOthers::Ran(ticket, result));
+                    });
+                }
+                GuestAct::Save(number, memory) => self.memory.save(number, memory),
                 GuestAct::Note(note) => executors.note(note),
             }
         }

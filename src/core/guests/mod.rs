@@ -20,13 +20,18 @@
 mod ballots;
 mod bounds;
 pub mod classify;
+mod memory;
+#[cfg(test)]
+mod memory_tests;
 mod monitor;
 #[cfg(test)]
 mod monitor_tests;
 mod notes;
+mod programs;
 mod recent;
 mod remedies;
 mod reports;
+mod signs;
 mod steps;
 #[cfg(test)]
 mod steps_tests;
@@ -41,14 +46,18 @@ use self::ballots::Ballots;
 pub use self::monitor::Sample;
 use self::monitor::Watch;
 use self::notes::Notes;
+use self::programs::Program;
+pub use self::programs::Said;
 use self::recent::Recent;
 pub use self::recent::{Case, FoundBy, PATIENCE_MESSAGE, PATIENCE_MONITORING};
 use self::remedies::History;
 use self::reports::Counts;
+use self::signs::Signs;
+pub use self::signs::Watchdog;
 pub use self::steps::Step;
 use crate::core::note::Note;
 use crate::types::failure::Class;
-use crate::types::guests::{Answer, GuestRequest, GuestSettings, GuestWord, Remedy};
+use crate::types::guests::{Answer, GuestRequest, GuestSettings, GuestWord, Remedy, Remembered};
 use crate::types::{DatastoreId, HostId, Ticket, Time, VmId};
 
 /// Answers that are remembered for each VM.
@@ -83,6 +92,8 @@ pub enum GuestEvent {
         /// Its QEMU waits.
         held: bool,
     },
+    /// Its watchdog device has fired, and this follows by itself.
+    WatchdogFired(VmId, Watchdog),
     /// The sample that was asked for.
     Sampled {
         /// Of which VM.
@@ -109,6 +120,12 @@ pub enum GuestEvent {
         /// Where it would be done.
         at: Option<(VmId, HostId)>,
     },
+    /// What an earlier agent of this host has saved.
+    Recalled(Vec<Remembered>),
+    /// A program of the administrator has ended, or could not be run.
+    Ran(Ticket, Result<(), String>),
+    /// What was saved under this number is on disk, or cannot be.
+    Saved(u64),
     /// Another agent, or this one, about an order or a decision; a request comes as `Requested`.
     Told(GuestWord),
     /// Something that was put off is due.
@@ -148,6 +165,21 @@ pub enum GuestAct {
     Tell(HostId, GuestWord),
     /// Tell the master, which may be this host.
     TellMaster(GuestWord),
+    /// Tell all other hosts.
+    TellOthers(GuestWord),
+    /// Run a program of the administrator.
+    Run {
+        /// Comes back in `Ran`.
+        ticket: Ticket,
+        /// For which VM.
+        vm: VmId,
+        /// Its absolute path.
+        program: String,
+        /// What it is told.
+        said: Box<Said>,
+    },
+    /// Make this durable in the place of what was saved before: `Saved` comes back.
+    Save(u64, Vec<Remembered>),
     /// Tell people.
     Note(Note),
 }
@@ -165,6 +197,8 @@ struct Guest {
     counts: Counts,
     history: History,
     watch: Watch,
+    signs: Signs,
+    program: Option<Program>,
     notes: Notes,
     recent: Recent,
     answers: Answers,
@@ -205,6 +239,10 @@ pub struct Guests {
     /// Remedies under way, by what they wait for.
     underway: BTreeMap<Ticket, steps::Underway>,
     tickets: u64,
+    /// For a restart of the agent; how often it was saved, and which of these is on disk.
+    memory: VecDeque<Remembered>,
+    saves: u64,
+    saved: u64,
     acts: Vec<GuestAct>,
 }
 
@@ -219,12 +257,16 @@ impl Guests {
             GuestEvent::Disconnected(vm) => self.watch(vm, |watch| watch.connected(now, false)),
             GuestEvent::Rebooted(vm) => self.rebooted(now, vm),
             GuestEvent::Panicked { vm, held } => self.panicked(now, vm, held),
+            GuestEvent::WatchdogFired(vm, watchdog) => self.watchdog_fired(now, vm, watchdog),
             GuestEvent::Sampled { vm, sample, unwell } => self.sampled(now, vm, sample, &unwell),
             GuestEvent::Said(vm, said) => self.said(now, vm, *said),
             GuestEvent::Kept(vm, kept) => self.kept(now, vm, kept),
             GuestEvent::Looked(ticket, class) => self.looked(now, ticket, &class),
             GuestEvent::Done(ticket, result) => self.step_done(now, ticket, result),
             GuestEvent::Requested { from, request, at } => self.requested(now, from, request, at),
+            GuestEvent::Recalled(memory) => self.recalled(memory),
+            GuestEvent::Ran(ticket, result) => self.ran(now, ticket, result),
+            GuestEvent::Saved(number) => self.saved(now, number),
             GuestEvent::Told(word) => self.told(now, word),
             GuestEvent::Due => self.due(now),
         }
@@ -237,14 +279,20 @@ impl Guests {
         let due = |guest: &Guest| {
             guest.due().into_iter().chain(guest.watch.due(self.settings.watchfulness(&guest.name))).min()
         };
-        self.vms.values().filter_map(due).chain(self.underway.values().map(steps::Underway::due)).min()
+        self.vms
+            .values()
+            .filter_map(due)
+            .chain(self.underway.values().map(steps::Underway::due))
+            .chain(self.ballots.due())
+            .min()
     }
 
     fn told(&mut self, now: Time, word: GuestWord) {
         match word {
             GuestWord::Requested(_) => {} // Comes as `Requested`, with what the core knows.
-            GuestWord::Failures(_) => {}  // Answered beside the core.
+            GuestWord::Failures(_) | GuestWord::EnablePort { .. } => {} // Answered beside the core.
             GuestWord::Ordered { id, vm, remedy, why } => self.ordered(now, id, vm, remedy, &why),
+            GuestWord::Begun { vm, ids, remedy } => self.begun_elsewhere(now, vm, &ids, remedy),
             GuestWord::Obeyed { id, answer } => self.obeyed(id, &answer),
             GuestWord::Decided { id, answer } => self.decided(now, id, &answer),
         }
@@ -252,6 +300,7 @@ impl Guests {
 
     fn due(&mut self, now: Time) {
         self.steps_due(now);
+        self.end_ballots(now);
         self.carry_out_due(now);
         self.look(now);
         self.ask_again(now);
@@ -300,11 +349,6 @@ impl Guests {
         self.runs_again(now, vm);
     }
 
-    fn rebooted(&mut self, now: Time, vm: VmId) {
-        self.watch(vm, |watch| watch.boots(now));
-        self.booted(now, vm);
-    }
-
     fn greet(&mut self, vm: VmId) {
         let Some(guest) = self.vms.get_mut(&vm) else { return };
         guest.greeted = true;
@@ -343,6 +387,7 @@ impl Guests {
             (guest.boot, guest.asked) = (None, Vec::new());
             guest.history.ended();
             guest.watch.ended();
+            guest.recent.boots();
         }
         self.runs_no_more(now, vm);
     }

@@ -264,13 +264,4 @@ impl Guests {
             }
         }
     }
-
-    /// The guest's kernel has told the machine that it has panicked. `held`: QEMU is kept, and waits for a reset.
-    pub(super) fn panicked(&mut self, now: Time, vm: VmId, held: bool) {
-        let Some(guest) = self.vms.get_mut(&vm) else { return };
-        if held {
-            guest.recent.panics();
-            self.remedy(now, vm, Remedy::Reset, Cause::Monitor, "its kernel has panicked");
-        }
-    }
 }

@@ -101,6 +101,7 @@ impl Story {
                 }
                 GuestAct::Note(note) => self.told.push(format!("{} {}", self.now / 10, note.kind)),
                 GuestAct::Say(..) | GuestAct::Tell(..) | GuestAct::TellMaster(_) | GuestAct::Outcome(..) => {}
+                GuestAct::TellOthers(_) | GuestAct::Save(..) | GuestAct::Run { .. } => {}
             }
         }
     }
@@ -224,9 +225,6 @@ fn a_silent_application_and_a_panic_count_at_once() {
     story.goes(60, FINE);
     story.step(FINE, GuestEvent::Panicked { vm: WEB, held: true });
     assert_eq!(story.told, ["122 guest-remedy", "122 reset", "122 resume"], "its CPUs stood");
-    story.told.clear();
-    story.step(FINE, GuestEvent::Panicked { vm: WEB, held: false });
-    assert_eq!(story.told, NOTHING, "libvirt has ended it, and the crash is mended as one");
 }
 
 #[test]
@@ -256,4 +254,60 @@ fn without_knowing_its_disks_any_datastore_of_the_host_excuses_it() {
         story.goes(60, FINE);
         assert_eq!(story.goes(20, HUNG).len(), expected);
     }
+}
+
+#[test]
+fn a_watchdog_counts_at_once_where_nothing_else_follows() {
+    for (action, expected) in [
+        (Some("none"), vec!["5 guest-remedy", "5 reset"]),
+        (Some("pause"), vec!["5 guest-remedy", "5 reset", "5 resume"]),
+        (Some("reset"), vec!["5 guest-watchdog"]),
+        (Some("inject-nmi"), vec!["5 guest-watchdog"]),
+        (None, vec!["5 guest-watchdog"]),
+    ] {
+        let mut story = story(quick());
+        story.goes(5, FINE);
+        story.step(FINE, GuestEvent::WatchdogFired(WEB, Watchdog::named(action)));
+        assert_eq!(story.told, expected, "{action:?}");
+    }
+    let mut unwatched = story(Monitor { preset: Preset::Off, ..quick() });
+    unwatched.step(FINE, GuestEvent::WatchdogFired(WEB, Watchdog::Nothing));
+    unwatched.step(FINE, GuestEvent::Panicked { vm: WEB, held: true });
+    assert_eq!(unwatched.told, ["0 guest-failed", "0 guest-failed"]);
+}
+
+#[test]
+fn a_panic_at_every_boot_is_reset_three_times_and_then_needs_attention() {
+    let (mut story, mut told) = (story(quick()), Vec::new());
+    for _ in 0..6 {
+        told.extend(story.goes(60, FINE));
+        story.step(FINE, GuestEvent::Panicked { vm: WEB, held: true });
+    }
+    told.extend(story.goes(60, FINE));
+    let count = |word: &str| told.iter().filter(|line| line.ends_with(word)).count();
+    assert_eq!((count(" reset"), count("guest-needs-attention")), (3, 1), "{told:?}");
+
+    let mut by_libvirt = self::story(quick());
+    for _ in 0..3 {
+        by_libvirt.step(FINE, GuestEvent::Panicked { vm: WEB, held: false });
+    }
+    assert_eq!(by_libvirt.told, NOTHING, "libvirt starts it anew, or the crash is mended as one");
+    by_libvirt.step(FINE, GuestEvent::Panicked { vm: WEB, held: false });
+    assert_eq!(by_libvirt.told, ["0 guest-needs-attention"]);
+}
+
+#[test]
+fn reboots_again_and_again_are_told_but_not_those_of_remedies() {
+    let mut story = story(quick());
+    for _ in 0..4 {
+        story.goes(60, FINE);
+        story.step(FINE, GuestEvent::Rebooted(WEB));
+    }
+    assert_eq!(story.told, NOTHING);
+    story.step(FINE, GuestEvent::Panicked { vm: WEB, held: true });
+    story.step(FINE, GuestEvent::Rebooted(WEB));
+    assert_eq!(story.told.len(), 3, "that was the reset: {:?}", story.told);
+    story.goes(60, FINE);
+    story.step(FINE, GuestEvent::Rebooted(WEB));
+    assert_eq!(story.told, ["300 guest-reboots"]);
 }

@@ -97,6 +97,11 @@ impl Recent {
         self.stands = true;
     }
 
+    /// Its watchdog has fired, and its CPUs stand.
+    pub(super) fn stopped(&mut self) {
+        self.stands = true;
+    }
+
     /// It was started anew.
     pub(super) fn boots(&mut self) {
         (self.panicked, self.stands) = (None, false);

@@ -26,6 +26,8 @@ const HOUR: Duration = Duration::from_secs(3600);
 /// Reports and orders that wait for one remedy; further ones are denied.
 pub(super) const MAX_CAUSES: usize = 64;
 
+/// What libvirt tells of a VM in this time after a remedy was begun may be its effect.
+const JUST_NOW: Duration = Duration::from_secs(10);
 /// After more failures in a row the wait gets no longer.
 const MAX_DOUBLINGS: u32 = 5;
 
@@ -41,6 +43,14 @@ pub(super) enum Cause {
 }
 
 impl Cause {
+    /// Of the report or order; what was seen has none.
+    fn id(self) -> Option<ReportId> {
+        match self {
+            Self::Report(id) | Self::Order(id) => Some(id),
+            Self::Monitor => None,
+        }
+    }
+
     fn found_by(self) -> FoundBy {
         match self {
             Self::Report(_) | Self::Order(_) => FoundBy::Message,
@@ -88,10 +98,24 @@ impl History {
         self.wanted.as_ref().map_or(0, |wanted| wanted.causes.len())
     }
 
+    /// Something is done to it, or was moments ago.
+    pub(super) fn acts(&self, now: Time) -> bool {
+        let lately = |at: &Time| now.since(*at) < JUST_NOW;
+        self.wanted.as_ref().is_some_and(|wanted| wanted.from.is_none()) || self.anew.last().is_some_and(lately)
+    }
+
     /// How many count within the hour.
     #[cfg(test)]
     pub(super) fn counted(&self) -> usize {
         self.anew.len()
+    }
+
+    /// Another host does something that counts.
+    pub(super) fn begun_elsewhere(&mut self, now: Time) {
+        self.anew.retain(|at| now.since(*at) < HOUR);
+        if self.anew.len() < MAX_CAUSES {
+            self.anew.push(now);
+        }
     }
 
     /// It does not run here any more: what waits is void.
@@ -175,8 +199,10 @@ impl Guests {
         if remedy.counts() {
             guest.history.anew.push(now);
         }
+        let ids: Vec<ReportId> = wanted.causes.iter().filter_map(|cause| cause.id()).collect();
         let ticket = self.next_ticket();
-        self.underway.insert(ticket, Underway::new(now, vm, remedy, by, ticket));
+        let save = self.begins(vm, remedy, &ids);
+        self.underway.insert(ticket, Underway::new(now, vm, remedy, by, ticket, save));
         let note = Note::warning("guest-remedy", text);
         if remedy.counts() {
             self.act(GuestAct::Note(note.of(&name))); // Bounded by the limit, and by the wait after one that failed.
@@ -193,7 +219,7 @@ impl Guests {
         let Some(wanted) = guest.history.wanted.take() else { return };
         let name = guest.name.clone();
         // What was not done does not count, unless its guest has lost its state all the same.
-        if ended != Ended::Done && remedy.counts() && !(remedy.starts_anew() && underway.ended) {
+        if ended != Ended::Done && remedy.counts() && !(remedy.starts_anew() && underway.has_lost_state()) {
             guest.history.anew.pop();
         }
         let answer = match ended {
@@ -219,6 +245,8 @@ impl Guests {
                 Answer::new(Verdict::Denied, format!("the {remedy} failed: {why}"))
             }
         };
+        let ids: Vec<ReportId> = wanted.causes.iter().filter_map(|cause| cause.id()).collect();
+        self.remember(vm, &ids, &answer);
         self.tell(vm, &wanted.causes, &answer);
     }
 

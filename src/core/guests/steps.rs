@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   Looking ── it would not help ────────────────────────────────────► refused
-//!      │ it helps
+//!      │ it helps, and that it is begun is on disk, or had its time (`memory`)
 //!      ├─ reset ───────────► Reset ── its CPUs stand ──► Resume ─────► done
 //!      ├─ suspend ─────────► Suspend ────────────────────────────────► done
 //!      ├─ reboot ──────────► its agent is asked, or Reboot ─► Boots ─► done
@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use mainstay_guest::message::{Order, ToGuest};
 
+use super::memory::PATIENCE;
 use super::{FoundBy, GuestAct, Guests};
 use crate::types::failure::Class;
 use crate::types::guests::Remedy;
@@ -64,6 +65,8 @@ pub enum Step {
 enum Stage {
     /// What its guest shows is being kept.
     Looking,
+    /// It waits for its memory to be on disk.
+    Saving,
     /// Ordered; `Done` comes.
     Doing(Step),
     /// It was asked to reboot.
@@ -80,6 +83,9 @@ pub(super) struct Underway {
     pub vm: VmId,
     pub remedy: Remedy,
     by: FoundBy,
+    /// What has to be on disk before its first step, and how long that is waited for.
+    save: Option<u64>,
+    saving: Time,
     /// Of the look: the record of the failure waits for the outcome by it.
     look: Ticket,
     stage: Stage,
@@ -87,19 +93,26 @@ pub(super) struct Underway {
     until: Time,
     /// Until then a move that is denied is tried again.
     tries: Time,
-    /// It was seen not to run, since then.
-    pub ended: bool,
+    /// It does not run here any more.
+    ended: bool,
+    /// It runs again, but its guest's state is gone.
+    lost: bool,
 }
 
 impl Underway {
-    pub(super) fn new(now: Time, vm: VmId, remedy: Remedy, by: FoundBy, look: Ticket) -> Self {
-        let (stage, until, tries) = (Stage::Looking, now + LOOK, Time::ZERO);
-        Self { vm, remedy, by, look, stage, until, tries, ended: false }
+    pub(super) fn new(now: Time, vm: VmId, remedy: Remedy, by: FoundBy, look: Ticket, save: Option<u64>) -> Self {
+        let (stage, until, saving, tries) = (Stage::Looking, now + LOOK, now + PATIENCE, Time::ZERO);
+        Self { vm, remedy, by, save, saving, look, stage, until, tries, ended: false, lost: false }
     }
 
     /// When something is to be done without a word from outside.
     pub(super) fn due(&self) -> Time {
         self.until
+    }
+
+    /// Its guest has lost its state, whatever came of the remedy.
+    pub(super) fn has_lost_state(&self) -> bool {
+        self.ended || self.lost
     }
 
     fn waits(&mut self, stage: Stage, until: Time) {
@@ -120,14 +133,31 @@ pub(super) enum Ended {
 impl Guests {
     /// What its guest shows was kept, or had its time.
     pub(super) fn looked(&mut self, now: Time, ticket: Ticket, class: &Class) {
-        let Some(Underway { by, stage: Stage::Looking, .. }) = self.underway.get(&ticket) else { return };
-        match by.helps(class) {
+        let Some(underway) = self.underway.get_mut(&ticket) else { return };
+        if underway.stage != Stage::Looking {
+            return;
+        }
+        match underway.by.helps(class) {
+            Ok(()) if underway.save.is_some_and(|save| self.saved < save) && now < underway.saving => {
+                underway.waits(Stage::Saving, underway.saving);
+            }
             Ok(()) => self.begin(now, ticket),
             Err(why) => self.end(now, ticket, Ended::Refused(why)),
         }
     }
 
+    /// What was to be saved is on disk, up to this.
+    pub(super) fn saved(&mut self, now: Time, number: u64) {
+        self.saved = self.saved.max(number);
+        let ready = |one: &Underway| one.stage == Stage::Saving && one.save.is_none_or(|save| save <= number);
+        let all: Vec<Ticket> = self.underway.iter().filter(|(_, one)| ready(one)).map(|(ticket, _)| *ticket).collect();
+        all.into_iter().for_each(|ticket| self.begin(now, ticket));
+    }
+
     fn begin(&mut self, now: Time, ticket: Ticket) {
+        if self.underway[&ticket].ended {
+            return self.is_gone(now, ticket);
+        }
         match self.underway[&ticket].remedy {
             Remedy::Reset => self.order(now, ticket, Step::Reset),
             Remedy::Suspend => self.order(now, ticket, Step::Suspend),
@@ -178,7 +208,9 @@ impl Guests {
     /// It runs here.
     pub(super) fn runs_again(&mut self, now: Time, vm: VmId) {
         let Some(ticket) = self.underway_of(vm, |one| one.stage == Stage::Returns && one.ended) else { return };
-        match self.underway[&ticket].remedy {
+        let underway = self.underway.get_mut(&ticket).expect("it was just found");
+        (underway.ended, underway.lost) = (false, true);
+        match underway.remedy {
             Remedy::RestartElsewhere => self.move_away(now, ticket),
             Remedy::Reset | Remedy::Reboot | Remedy::PowerCycle | Remedy::Migrate | Remedy::Suspend => {
                 self.end(now, ticket, Ended::Done);
@@ -202,7 +234,7 @@ impl Guests {
         let due: Vec<Ticket> = self.underway.iter().filter(|(_, one)| is_due(one)).map(|(ticket, _)| *ticket).collect();
         for ticket in due {
             match self.underway[&ticket].stage {
-                Stage::Looking => self.begin(now, ticket),
+                Stage::Looking | Stage::Saving => self.begin(now, ticket),
                 Stage::Doing(step) => {
                     self.end(now, ticket, Ended::Failed(format!("nobody says what became of it ({step:?})")))
                 }
@@ -211,9 +243,15 @@ impl Guests {
                     let why = format!("its QEMU was ended, and it has not come back within {} s", RETURN.as_secs());
                     self.end(now, ticket, Ended::Failed(why));
                 }
+                // The core would pass the wish on, and move it from where it runs now.
+                Stage::Denied if self.underway[&ticket].ended => self.is_gone(now, ticket),
                 Stage::Denied => self.order(now, ticket, Step::Move),
             }
         }
+    }
+
+    fn is_gone(&mut self, now: Time, ticket: Ticket) {
+        self.end(now, ticket, Ended::Failed("it does not run here any more".to_owned()));
     }
 
     fn ask_to_reboot(&mut self, now: Time, ticket: Ticket) {

@@ -81,8 +81,11 @@ impl Story {
                     GuestAct::Say(_, ToGuest::Ask { ask, order }) => all.push(format!("asked {order:?} {ask}")),
                     GuestAct::Say(_, ToGuest::Answer { verdict, why, .. }) => all.push(format!("{verdict}: {why}")),
                     GuestAct::Outcome(ticket, result) => all.push(format!("outcome {}: {result:?}", ticket.0)),
+                    GuestAct::Save(number, _) => events.push(GuestEvent::Saved(number)),
+                    GuestAct::TellOthers(_) => all.push("others are told".to_owned()),
                     GuestAct::Say(..)
                     | GuestAct::Sample(_)
+                    | GuestAct::Run { .. }
                     | GuestAct::Tell(..)
                     | GuestAct::TellMaster(_)
                     | GuestAct::Note(_) => {}
@@ -156,7 +159,7 @@ fn one_that_does_not_come_back_has_lost_its_state_and_counts() {
 #[test]
 fn a_restart_elsewhere_moves_what_has_come_back() {
     let mut story = story(Remedy::RestartElsewhere);
-    assert_eq!(story.reports(), ["End 2"]);
+    assert_eq!(story.reports(), ["others are told", "End 2"]);
     story.done(2, Ok(()));
     story.happens(GuestEvent::Ended(WEB));
     assert_eq!(story.happens(runs()), ["Move 3"]);
@@ -168,7 +171,7 @@ fn a_restart_elsewhere_moves_what_has_come_back() {
 #[test]
 fn a_move_that_is_denied_for_long_has_failed() {
     let mut story = story(Remedy::Migrate);
-    assert_eq!(story.reports(), ["Move 2"]);
+    assert_eq!(story.reports(), ["others are told", "Move 2"]);
     let mut ticket = 2;
     let failed = loop {
         let told = story.done(ticket, Err("no place"));
@@ -180,6 +183,16 @@ fn a_move_that_is_denied_for_long_has_failed() {
     };
     assert_eq!(failed[1], "denied: the migrate failed: no place");
     assert_eq!(story.second, 1030);
+}
+
+#[test]
+fn one_that_has_left_is_not_moved_from_where_it_is() {
+    let mut story = story(Remedy::Migrate);
+    story.reports();
+    story.done(2, Err("it is being worked on"));
+    story.happens(GuestEvent::Ended(WEB));
+    let told = story.passes(1);
+    assert_eq!(told[1], "denied: the migrate failed: it does not run here any more");
 }
 
 #[test]

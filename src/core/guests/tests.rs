@@ -41,6 +41,7 @@ fn happens(guests: &mut Guests, seconds: u64, event: GuestEvent) -> Vec<String> 
         let acts = guests.step(at(seconds), event);
         events.extend(acts.iter().filter_map(|act| match act {
             GuestAct::Keep { ticket, .. } => Some(GuestEvent::Looked(*ticket, unknown())),
+            GuestAct::Save(number, _) => Some(GuestEvent::Saved(*number)),
             _ => None,
         }));
         all.extend(acts);
@@ -64,15 +65,24 @@ fn told(acts: Vec<GuestAct>) -> Vec<String> {
         GuestAct::Order { ticket, vm: of, step } => {
             Some(format!("{} {} ({})", format!("{step:?}").to_lowercase(), vm(of), ticket.0))
         }
-        GuestAct::Tell(_, word) | GuestAct::TellMaster(word) => Some(match word {
+        GuestAct::Tell(_, word) | GuestAct::TellMaster(word) | GuestAct::TellOthers(word) => Some(match word {
             GuestWord::Requested(request) => format!("asks for {} of {}", request.remedy, request.target),
             GuestWord::Ordered { vm: of, remedy, id, .. } => format!("order {}: {remedy} {}", id.0[0], vm(of)),
             GuestWord::Obeyed { id, answer: of } => format!("order {} {}", id.0[0], answer(&of)),
             GuestWord::Decided { id, answer: of } => format!("decided {} {}", id.0[0], answer(&of)),
-            GuestWord::Failures(ask) => format!("{ask:?}"),
+            word @ (GuestWord::Begun { .. } | GuestWord::Failures(_) | GuestWord::EnablePort { .. }) => {
+                format!("{word:?}")
+            }
         }),
+        GuestAct::Run { ticket, program, said, .. } => {
+            Some(format!("{program} ({}): {} {}: {}", ticket.0, said.severity, said.kind, said.message))
+        }
         GuestAct::Note(note) if note.kind == "guest-needs-attention" => Some("needs attention".to_owned()),
-        GuestAct::Note(_) | GuestAct::Sample(_) | GuestAct::Keep { .. } | GuestAct::Outcome(..) => None,
+        GuestAct::Note(_)
+        | GuestAct::Sample(_)
+        | GuestAct::Keep { .. }
+        | GuestAct::Outcome(..)
+        | GuestAct::Save(..) => None,
     };
     acts.into_iter().filter_map(words).collect()
 }
@@ -257,12 +267,14 @@ fn votes_are_of_different_vms_within_the_window() {
     assert_eq!(requested(&mut guests, 50, 3, "app2"), ["decided 3 delayed: 2 of 3 VMs ask for it"]);
     let over = |n| format!("decided {n} denied: fewer than 3 VMs have asked for it within 60 s");
     let third = requested(&mut guests, 62, 4, "app3");
-    assert_eq!(third, [over(1), over(2), "decided 4 delayed: 2 of 3 VMs ask for it".to_owned()], "the first is old");
+    assert_eq!(third, ["decided 4 delayed: 2 of 3 VMs ask for it"], "the first is old");
+    assert_eq!(requested(&mut guests, 62, 1, "app1"), [over(1)], "and hears so when it asks again");
     assert_eq!(requested(&mut guests, 63, 5, "app4"), ["order 5: reset db"]);
     assert_eq!(requested(&mut guests, 63, 6, "app5"), ["order 5: reset db"], "the same order, not another");
     let answer = Answer::new(Verdict::Done, "reset");
     let found = told(guests.step(at(64), GuestEvent::Told(GuestWord::Obeyed { id: id(5), answer })));
     assert_eq!(found.len(), 4, "{found:?}");
+    assert_eq!(guests.next_due(), None);
     assert_eq!(requested(&mut guests, 65, 7, "app1"), ["decided 7 delayed: 1 of 3 VMs ask for it"], "a new vote");
 }
 
@@ -325,6 +337,24 @@ fn a_vote_ends_with_its_window_however_often_it_is_repeated() {
 }
 
 #[test]
+fn what_nobody_asks_for_any_more_ends_by_itself() {
+    let mut guests = guests(voting(2));
+    requested(&mut guests, 0, 1, "app1");
+    assert_eq!(guests.next_due(), Some(at(60)));
+    assert_eq!(told(guests.step(at(60), GuestEvent::Due)), [""; 0], "it may not be the master any more");
+    assert_eq!((guests.ballots.open(), guests.next_due()), (0, None));
+    let over = "decided 1 denied: fewer than 2 VMs have asked for it within 60 s";
+    assert_eq!(requested(&mut guests, 61, 1, "app1"), [over], "it was asleep");
+    requested(&mut guests, 70, 2, "app1");
+    assert_eq!(requested(&mut guests, 71, 3, "app2"), ["order 3: reset db"]);
+    assert_eq!(requested(&mut guests, 120, 2, "app1"), ["order 3: reset db"], "its host has said nothing yet");
+    assert_eq!(told(guests.step(at(179), GuestEvent::Due)), [""; 0]);
+    assert_eq!(guests.ballots.open(), 1);
+    guests.step(at(180), GuestEvent::Due);
+    assert_eq!((guests.ballots.open(), guests.next_due()), (0, None), "those who asked are gone");
+}
+
+#[test]
 fn one_vm_does_not_fill_a_ballot_without_end() {
     let mut guests = guests(voting(3));
     for n in 0..1000_u32 {
@@ -335,4 +365,26 @@ fn one_vm_does_not_fill_a_ballot_without_end() {
     assert_eq!(guests.overfull(), None);
     assert_eq!(requested(&mut guests, 1, 1, "app1"), ["decided 1 denied: too many requests of this VM are open"]);
     assert_eq!(requested(&mut guests, 1, 2, "app2"), ["decided 2 delayed: 2 of 3 VMs ask for it"], "others are heard");
+}
+
+#[test]
+fn a_hook_runs_once_for_a_report_and_not_too_often() {
+    let rule = Rule { then: Consequence::Hook("/hook".to_owned()), ..GuestSettings::default().rules[0].clone() };
+    let mut guests = guests(GuestSettings { rules: vec![rule], ..GuestSettings::default() });
+    let wish = |n| report(n, Severity::Critical, Wish::None);
+    let ran = |guests: &mut Guests, seconds, ticket, result| {
+        told(guests.step(at(seconds), GuestEvent::Ran(Ticket(ticket), result)))
+    };
+    let begun = says(&mut guests, 0, WEB, wish(1));
+    assert_eq!(begun, ["web 1: delayed: its hook runs", "/hook (1): critical app/db: no answer"]);
+    assert_eq!(says(&mut guests, 1, WEB, wish(1)), ["web 1: delayed: its hook runs"], "said again");
+    let busy = "web 2: accepted: noted; its hook runs, or was run a moment ago";
+    assert_eq!(says(&mut guests, 2, WEB, wish(2)), [busy]);
+    assert_eq!(ran(&mut guests, 3, 1, Ok(())), ["web 1: done: hook"]);
+    assert_eq!(ran(&mut guests, 3, 1, Ok(())), [""; 0]);
+    assert!(says(&mut guests, 9, WEB, wish(3))[0].starts_with("web 3: accepted"));
+    assert_eq!(says(&mut guests, 10, WEB, wish(4)).len(), 2);
+    let failed = ran(&mut guests, 11, 2, Err("exit 3".to_owned()));
+    assert_eq!(failed, ["web 4: denied: the hook failed: exit 3"]);
+    assert_eq!(says(&mut guests, 12, WEB, wish(1)), ["web 1: done: hook"]);
 }

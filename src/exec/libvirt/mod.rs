@@ -33,8 +33,9 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use crate::types::VmId;
-use crate::types::vm::{DomainAnswer, DomainChange, DomainInfo, DomainOrder, HostCapacity};
+use crate::types::vm::{DomainAnswer, DomainChange, DomainFailure, DomainInfo, DomainOrder, HostCapacity};
 use help::Help;
+pub use help::Port;
 use lane::{Lane, Shape, Work};
 use look::Look;
 pub use look::{Part, sample};
@@ -162,6 +163,29 @@ impl Libvirt {
     /// asked.
     pub fn reboot(&self, vm: VmId, within: Duration, answer: impl FnOnce(DomainAnswer) + Send + 'static) {
         self.inner.help.ask(Help::Reboot { vm }, within, Box::new(answer));
+    }
+
+    /// Gives a VM of this host the port of Mainstay's agent; `told` is called exactly once, as with `ask`. On success everything is
+    /// told again by `Listed`: no event says so.
+    ///
+    /// An error may have changed the definition.
+    pub fn add_port(
+        &self,
+        vm: VmId,
+        within: Duration,
+        told: impl FnOnce(Result<Port, DomainFailure>) + Send + 'static,
+    ) {
+        let (tell, port) = sync_channel(1);
+        let this = self.clone();
+        let told = move |answer| match (answer, port.try_recv()) {
+            (DomainAnswer::Failed(why), _) => told(Err(why)),
+            (DomainAnswer::Done | DomainAnswer::Listed(_), Ok(port)) => {
+                this.relist();
+                told(Ok(port));
+            }
+            (DomainAnswer::Done | DomainAnswer::Listed(_), Err(_)) => told(Err(DomainFailure::Timeout)),
+        };
+        self.inner.help.ask(Help::AddPort { vm, told: tell }, within, Box::new(told));
     }
 
     /// Looks at a running domain. Parts come as they are seen, each once. The channel closes when nothing more will come; while a
