@@ -51,25 +51,19 @@ impl Glances {
 
     /// Looks once; a picture is read if it is `read`. `told` is called exactly once, on another thread or here; none: nothing was to
     /// be seen.
-    pub fn glance(
-        &self,
-        vm: VmId,
-        read: Option<Mark>,
-        storage_well: bool,
-        told: impl FnOnce(Option<Glimpse>) + Send + 'static,
-    ) {
+    pub fn glance(&self, vm: VmId, read: Option<Mark>, told: impl FnOnce(Option<Glimpse>) + Send + 'static) {
         static PLACES: Places = Places::new(AT_ONCE);
         let inner = Arc::clone(&self.0);
-        let work = move || inner.glance(vm, read, storage_well);
+        let work = move || inner.glance(vm, read);
         bounded(&PLACES, "glance", 2 * LOOK + 2 * reading::TIME, work, |_| None, told);
     }
 }
 
 impl Inner {
-    fn glance(&self, vm: VmId, read: Option<Mark>, storage_well: bool) -> Option<Glimpse> {
+    fn glance(&self, vm: VmId, read: Option<Mark>) -> Option<Glimpse> {
         let parts = (self.look)(vm, What::Text, LOOK);
         let Ok(Part::Statistics(Ok(statistics))) = parts.recv_timeout(LOOK) else { return None };
-        let sample = sample(&statistics, storage_well)?;
+        let sample = sample(&statistics)?;
         let memory = match parts.recv_timeout(LOOK) {
             Ok(Part::Memory(memory)) => memory,
             Ok(_) | Err(_) => return None,
@@ -134,7 +128,7 @@ mod tests {
             told
         });
         let (tell, told) = channel();
-        glances.glance(WEB, read, true, move |glimpse| tell.send(glimpse).unwrap());
+        glances.glance(WEB, read, move |glimpse| tell.send(glimpse).unwrap());
         let glimpse = told.recv_timeout(Duration::from_secs(20)).unwrap();
         (glimpse, std::mem::take(&mut looks.lock().unwrap()))
     }

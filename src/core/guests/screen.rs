@@ -28,7 +28,7 @@ use super::{GuestAct, Guests};
 use crate::core::note::Note;
 use crate::types::failure::{Class, FailureKind as K};
 use crate::types::guests::{Remedy, Watchfulness};
-use crate::types::{Time, VmId};
+use crate::types::{DatastoreId, Time, VmId};
 
 /// Between two looks while an agent is silent.
 const PACE: Duration = Duration::from_secs(1);
@@ -124,6 +124,13 @@ impl Screen {
         self.acted.is_some_and(|mark| self.standing.as_ref().is_none_or(|standing| standing.mark != mark))
     }
 
+    /// What was to be done about it has failed: it is as before.
+    pub(super) fn judge_again(&mut self) {
+        if let Some(standing) = self.standing.as_mut().filter(|standing| self.acted == Some(standing.mark)) {
+            standing.used = false;
+        }
+    }
+
     /// When the next look is wanted, or the answer to the last one is overdue.
     pub(super) fn due(&self, limits: Option<Watchfulness>, watch: &Watch) -> Option<Time> {
         let limits = limits.filter(|_| self.runs)?;
@@ -141,14 +148,14 @@ impl Screen {
         counts.then_some(standing.mark)
     }
 
-    fn take(&mut self, now: Time, glimpse: Option<Glimpse>, pace: Duration) {
+    fn take(&mut self, now: Time, glimpse: Option<Glimpse>, storage_well: bool, pace: Duration) {
         (self.asked, self.looked) = (None, now);
         let before = self.standing.take().filter(|standing| now.since(standing.at) <= GAP + pace);
         let Some(Glimpse { mark, shows, sample }) = glimpse else {
             self.standing = before; // A look that failed says nothing.
             return;
         };
-        if !sample.runs || !sample.storage_well {
+        if !sample.runs || !storage_well {
             return;
         }
         let before = before.filter(|standing| standing.mark == mark);
@@ -219,11 +226,12 @@ impl Guests {
         due.into_iter().for_each(|(vm, read)| self.act(GuestAct::Glance { vm, read }));
     }
 
-    /// A look at its screen; none = it could not be had.
-    pub(super) fn glimpsed(&mut self, now: Time, vm: VmId, glimpse: Option<Glimpse>) {
+    /// A look at its screen; none = it could not be had. `unwell`: datastores that are not well for this host.
+    pub(super) fn glimpsed(&mut self, now: Time, vm: VmId, glimpse: Option<Glimpse>, unwell: &[DatastoreId]) {
         let Some(guest) = self.vms.get_mut(&vm) else { return };
         let Some(limits) = self.settings.watchfulness(&guest.name) else { return };
-        guest.screen.take(now, glimpse, limits.screen.unwrap_or(PACE));
+        let storage_well = guest.storage_well(unwell);
+        guest.screen.take(now, glimpse, storage_well, limits.screen.unwrap_or(PACE));
         if guest.watch.is_well(now) {
             return;
         }

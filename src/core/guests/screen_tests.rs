@@ -9,6 +9,7 @@ use crate::types::failure::FailureKind;
 use crate::types::guests::{Glob, Limits, Monitor, Preset};
 
 const WEB: VmId = VmId(uuid::Uuid::from_u128(1));
+const STORE: DatastoreId = DatastoreId(uuid::Uuid::from_u128(2));
 const STOP: &str = "*** STOP: 0x0000007B (0xF78D2524,0xC0000034)";
 const NOTHING: [&str; 0] = [];
 
@@ -50,7 +51,7 @@ fn story(screen_s: Option<u32>) -> Story {
     let (told, signs) = (Vec::new(), Vec::new());
     let mut story = Story { guests: Guests::default(), now: 0, io: 0, cpu: Duration::ZERO, reads: 0, told, signs };
     story.guests.step(story.time(), GuestEvent::Settings(settings));
-    story.guests.step(story.time(), GuestEvent::Runs { vm: WEB, name: "web".to_owned() });
+    story.guests.step(story.time(), GuestEvent::Runs { vm: WEB, name: "web".to_owned(), stores: Some(vec![STORE]) });
     story.guests.step(story.time(), GuestEvent::Connected(WEB));
     story
 }
@@ -63,9 +64,10 @@ impl Story {
     fn step(&mut self, shown: Shown, event: GuestEvent) {
         for act in self.guests.step(self.time(), event) {
             let Shown { text, is_picture, runs, storage_well, .. } = shown;
-            let sample = Sample { runs, storage_well, io: self.io, cpu: self.cpu, cpus: 2 };
+            let sample = Sample { runs, io: self.io, cpu: self.cpu, cpus: 2 };
+            let unwell = if storage_well { Vec::new() } else { vec![STORE] };
             match act {
-                GuestAct::Sample(vm) => self.step(shown, GuestEvent::Sampled(vm, Some(sample))),
+                GuestAct::Sample(vm) => self.step(shown, GuestEvent::Sampled { vm, sample: Some(sample), unwell }),
                 GuestAct::Glance { vm, read } => {
                     let mark = Mark(text.bytes().fold(7, |mark, byte| mark * 31 % 1_000_003 + u64::from(byte)));
                     let shows = match (is_picture, read == Some(mark)) {
@@ -76,15 +78,21 @@ impl Story {
                             Shows::Read(text.to_owned())
                         }
                     };
-                    self.step(shown, GuestEvent::Glimpsed(vm, Some(Glimpse { mark, shows, sample })));
+                    let glimpse = Some(Glimpse { mark, shows, sample });
+                    self.step(shown, GuestEvent::Glimpsed { vm, glimpse, unwell });
                 }
-                GuestAct::Do { ticket, remedy, case, .. } => {
-                    self.told.push(format!("{} {remedy}", self.now / 10));
-                    self.signs.extend(case.sign.map(|class| class.kind));
+                GuestAct::Keep { ticket, case, .. } => {
+                    let class = case.sign.clone().expect("its screen was the reason");
+                    self.signs.push(class.kind);
+                    self.step(shown, GuestEvent::Looked(ticket, class));
+                }
+                GuestAct::Order { ticket, step, .. } => {
+                    self.told.push(format!("{} {step:?}", self.now / 10).to_lowercase());
                     self.step(shown, GuestEvent::Done(ticket, Ok(())));
                 }
                 GuestAct::Note(note) => self.told.push(format!("{} {}", self.now / 10, note.text)),
-                GuestAct::Say(..) | GuestAct::Tell(..) | GuestAct::TellMaster(_) => {}
+                GuestAct::Say(..) | GuestAct::Tell(..) | GuestAct::TellMaster(_) | GuestAct::Outcome(..) => {}
+                GuestAct::TellOthers(_) | GuestAct::Save(..) | GuestAct::Run { .. } => {}
             }
         }
     }
