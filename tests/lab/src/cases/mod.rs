@@ -223,6 +223,26 @@ pub const ALL: &[Case] = &[
         "a guest panics, spins, hangs: reset; its agent dies or its storage stalls: it is not",
         guests::fail,
     ),
+    case(
+        "guest-panics-always",
+        "a guest panics in each boot: reset three times, then told once that it needs attention",
+        guests::panics_always,
+    ),
+    case(
+        "guest-floods",
+        "four hostile guests for 15 s (--full: 5 min): an agent's CPU at most 5 %, memory flat, others reset within 250 ms",
+        guests::flood,
+    ),
+    case(
+        "guest-reconnects",
+        "agent restarted, guest moved, booted, put back, 2 times each (--full: 20): heard within 2 s, nothing lost or done twice",
+        guests::reconnect,
+    ),
+    case(
+        "guest-debian",
+        "a Debian guest with systemd: a unit fails: reset; freeze, thaw and shutdown as the host asks",
+        guests::debian,
+    ),
     case("chaos", "a minute of random faults and operators: never two, all as wanted when healed", chaos::short),
     with(Setting::POWER, case("kill-power-suspect", "a power switch confirms at once: within 5 s", power::suspect)),
     with(
