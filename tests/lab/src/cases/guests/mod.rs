@@ -49,9 +49,11 @@ impl Console {
         Ok(Console(host.root_inside()?.join(CONSOLES).join(format!("{name}.log"))))
     }
 
-    /// All of it, in lines.
+    /// All of it, in whole lines.
     fn text(&self) -> String {
-        String::from_utf8_lossy(&fs::read(&self.0).unwrap_or_default()).replace('\r', "")
+        let mut text = String::from_utf8_lossy(&fs::read(&self.0).unwrap_or_default()).replace('\r', "");
+        text.truncate(text.rfind('\n').map_or(0, |end| end + 1));
+        text
     }
 
     /// Lines that begin so.
