@@ -17,6 +17,7 @@ mod executors;
 mod facts;
 mod failures;
 mod guests;
+mod ports;
 mod pump;
 mod underway;
 
@@ -93,7 +94,7 @@ async fn member(
     let (events, mut happened) = mpsc::unbounded_channel();
     let notes = NoteBook::open(&config.paths.state.join("store"));
     let serving = tokio::spawn(dbus::serve(Bus::System, asks, notes.subscribe()));
-    let (mut guests, to_guests) = GuestSide::new();
+    let (mut guests, to_guests) = GuestSide::new(&config.paths.state).context("remembering what guests have said")?;
     let answers = Answers::new(cluster.clone(), notes, to_guests, &config.paths.state);
     let me = Me {
         host: cluster.host,

@@ -28,7 +28,7 @@ use crate::exec::libvirt::Libvirt;
 use crate::exec::net::BeatReceiver;
 use crate::exec::program::Stop;
 use crate::exec::{clock, fence, power};
-use crate::types::control::{Reply, Request};
+use crate::types::control::{Reply, Request, VmCommand};
 use crate::types::failure::FailureAsk;
 use crate::types::guard::{GuardConfig, GuardDatastore, GuardOrder};
 use crate::types::guests::GuestWord;
@@ -36,10 +36,13 @@ use crate::types::settings::ClusterSettings;
 use crate::types::store::{StoreAnswer, StoreFailure, StoreOrder};
 use crate::types::view::NoteView;
 use crate::types::vm::{DomainAnswer, DomainOrder};
-use crate::types::{DatastoreId, HostId, Incarnation, Ticket};
+use crate::types::{DatastoreId, HostId, Incarnation, Ticket, VmId};
 
 /// For another host to read of its disk what it has kept of failures.
 const FAILURES: Duration = Duration::from_secs(5);
+
+/// For libvirt to give a VM a port.
+const PORT: Duration = Duration::from_secs(30);
 
 /// Everything that acts.
 pub(crate) struct Executors {
@@ -328,6 +331,12 @@ impl Executors {
         self.libvirt.clone()
     }
 
+    /// Asks the core for something that people ask for as well; the answer goes to the guests' part.
+    pub(crate) fn ask_core(&self, ticket: Ticket, command: VmCommand) {
+        let ask = self.answers.guest_waits(ticket);
+        let _ = self.events.send(Event::Asked { ask, from: None, request: Box::new(Request::Vm(command)) });
+    }
+
     /// Collects and keeps failure information.
     pub(crate) fn evidence(&self) -> &Evidence {
         &self.evidence
@@ -348,6 +357,21 @@ impl Executors {
         let ticket = Ticket(clock::nonce().0 as u64);
         let request = Request::Guest(Box::new(GuestWord::Failures(ask)));
         self.control.send(to, ticket, request, FAILURES, move |reply| told(reply.map_err(|error| error.to_string())));
+    }
+
+    /// Has a host, which may be this one, give a VM the port of Mainstay's agent.
+    pub(crate) fn enable_port(
+        &self,
+        host: HostId,
+        vm: VmId,
+        told: impl FnOnce(Result<Reply, String>) + Send + 'static,
+    ) {
+        if host == self.me {
+            return self.libvirt.add_port(vm, PORT, move |result| told(Ok(super::ports::reply_of(result))));
+        }
+        let ticket = Ticket(clock::nonce().0 as u64);
+        let request = Request::Guest(Box::new(GuestWord::EnablePort { vm }));
+        self.control.send(host, ticket, request, PORT, move |reply| told(reply.map_err(|error| error.to_string())));
     }
 
     /// Another agent hears of a guest's request. It is said again if that was lost.

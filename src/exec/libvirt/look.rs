@@ -120,7 +120,7 @@ fn picture(session: &Session, domain: &Domain) -> Result<Vec<u8>, String> {
 /// What a guest does, out of its statistics. None while a call about it is under way: libvirt leaves out what it would have to
 /// wait for.
 #[must_use]
-pub fn sample(statistics: &[(String, String)], storage_well: bool) -> Option<Sample> {
+pub fn sample(statistics: &[(String, String)]) -> Option<Sample> {
     let number = |name: &str| -> Option<u64> { statistics.iter().find(|(of, _)| of == name)?.1.parse().ok() };
     let sum = |begin: &str, ends: &[&str]| -> u64 {
         let fits = |name: &str| name.starts_with(begin) && ends.iter().any(|end| name.ends_with(end));
@@ -129,7 +129,6 @@ pub fn sample(statistics: &[(String, String)], storage_well: bool) -> Option<Sam
     number("block.count")?;
     Some(Sample {
         runs: number("state.state")? == u64::from(sys::VIR_DOMAIN_RUNNING),
-        storage_well,
         // What others send to it says nothing about it.
         io: sum("block.", &[".rd.reqs", ".wr.reqs", ".fl.reqs"]) + sum("net.", &[".tx.pkts"]),
         cpu: Duration::from_nanos(sum("vcpu.", &[".time"])),
@@ -163,11 +162,11 @@ mod tests {
         };
         let disks =
             [("block.count", "2"), ("block.0.rd.reqs", "5"), ("block.0.rd.bytes", "9"), ("block.1.wr.reqs", "7")];
-        let expected = Sample { runs: true, storage_well: true, io: 15, cpu: Duration::from_millis(1500), cpus: 2 };
-        assert_eq!(sample(&told(&disks), true), Some(expected));
-        assert_eq!(sample(&told(&[]), true), None, "its disks were left out");
+        let expected = Sample { runs: true, io: 15, cpu: Duration::from_millis(1500), cpus: 2 };
+        assert_eq!(sample(&told(&disks)), Some(expected));
+        assert_eq!(sample(&told(&[])), None, "its disks were left out");
         let mut paused = told(&disks);
         paused[0].1 = "3".to_owned();
-        assert_eq!(sample(&paused, false), Some(Sample { runs: false, storage_well: false, ..expected }));
+        assert_eq!(sample(&paused), Some(Sample { runs: false, ..expected }));
     }
 }

@@ -8,7 +8,7 @@
 //!
 //! - `ground`: the words in which cases are told. `restore`: from whatever a case left to a healthy lab.
 //! - `guests`, `homes`, `images`, `kill`, `power`, `freeze`, `cut`, `storage`, `people`, `restarts`, `guards`, `moves`, `foreign`, `junk`,
-//!   `chaos`: the cases.
+//!   `remedies`, `chaos`: the cases.
 //! - `report`: what is kept of a case that failed.
 //!
 //! Cases are ordered by setting, since another kind of locks needs other mounts, and thus a power loss of all hosts.
@@ -28,6 +28,7 @@ mod kill;
 mod moves;
 mod people;
 mod power;
+mod remedies;
 pub mod report;
 mod restarts;
 mod restore;
@@ -242,6 +243,11 @@ pub const ALL: &[Case] = &[
         "guest-debian",
         "a Debian guest with systemd: a unit fails: reset; freeze, thaw and shutdown as the host asks",
         guests::debian,
+    ),
+    case(
+        "guest-remedies",
+        "a guest is given a port while it runs; power cycle, reboot, migration, restart elsewhere by rules: once",
+        remedies::all,
     ),
     case("chaos", "a minute of random faults and operators: never two, all as wanted when healed", chaos::short),
     with(Setting::POWER, case("kill-power-suspect", "a power switch confirms at once: within 5 s", power::suspect)),

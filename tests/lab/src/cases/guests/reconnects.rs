@@ -36,7 +36,7 @@ pub fn reconnect(ground: &mut Ground) -> Result<()> {
     let other = ground.others(&[host, ground.master()?]).into_iter().next().context("three hosts")?;
     ground.watch()?;
     let mut talkers = Talkers::begin(ground, &[(NAME, &host), (BASE, &host)], Talking::default(), &often(PERMISSION))?;
-    let mut case = Case { asked: 0 };
+    let mut case = Case { asked: 0, cut_off: 0 };
     stream(ground, &talkers.0[0])?;
 
     let mut took = Vec::new();
@@ -44,6 +44,7 @@ pub fn reconnect(ground: &mut Ground) -> Result<()> {
         took.push(case.agent_restarts(ground, &talkers, run)?);
     }
     up_within(ground, "mainstayd restarted", took)?;
+    ground.figure(format!("{} resets cut off by that", case.cut_off));
 
     let mut took = Vec::new();
     for run in 0..runs {
@@ -78,6 +79,8 @@ fn up_within(ground: &mut Ground, what: &str, mut took: Vec<Duration>) -> Result
 struct Case {
     /// Requests so far; each has its number in its text.
     asked: u32,
+    /// Those of which nobody knows whether they were carried out.
+    cut_off: u32,
 }
 
 /// A request, and what was there before it.
@@ -116,9 +119,28 @@ impl Asked {
 
     /// The guest was told so; where what asked is still there to hear it.
     fn is_told(&self, console: &Console, reported: usize) -> Result<()> {
-        console.wait_more("reported: ", reported)?;
-        let line = console.last("reported: ")?;
+        let line = self.answer(console, reported)?;
         demand(line.contains("done: reset"), &format!("request {}: {line}", self.number))
+    }
+
+    /// The host's last word.
+    fn answer(&self, console: &Console, reported: usize) -> Result<String> {
+        console.wait_more("reported: ", reported)?;
+        console.last("reported: ")
+    }
+
+    /// What an agent's end cut off in the middle may not have been done, and the guest knows. Whether that was so.
+    fn done_once_or_cut_off(&self, talkers: &Talkers) -> Result<bool> {
+        let line = self.answer(&talkers.0[0].console, self.reported)?;
+        if !line.contains("a reset was begun") {
+            self.is_told(&talkers.0[0].console, self.reported)?;
+            return self.done_once(talkers).map(|()| false);
+        }
+        std::thread::sleep(UP); // For what would still come.
+        let base = &talkers.0[1].console;
+        let boots = base.count("up ") - self.boots;
+        demand(boots <= 1, &format!("request {}: {boots} resets", self.number))?;
+        base.wait_more_after("up ", HEARD).map(|()| true)
     }
 }
 
@@ -141,8 +163,7 @@ impl Case {
             agents::ask(&host, ORDER, &["systemctl", "restart", "mainstayd.service"])?;
         }
         let took = heard_since(Instant::now(), &talker.console, heard)?;
-        asked.is_told(&talker.console, asked.reported)?;
-        asked.done_once(talkers)?;
+        self.cut_off += u32::from(asked.done_once_or_cut_off(talkers)?);
         Ok(took)
     }
 
@@ -197,7 +218,7 @@ impl Case {
 /// waiting then, which was answered meanwhile: it says that again. On a disk of its own: libvirt lays a new one over the old one.
 fn goes_back(ground: &Ground, host: &Host, run: u32) -> Result<Duration> {
     let talkers = Talkers::begin(ground, &[(NAME, host), (BASE, host)], Talking::default(), &often(PERMISSION))?;
-    let (talker, base, mut case) = (&talkers.0[0], &talkers.0[1].console, Case { asked: 0 });
+    let (talker, base, mut case) = (&talkers.0[0], &talkers.0[1].console, Case { asked: 0, cut_off: 0 });
     let agent = *processes::named(host, AGENT)?.first().context("there is no agent")?;
     let memory = format!("{MEMORY},snapshot=external");
     let create = ["virsh", "-q", "snapshot-create-as", NAME, SNAPSHOT, "--memspec", &memory];
