@@ -32,6 +32,7 @@ mod remedies;
 pub mod report;
 mod restarts;
 mod restore;
+mod screens;
 mod storage;
 
 use std::time::Duration;
@@ -243,6 +244,11 @@ pub const ALL: &[Case] = &[
         "guest-debian",
         "a Debian guest with systemd: a unit fails: reset; freeze, thaw and shutdown as the host asks",
         guests::debian,
+    ),
+    case(
+        "guest-screens",
+        "stop screens are reset; boot loader prompts and missing boot devices are told; in text and in graphics",
+        screens::all,
     ),
     case(
         "guest-remedies",

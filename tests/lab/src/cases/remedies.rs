@@ -25,6 +25,8 @@ const ORDER: Duration = Duration::from_secs(60);
 const AFTERWARDS: Duration = Duration::from_secs(5);
 const PORT: &str = "org.mainstay.guest.0";
 const HEARD: &str = "mainstay-guest: the host listens";
+/// What hosts remember over restarts of their agents.
+const MEMORY: &str = "/var/lib/mainstay/guests.json";
 const USUAL: &str = "[[rule]]\nseverity = \"critical\"\nthen = \"as-asked\"\n";
 
 /// A guest of this case, and where it was put.
@@ -141,6 +143,8 @@ fn power_cycle(ground: &mut Ground, host: &Host) -> Result<()> {
     demand(ground.pid_of("cycled")? != pid, "it was to be another QEMU")?;
     one.guest.wait_up(host, ORDER)?;
     none_failed(ground, began)?;
+    let memory = agents::ask(host, ORDER, &["cat", MEMORY])?;
+    demand(memory.contains(r#"{"verdict":"done","why":"power-cycle"}"#), &memory)?;
     one.end(ground)
 }
 
@@ -167,6 +171,10 @@ fn leave(ground: &mut Ground, host: &Host) -> Result<()> {
         let notes = agents::all_notes(&ground.hosts_on(), Moment::now().since(began));
         let remedies = notes.iter().filter(|note| note.kind == "guest-remedy" && note.vm.as_deref() == Some(name));
         demand(remedies.count() == 1, "it was to be done once")?;
+        for other in ground.others(&[*host]) {
+            let begun = agents::ask(&other, ORDER, &["cat", MEMORY])?.contains(&format!("a {remedy} was begun"));
+            demand(begun, &format!("{} was to remember that it was begun", other.name()))?;
+        }
         none_failed(ground, began)?;
         one.end(ground)?;
     }
