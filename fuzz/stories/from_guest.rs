@@ -207,6 +207,10 @@ impl Host {
                         let (sample, unwell) = (Some(STILL), Vec::new());
                         events.push_back(GuestEvent::Sampled { vm, sample, unwell });
                     }
+                    GuestAct::Glance { vm, .. } => {
+                        let (glimpse, unwell) = (None, Vec::new());
+                        events.push_back(GuestEvent::Glimpsed { vm, glimpse, unwell });
+                    }
                     GuestAct::Tell(_, word) | GuestAct::TellMaster(word) => events.push_back(self.told(word)),
                     GuestAct::Save(number, _) => events.push_back(GuestEvent::Saved(number)),
                     GuestAct::Run { ticket, .. } => events.push_back(GuestEvent::Ran(ticket, Ok(()))),

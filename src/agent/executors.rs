@@ -22,11 +22,13 @@ use crate::exec::datastore::Datastore;
 use crate::exec::doctor::system;
 use crate::exec::evidence::Evidence;
 use crate::exec::failures::Failures;
+use crate::exec::glance::Glances;
 use crate::exec::guard_client::{GuardClient, GuardEvent};
 use crate::exec::hook::{HookAsk, HookServer, write_unprotected};
-use crate::exec::libvirt::Libvirt;
+use crate::exec::libvirt::{Libvirt, What};
 use crate::exec::net::BeatReceiver;
 use crate::exec::program::Stop;
+use crate::exec::reading::{self, Reader};
 use crate::exec::{clock, fence, power};
 use crate::types::control::{Reply, Request, VmCommand};
 use crate::types::failure::FailureAsk;
@@ -56,6 +58,7 @@ pub(crate) struct Executors {
     guard: GuardClient,
     libvirt: Libvirt,
     evidence: Evidence,
+    glances: Glances,
     answers: Answers,
     control: Control,
     stores: BTreeMap<DatastoreId, Datastore>,
@@ -80,9 +83,14 @@ impl Executors {
             let to_pump = to_pump.clone();
             move |event| to_pump.libvirt(event)
         });
-        let evidence = Evidence::new(&here.name, answers.failures(), {
+        let reader = Arc::new(Reader::new(&reading::PROGRAMS));
+        let evidence = Evidence::new(&here.name, answers.failures(), Arc::clone(&reader), {
             let libvirt = libvirt.clone();
-            move |vm, within| libvirt.look(vm, within)
+            move |vm, within| libvirt.look(vm, What::Everything, within)
+        });
+        let glances = Glances::new(reader, {
+            let libvirt = libvirt.clone();
+            move |vm, what, within| libvirt.look(vm, what, within)
         });
         let guard = GuardClient::spawn(run.join("guard.sock"), {
             let events = events.clone();
@@ -122,6 +130,7 @@ impl Executors {
             guard,
             libvirt,
             evidence,
+            glances,
             answers: answers.clone(),
             control,
             stores: BTreeMap::new(),
@@ -340,6 +349,10 @@ impl Executors {
     /// Collects and keeps failure information.
     pub(crate) fn evidence(&self) -> &Evidence {
         &self.evidence
+    }
+
+    pub(crate) fn glances(&self) -> &Glances {
+        &self.glances
     }
 
     /// Failures of guests that are kept on this host.

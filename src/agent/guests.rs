@@ -16,7 +16,7 @@ use super::executors::Executors;
 use super::sleep_until;
 use crate::core::Core;
 use crate::core::event::{Event, Listed};
-use crate::core::guests::{Case, GuestAct, GuestEvent, Guests, Sample, Step, Watchdog};
+use crate::core::guests::{Case, Glimpse, GuestAct, GuestEvent, Guests, Mark, Sample, Step, Watchdog};
 use crate::exec::channels::{ChannelEvent, Channels};
 use crate::exec::evidence::Outcome;
 use crate::exec::libvirt::{self, xml};
@@ -59,6 +59,8 @@ pub(crate) enum FromOthers {
     EnablePort(VmId, Told),
     /// What a guest does now; none: it could not be had.
     Sampled(VmId, Option<Sample>),
+    /// What its screen shows now; none: it could not be had.
+    Glimpsed(VmId, Option<Glimpse>),
     /// Failure information was kept, or not; for people.
     Kept(VmId, Result<String, String>),
 }
@@ -170,6 +172,9 @@ impl GuestSide {
             Next::Others(FromOthers::Sampled(vm, sample)) => {
                 GuestEvent::Sampled { vm, sample, unwell: core.unwell_datastores(clock::now()) }
             }
+            Next::Others(FromOthers::Glimpsed(vm, glimpse)) => {
+                GuestEvent::Glimpsed { vm, glimpse, unwell: core.unwell_datastores(clock::now()) }
+            }
             Next::Others(FromOthers::Kept(vm, kept)) => GuestEvent::Kept(vm, kept),
             Next::Others(FromOthers::Word(from, GuestWord::Requested(request))) => {
                 let at = core.whereabouts(&request.target, clock::now());
@@ -244,6 +249,7 @@ impl GuestSide {
                     }
                 }
                 GuestAct::Sample(vm) => self.sample(vm, executors),
+                GuestAct::Glance { vm, read } => self.glance(vm, read, executors),
                 GuestAct::Tell(host, word) => self.tell(host, word, executors),
                 GuestAct::TellMaster(word) => {
                     if let Some(master) = core.master() {
@@ -273,6 +279,13 @@ impl GuestSide {
         } else {
             executors.tell_of_guests(host, word);
         }
+    }
+
+    fn glance(&self, vm: VmId, read: Option<Mark>, executors: &Executors) {
+        let to_self = self.to_self.clone();
+        executors.glances().glance(vm, read, move |glimpse| {
+            let _ = to_self.send(FromOthers::Glimpsed(vm, glimpse));
+        });
     }
 
     fn sample(&self, vm: VmId, executors: &Executors) {

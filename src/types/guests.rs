@@ -198,6 +198,11 @@ pub struct Monitor {
     /// Seconds after a boot in which nothing is judged.
     #[serde(default)]
     pub uptime_s: Option<u32>,
+    /// Seconds between two looks at its screen, whether or not an agent was ever heard. Without it the screen is looked at only while
+    /// an agent that was heard is silent: what a screen shows, people and programs write, and a reset by that alone is for the
+    /// owner to ask for.
+    #[serde(default)]
+    pub screen_s: Option<u32>,
 }
 
 /// The same, as times.
@@ -209,6 +214,8 @@ pub struct Watchfulness {
     pub io: Duration,
     /// After a boot.
     pub uptime: Duration,
+    /// Between two looks at its screen; none = only while its agent is silent.
+    pub screen: Option<Duration>,
 }
 
 impl Monitor {
@@ -224,6 +231,7 @@ impl Monitor {
             silence: time(self.silence_s, silence),
             io: time(self.io_s, io),
             uptime: time(self.uptime_s, uptime),
+            screen: self.screen_s.map(|screen| Duration::from_secs(screen.into())),
         })
     }
 }
@@ -247,7 +255,8 @@ pub struct GuestSettings {
 }
 
 fn all_watched() -> Vec<Monitor> {
-    vec![Monitor { vm: Glob::any(), preset: Preset::default(), silence_s: None, io_s: None, uptime_s: None }]
+    let (silence_s, io_s, uptime_s, screen_s) = (None, None, None, None);
+    vec![Monitor { vm: Glob::any(), preset: Preset::default(), silence_s, io_s, uptime_s, screen_s }]
 }
 
 impl GuestSettings {
@@ -265,8 +274,9 @@ impl GuestSettings {
         if [self.rules.len(), self.permissions.len(), self.monitors.len()].iter().any(|count| MAX_RULES < *count) {
             return Err(format!("at most {MAX_RULES} rules, and as many permissions and monitors"));
         }
-        if let Some(n) = self.monitors.iter().position(|monitor| [monitor.silence_s, monitor.io_s].contains(&Some(0))) {
-            return Err(format!("monitor {}: silence_s and io_s are at least 1", n + 1));
+        let at_once = |monitor: &Monitor| [monitor.silence_s, monitor.io_s, monitor.screen_s].contains(&Some(0));
+        if let Some(n) = self.monitors.iter().position(at_once) {
+            return Err(format!("monitor {}: silence_s, io_s and screen_s are at least 1", n + 1));
         }
         let unfit = |then: &Consequence| match then {
             Consequence::Hook(path) => !path.starts_with('/') || path.chars().any(char::is_control),

@@ -13,7 +13,7 @@
 //!
 //! Bounds: `MAX_ANSWERS` answers are remembered for each VM, `MAX_BALLOTS` requests at the master; the oldest go first.
 //!
-//! Whether a silent guest has failed is judged by `monitor`.
+//! Whether a silent guest has failed is judged by `monitor`; what its screen says of it, by `screen`.
 //!
 //! Deliberately not here: channels and bytes (`exec::channels`).
 
@@ -31,6 +31,9 @@ mod programs;
 mod recent;
 mod remedies;
 mod reports;
+mod screen;
+#[cfg(test)]
+mod screen_tests;
 mod signs;
 mod steps;
 #[cfg(test)]
@@ -52,6 +55,8 @@ use self::recent::Recent;
 pub use self::recent::{Case, FoundBy, PATIENCE_MESSAGE, PATIENCE_MONITORING};
 use self::remedies::History;
 use self::reports::Counts;
+use self::screen::Screen;
+pub use self::screen::{Glimpse, Mark, Shows};
 use self::signs::Signs;
 pub use self::signs::Watchdog;
 pub use self::steps::Step;
@@ -100,6 +105,15 @@ pub enum GuestEvent {
         vm: VmId,
         /// None = libvirt did not give it.
         sample: Option<Sample>,
+        /// Datastores that are not well for this host now.
+        unwell: Vec<DatastoreId>,
+    },
+    /// The look at its screen that was asked for.
+    Glimpsed {
+        /// Of which VM.
+        vm: VmId,
+        /// None = it could not be had.
+        glimpse: Option<Glimpse>,
         /// Datastores that are not well for this host now.
         unwell: Vec<DatastoreId>,
     },
@@ -161,6 +175,13 @@ pub enum GuestAct {
     Outcome(Ticket, Result<(), String>),
     /// Look at what it does: `Sampled` comes back.
     Sample(VmId),
+    /// Look at its screen: `Glimpsed` comes back.
+    Glance {
+        /// Of which.
+        vm: VmId,
+        /// A picture is read if it is this one.
+        read: Option<Mark>,
+    },
     /// Tell a host, which may be this one.
     Tell(HostId, GuestWord),
     /// Tell the master, which may be this host.
@@ -197,6 +218,7 @@ struct Guest {
     counts: Counts,
     history: History,
     watch: Watch,
+    screen: Screen,
     signs: Signs,
     program: Option<Program>,
     notes: Notes,
@@ -207,6 +229,14 @@ struct Guest {
 }
 
 impl Guest {
+    /// None of the datastores on which its disks lie is among these; of all, as long as nobody knows which they are.
+    fn storage_well(&self, unwell: &[DatastoreId]) -> bool {
+        match &self.stores {
+            Some(stores) => stores.iter().all(|store| !unwell.contains(store)),
+            None => unwell.is_empty(),
+        }
+    }
+
     fn due(&self) -> Option<Time> {
         self.history.due().into_iter().chain(self.notes.due()).chain(self.asked.iter().map(|(_, again)| *again)).min()
     }
@@ -258,7 +288,11 @@ impl Guests {
             GuestEvent::Rebooted(vm) => self.rebooted(now, vm),
             GuestEvent::Panicked { vm, held } => self.panicked(now, vm, held),
             GuestEvent::WatchdogFired(vm, watchdog) => self.watchdog_fired(now, vm, watchdog),
-            GuestEvent::Sampled { vm, sample, unwell } => self.sampled(now, vm, sample, &unwell),
+            GuestEvent::Sampled { vm, sample, unwell } => {
+                self.sampled(now, vm, sample, &unwell);
+                self.look_at_screens(now); // One that is known to be late now is looked at at once.
+            }
+            GuestEvent::Glimpsed { vm, glimpse, unwell } => self.glimpsed(now, vm, glimpse, &unwell),
             GuestEvent::Said(vm, said) => self.said(now, vm, *said),
             GuestEvent::Kept(vm, kept) => self.kept(now, vm, kept),
             GuestEvent::Looked(ticket, class) => self.looked(now, ticket, &class),
@@ -277,7 +311,9 @@ impl Guests {
     #[must_use]
     pub fn next_due(&self) -> Option<Time> {
         let due = |guest: &Guest| {
-            guest.due().into_iter().chain(guest.watch.due(self.settings.watchfulness(&guest.name))).min()
+            let limits = self.settings.watchfulness(&guest.name);
+            let screen = guest.screen.due(limits, &guest.watch);
+            guest.due().into_iter().chain(guest.watch.due(limits)).chain(screen).min()
         };
         self.vms
             .values()
@@ -303,6 +339,7 @@ impl Guests {
         self.end_ballots(now);
         self.carry_out_due(now);
         self.look(now);
+        self.look_at_screens(now);
         self.ask_again(now);
         let summaries: Vec<Note> = self.vms.values_mut().filter_map(|guest| guest.notes.summary(now)).collect();
         summaries.into_iter().for_each(|note| self.act(GuestAct::Note(note)));
@@ -346,6 +383,7 @@ impl Guests {
     fn runs(&mut self, now: Time, vm: VmId, name: String, stores: Option<Vec<DatastoreId>>) {
         let guest = self.vms.entry(vm).or_default();
         (guest.name, guest.stores) = (name, stores);
+        guest.screen.runs();
         self.runs_again(now, vm);
     }
 
@@ -387,6 +425,7 @@ impl Guests {
             (guest.boot, guest.asked) = (None, Vec::new());
             guest.history.ended();
             guest.watch.ended();
+            guest.screen.ended();
             guest.recent.boots();
         }
         self.runs_no_more(now, vm);

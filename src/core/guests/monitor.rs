@@ -38,8 +38,8 @@ const GAP: Duration = Duration::from_secs(10);
 /// It works if it has done I/O within this time.
 const LATELY: Duration = Duration::from_secs(5);
 /// CPUs that have moved less than this part of the time stand; more than the second, of each, and they spin.
-const STANDS: f64 = 0.0005;
-const SPINS: f64 = 0.95;
+pub(super) const STILL: f64 = 0.0005;
+pub(super) const SPINS: f64 = 0.95;
 
 /// What libvirt says of a VM at one moment.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -140,6 +140,12 @@ impl Watch {
         now.since(self.beat) < LATE && self.application != Application::Silent
     }
 
+    /// How often it is sampled; none = its beats come, or are not expected, or enough was made of their absence.
+    pub(super) fn pace(&self) -> Option<Duration> {
+        let is_late = self.connected && self.known && !self.settled && self.seen.is_some();
+        is_late.then_some(if self.told { SLOW } else { PACE })
+    }
+
     /// Its agent was heard within this time, and its channel is open.
     pub(super) fn is_heard(&self, now: Time, within: Duration) -> bool {
         self.connected && self.known && now.since(self.beat) <= within
@@ -217,7 +223,7 @@ impl Seen {
         let moves = sample.io != self.sample.io;
         let used = sample.cpu.saturating_sub(self.sample.cpu).as_secs_f64();
         let part = used / now.since(self.at).as_secs_f64().max(f64::MIN_POSITIVE);
-        let is_stuck = part < STANDS || SPINS * f64::from(sample.cpus) <= part;
+        let is_stuck = part < STILL || SPINS * f64::from(sample.cpus) <= part;
         Self {
             at: now,
             sample,
@@ -245,10 +251,7 @@ impl Guests {
     /// A sample has come, or could not be had. `unwell`: datastores that are not well for this host.
     pub(super) fn sampled(&mut self, now: Time, vm: VmId, sample: Option<Sample>, unwell: &[DatastoreId]) {
         let Some(guest) = self.vms.get_mut(&vm) else { return };
-        let storage_well = match &guest.stores {
-            Some(stores) => stores.iter().all(|store| !unwell.contains(store)),
-            None => unwell.is_empty(),
-        };
+        let storage_well = guest.storage_well(unwell);
         guest.watch.take(now, sample, storage_well);
         let Some(limits) = self.settings.watchfulness(&guest.name) else { return };
         match guest.watch.verdict(now, limits) {

@@ -60,6 +60,8 @@ pub struct Case {
     pub by: FoundBy,
     /// The panic device has fired: what the hypervisor says of it.
     pub panicked: Option<String>,
+    /// What its screen showed when it was found to have failed, if that was why.
+    pub sign: Option<Class>,
     /// What its agent has said of its system.
     pub system: Option<System>,
     /// Its last beat, and when.
@@ -86,6 +88,7 @@ pub(super) struct Recent {
     beat: Option<(Time, Beat)>,
     said: VecDeque<(Time, ReportId, String)>,
     panicked: Option<String>,
+    sign: Option<Class>,
     /// Its CPUs stand because of that, until they are let go.
     stands: bool,
 }
@@ -102,9 +105,14 @@ impl Recent {
         self.stands = true;
     }
 
+    /// Its screen shows that it has failed.
+    pub(super) fn shows(&mut self, class: &Class) {
+        self.sign = Some(class.clone());
+    }
+
     /// It was started anew.
     pub(super) fn boots(&mut self) {
-        (self.panicked, self.stands) = (None, false);
+        (self.panicked, self.sign, self.stands) = (None, None, false);
     }
 
     /// Whether its CPUs have to be let go, also after a reset.
@@ -118,7 +126,7 @@ impl Recent {
                 let System { id, version, kernel } = &hello.system;
                 self.system = Some(System { id: clean(id), version: clean(version), kernel: clean(kernel) });
             }
-            FromGuest::Beat(beat) => self.beat = Some((now, beat.clone())),
+            FromGuest::Beat(beat) => (self.beat, self.sign) = (Some((now, beat.clone())), None),
             FromGuest::Report(report) => self.report(now, report),
             FromGuest::Outcome { .. } | FromGuest::Leaves => {}
         }
@@ -143,6 +151,7 @@ impl Recent {
             why: why.to_owned(),
             by,
             panicked: self.panicked.clone(),
+            sign: self.sign.clone(),
             system: self.system.clone(),
             beat: self.beat.clone(),
             said: self.said.iter().map(|(at, _, text)| (*at, text.clone())).collect(),

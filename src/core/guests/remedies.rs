@@ -239,6 +239,7 @@ impl Guests {
                 guest.history.failed = None;
                 if remedy.starts_anew() {
                     guest.watch.boots(now);
+                    guest.screen.boots();
                     guest.recent.boots();
                 }
                 Answer::new(Verdict::Done, remedy.name())
@@ -252,6 +253,7 @@ impl Guests {
                 let times = guest.history.failed.map_or(1, |(_, times)| times.saturating_add(1));
                 guest.history.failed = Some((now, times));
                 guest.watch.judge_again();
+                guest.screen.judge_again();
                 let text = format!("{name}: the {remedy} failed: {why}");
                 self.note(now, vm, Note::alarm("guest-remedy-failed", text));
                 Answer::new(Verdict::Denied, format!("the {remedy} failed: {why}"))
@@ -283,13 +285,14 @@ impl Guests {
         due.into_iter().for_each(|vm| self.carry_out_or_drop(now, vm));
     }
 
-    /// What waited because of what was seen of a guest that is well again was not needed.
+    /// What waited because of what was seen of a guest that is well again, or was started anew, was not needed.
     fn carry_out_or_drop(&mut self, now: Time, vm: VmId) {
         let Some(guest) = self.vms.get_mut(&vm) else { return };
         let only_seen = |wanted: &Wanted| wanted.causes.iter().all(|cause| *cause == Cause::Monitor);
-        if guest.watch.is_well(now) && guest.history.wanted.as_ref().is_some_and(only_seen) {
+        let is_mended = guest.watch.is_well(now) || guest.screen.has_changed();
+        if is_mended && guest.history.wanted.as_ref().is_some_and(only_seen) {
             guest.history.wanted = None;
-            let text = format!("{} is heard again: what was to be done is not done", guest.name);
+            let text = format!("{} is heard again, or shows something else: nothing is done any more", guest.name);
             return self.note(now, vm, Note::info("guest-heard", text));
         }
         self.carry_out(now, vm);

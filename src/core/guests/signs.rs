@@ -118,6 +118,9 @@ impl Guests {
     /// Its machine was reset: by itself, or by a remedy.
     pub(super) fn rebooted(&mut self, now: Time, vm: VmId) {
         self.watch(vm, |watch| watch.boots(now));
+        if let Some(guest) = self.vms.get_mut(&vm) {
+            guest.screen.changes();
+        }
         if let Some(Guest { name, signs, history, recent, .. }) = self.vms.get_mut(&vm)
             && !history.acts(now)
         {

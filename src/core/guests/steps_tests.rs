@@ -85,6 +85,7 @@ impl Story {
                     GuestAct::TellOthers(_) => all.push("others are told".to_owned()),
                     GuestAct::Say(..)
                     | GuestAct::Sample(_)
+                    | GuestAct::Glance { .. }
                     | GuestAct::Run { .. }
                     | GuestAct::Tell(..)
                     | GuestAct::TellMaster(_)

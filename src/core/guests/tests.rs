@@ -80,6 +80,7 @@ fn told(acts: Vec<GuestAct>) -> Vec<String> {
         GuestAct::Note(note) if note.kind == "guest-needs-attention" => Some("needs attention".to_owned()),
         GuestAct::Note(_)
         | GuestAct::Sample(_)
+        | GuestAct::Glance { .. }
         | GuestAct::Keep { .. }
         | GuestAct::Outcome(..)
         | GuestAct::Save(..) => None,

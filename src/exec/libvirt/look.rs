@@ -40,9 +40,21 @@ const CHUNK: usize = 256 * 1024;
 /// What is to be looked at, and who is told.
 pub(super) struct Look {
     pub vm: VmId,
-    /// Not at what it shows, but at what it does.
-    pub only_statistics: bool,
+    pub what: What,
     pub parts: SyncSender<Part>,
+}
+
+/// What is wanted of a domain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum What {
+    /// All parts, as a failure needs them.
+    Everything,
+    /// What it does: statistics, fewer of them.
+    Activity,
+    /// The same, and the text screen's memory.
+    Text,
+    /// A picture only.
+    Picture,
 }
 
 /// A part of what was seen, or why it is missing.
@@ -64,24 +76,33 @@ pub(super) fn look(uri: &str, session: &mut Option<Session>, look: &Look, within
         let domain = session.domain(look.vm).map_err(|error| failure(&error))?;
         // Who has what they want does not listen any more; then the rest need not be looked at.
         let told = |part| look.parts.send(part).is_ok();
-        if look.only_statistics {
-            let _ = told(Part::Statistics(statistics(&domain, ACTIVITY).map_err(why)));
-            return Ok(DomainAnswer::Done);
-        }
-        let _ = told(Part::Console(console(&domain).map_err(why)))
-            && told(Part::Memory(peek(&domain, TEXT_SCREEN.0, TEXT_SCREEN.1).map_err(why)))
-            && told(Part::Picture(picture(session, &domain)))
-            && told(Part::Statistics(statistics(&domain, 0).map_err(why)));
+        let activity = || Part::Statistics(statistics(&domain, ACTIVITY).map_err(why));
+        let memory = || Part::Memory(peek(&domain, TEXT_SCREEN.0, TEXT_SCREEN.1).map_err(why));
+        let _ = match look.what {
+            What::Everything => {
+                told(Part::Console(console(&domain).map_err(why)))
+                    && told(memory())
+                    && told(Part::Picture(picture(session, &domain)))
+                    && told(Part::Statistics(statistics(&domain, 0).map_err(why)))
+            }
+            What::Activity => told(activity()),
+            What::Text => told(activity()) && told(memory()),
+            What::Picture => told(Part::Picture(picture(session, &domain))),
+        };
         Ok(DomainAnswer::Done)
     });
     if let DomainAnswer::Failed(failure) = &seen {
         let text = format!("libvirt shows nothing of it: {failure:?}");
-        for part in
-            [Part::Console(Err(text.clone())), Part::Memory(Err(text.clone())), Part::Picture(Err(text.clone()))]
-        {
-            let _ = look.parts.send(part);
-        }
-        let _ = look.parts.send(Part::Statistics(Err(text)));
+        let (memory, statistics) = (Part::Memory(Err(text.clone())), Part::Statistics(Err(text.clone())));
+        let (console, picture) = (Part::Console(Err(text.clone())), Part::Picture(Err(text)));
+        // No more than what is waited for: the channel may have no room for it.
+        let parts = match look.what {
+            What::Everything => vec![console, memory, picture, statistics],
+            What::Activity => vec![statistics],
+            What::Text => vec![statistics, memory],
+            What::Picture => vec![picture],
+        };
+        parts.into_iter().for_each(|part| drop(look.parts.send(part)));
     }
     seen
 }

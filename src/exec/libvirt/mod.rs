@@ -38,7 +38,7 @@ use help::Help;
 pub use help::Port;
 use lane::{Lane, Shape, Work};
 use look::Look;
-pub use look::{Part, sample};
+pub use look::{Part, What, sample};
 use session::{Places, carry_out};
 pub use watch::text_of;
 use watch::{Heard, Watcher};
@@ -191,9 +191,9 @@ impl Libvirt {
     /// Looks at a running domain. Parts come as they are seen, each once. The channel closes when nothing more will come; while a
     /// call hangs it stays open, so listen with a deadline. A look that was not begun `within` this time never is.
     #[must_use]
-    pub fn look(&self, vm: VmId, within: Duration) -> Receiver<Part> {
+    pub fn look(&self, vm: VmId, what: What, within: Duration) -> Receiver<Part> {
         let (parts, seen) = sync_channel(PARTS);
-        self.inner.look.ask(Look { vm, only_statistics: false, parts }, within, Box::new(|_| {}));
+        self.inner.look.ask(Look { vm, what, parts }, within, Box::new(|_| {}));
         seen
     }
 
@@ -212,7 +212,7 @@ impl Libvirt {
                 Ok(_) | Err(_) => None,
             });
         };
-        self.inner.look.ask(Look { vm, only_statistics: true, parts }, within, Box::new(told));
+        self.inner.look.ask(Look { vm, what: What::Activity, parts }, within, Box::new(told));
     }
 }
 

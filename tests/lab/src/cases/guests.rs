@@ -273,7 +273,7 @@ fn reset_after(
     Ok(Duration::from_millis(ms))
 }
 
-fn set_policy(host: &Host, text: &str) -> Result<()> {
+pub(super) fn set_policy(host: &Host, text: &str) -> Result<()> {
     let path = host.root_inside()?.join("tmp/guests.toml");
     fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
     agents::ask(host, ORDER, &["mainstay", "cluster", "guest-policy", "/tmp/guests.toml"]).map(drop)

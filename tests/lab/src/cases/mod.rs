@@ -32,6 +32,7 @@ mod remedies;
 pub mod report;
 mod restarts;
 mod restore;
+mod screens;
 mod storage;
 
 use std::time::Duration;
@@ -223,6 +224,11 @@ pub const ALL: &[Case] = &[
         "guest-fails",
         "a guest panics, spins, hangs: reset; its agent dies or its storage stalls: it is not",
         guests::fail,
+    ),
+    case(
+        "guest-screens",
+        "stop screens are reset; boot loader prompts and missing boot devices are told; in text and in graphics",
+        screens::all,
     ),
     case(
         "guest-remedies",
