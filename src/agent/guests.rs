@@ -26,7 +26,7 @@ use crate::types::control::{Denial, Reply, VmCommand};
 use crate::types::failure::Class;
 use crate::types::guests::{GuestWord, Remedy};
 use crate::types::vm::{DomainAnswer, DomainChange, DomainOrder, DomainState};
-use crate::types::{DatastoreId, HostId, Ticket, VmId};
+use crate::types::{BootId, DatastoreId, HostId, Ticket, VmId};
 
 /// Events of channels that wait; then guests are not read.
 const WAITING: usize = 256;
@@ -124,12 +124,12 @@ pub(crate) enum Next {
 }
 
 impl GuestSide {
-    /// With where others put what concerns guests. `state`: this host's own folder.
-    pub(crate) fn new(state: &Path) -> std::io::Result<(Self, ToGuests)> {
+    /// With where others put what concerns guests. `state`: this host's own folder; `boot`: of its kernel.
+    pub(crate) fn new(state: &Path, boot: BootId) -> std::io::Result<(Self, ToGuests)> {
         let (to_self, others) = mpsc::unbounded_channel();
         let (sender, said) = mpsc::channel(WAITING);
         let saved = to_self.clone();
-        let (memory, recalled) = Memory::open(state, move |number| {
+        let (memory, recalled) = Memory::open(state, boot, move |number| {
             let _ = saved.send(FromOthers::Saved(number));
         })?;
         let mut guests = Guests::default();

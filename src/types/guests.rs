@@ -11,8 +11,8 @@ use mainstay_guest::message::{ReportId, Severity, Verdict};
 use serde::{Deserialize, Serialize};
 
 pub use self::patterns::{BadPattern, Glob, MAX_PATTERN, Pattern};
-use super::VmId;
 use super::failure::FailureAsk;
+use super::{Time, VmId};
 
 /// A document holds at most so many rules, and so many permissions.
 pub const MAX_RULES: usize = 256;
@@ -353,6 +353,15 @@ pub struct Remembered {
     pub id: ReportId,
     /// What became of it, as far as it is known.
     pub answer: Answer,
+}
+
+/// What outlives a restart of a host's agent.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct GuestMemory {
+    /// Reports and orders, the oldest first.
+    pub reports: Vec<Remembered>,
+    /// When VMs had remedies that count, within the hour: by the clock of one boot of the host.
+    pub remedies: Vec<(VmId, Vec<Time>)>,
 }
 
 /// What agents tell each other about guests' requests.

@@ -13,13 +13,13 @@ const WEB: VmId = VmId(uuid::Uuid::from_u128(1));
 /// An agent of a host on which every report leads to this, and what is on its disk.
 struct Agent {
     guests: Guests,
-    disk: Vec<Remembered>,
+    disk: GuestMemory,
     /// The disk answers.
     writes: bool,
     now: Time,
 }
 
-fn agent(remedy: Remedy, disk: Vec<Remembered>) -> Agent {
+fn agent(remedy: Remedy, disk: GuestMemory) -> Agent {
     let rule = Rule { then: Consequence::Own(remedy), ..GuestSettings::default().rules[0].clone() };
     let settings = GuestSettings { rules: vec![rule], ..GuestSettings::default() };
     let (guests, now) = (Guests::default(), Time::ZERO + Duration::from_secs(1000));
@@ -72,7 +72,7 @@ impl Agent {
 #[test]
 fn nothing_is_done_twice_wherever_the_agent_dies() {
     for event in [|| report(1), order as fn() -> GuestEvent] {
-        let mut first = agent(Remedy::Reset, Vec::new());
+        let mut first = agent(Remedy::Reset, GuestMemory::default());
         assert_eq!(first.happens(event()), ["Reset 2"]);
         // It dies after libvirt was told, before its answer came.
         let mut second = agent(Remedy::Reset, first.disk.clone());
@@ -83,16 +83,16 @@ fn nothing_is_done_twice_wherever_the_agent_dies() {
         let mut third = agent(Remedy::Reset, first.disk);
         let found = third.happens(event());
         assert!(["answered done", "obeyed done"].contains(&found[0].as_str()), "{found:?}");
-        assert_eq!(third.happens(report(2)), ["Reset 2"], "another report");
+        assert_eq!(third.happens(report(2)), ["answered delayed"], "another report: after the back-off");
     }
     // What had not begun begins anew.
-    let mut fresh = agent(Remedy::Reset, Vec::new());
+    let mut fresh = agent(Remedy::Reset, GuestMemory::default());
     assert_eq!(fresh.happens(report(1)), ["Reset 2"]);
 }
 
 #[test]
 fn a_disk_that_hangs_holds_up_a_remedy_for_its_patience_only() {
-    let mut agent = agent(Remedy::Reset, Vec::new());
+    let mut agent = agent(Remedy::Reset, GuestMemory::default());
     agent.writes = false;
     assert_eq!(agent.happens(report(1)), [""; 0]);
     assert_eq!(agent.guests.next_due(), Some(agent.now + Duration::from_millis(100)));
@@ -103,9 +103,9 @@ fn a_disk_that_hangs_holds_up_a_remedy_for_its_patience_only() {
 
 #[test]
 fn what_takes_a_vm_to_another_host_is_remembered_there() {
-    let mut from = agent(Remedy::Migrate, Vec::new());
+    let mut from = agent(Remedy::Migrate, GuestMemory::default());
     assert_eq!(from.happens(report(1)), ["others: migrate for 1", "Move 2"]);
-    let mut to = agent(Remedy::Migrate, Vec::new());
+    let mut to = agent(Remedy::Migrate, GuestMemory::default());
     let ids = vec![ReportId([1; 16])];
     to.happens(GuestEvent::Told(GuestWord::Begun { vm: WEB, ids, remedy: Remedy::Migrate }));
     assert_eq!(to.happens(report(1)), ["answered accepted"]);
@@ -120,8 +120,26 @@ fn the_oldest_are_forgotten_first() {
         id[..2].copy_from_slice(&n.to_le_bytes());
         Remembered { vm: WEB, id: ReportId(id), answer: Answer::new(Verdict::Done, "reset") }
     };
-    let mut agent = agent(Remedy::Reset, (0..300).map(remembered).collect());
+    let reports = (0..300).map(remembered).collect();
+    let mut agent = agent(Remedy::Reset, GuestMemory { reports, remedies: Vec::new() });
     agent.happens(report(200));
-    assert_eq!((agent.disk.len(), agent.guests.overfull()), (256, None));
-    assert_eq!(agent.disk[0], remembered(45));
+    assert_eq!((agent.disk.reports.len(), agent.guests.overfull()), (256, None));
+    assert_eq!(agent.disk.reports[0], remembered(45));
+}
+
+#[test]
+fn the_limit_holds_over_restarts() {
+    let (mut disk, mut now) = (GuestMemory::default(), Time::ZERO + Duration::from_secs(1000));
+    for n in 0..5_u8 {
+        let mut agent = agent(Remedy::Reset, disk);
+        agent.now = now;
+        let found = agent.happens(report(n));
+        assert_eq!(found, [if n < 3 { "Reset 2" } else { "answered denied" }], "{n}");
+        agent.happens(GuestEvent::Done(Ticket(2), Ok(())));
+        (disk, now) = (agent.disk, now + Duration::from_secs(600));
+    }
+    let mut later = agent(Remedy::Reset, disk);
+    later.now = now + Duration::from_secs(3600);
+    assert_eq!(later.happens(report(9)), ["Reset 2"]);
+    assert_eq!(later.disk.remedies, [(WEB, vec![later.now])], "older ones are forgotten");
 }

@@ -62,7 +62,7 @@ pub use self::signs::Watchdog;
 pub use self::steps::Step;
 use crate::core::note::Note;
 use crate::types::failure::Class;
-use crate::types::guests::{Answer, GuestRequest, GuestSettings, GuestWord, Remedy, Remembered};
+use crate::types::guests::{Answer, GuestMemory, GuestRequest, GuestSettings, GuestWord, Remedy, Remembered};
 use crate::types::{DatastoreId, HostId, Ticket, Time, VmId};
 
 /// Answers that are remembered for each VM.
@@ -135,7 +135,7 @@ pub enum GuestEvent {
         at: Option<(VmId, HostId)>,
     },
     /// What an earlier agent of this host has saved.
-    Recalled(Vec<Remembered>),
+    Recalled(GuestMemory),
     /// A program of the administrator has ended, or could not be run.
     Ran(Ticket, Result<(), String>),
     /// What was saved under this number is on disk, or cannot be.
@@ -200,7 +200,7 @@ pub enum GuestAct {
         said: Box<Said>,
     },
     /// Make this durable in the place of what was saved before: `Saved` comes back.
-    Save(u64, Vec<Remembered>),
+    Save(u64, GuestMemory),
     /// Tell people.
     Note(Note),
 }

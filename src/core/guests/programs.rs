@@ -59,7 +59,7 @@ impl Guests {
             message: report.message.clone(),
         };
         self.note(now, vm, Note::info("guest-hook", format!("{}: {program} is run for {}", said.name, said.kind)));
-        self.remember(vm, &[report.id], &Answer::new(Verdict::Accepted, "its hook was begun"));
+        self.remember(now, vm, &[report.id], &Answer::new(Verdict::Accepted, "its hook was begun"));
         let ticket = self.next_ticket();
         if let Some(guest) = self.vms.get_mut(&vm) {
             guest.program = Some(Program { begun: now, runs: Some((ticket, report.id)) });
@@ -82,7 +82,7 @@ impl Guests {
                 Answer::new(Verdict::Denied, format!("the hook failed: {why}"))
             }
         };
-        self.remember(vm, &[id], &answer);
+        self.remember(now, vm, &[id], &answer);
         self.answer(vm, id, answer);
     }
 }

@@ -104,6 +104,18 @@ impl History {
         self.wanted.as_ref().is_some_and(|wanted| wanted.from.is_none()) || self.anew.last().is_some_and(lately)
     }
 
+    /// When it had remedies that count within the hour, the newest of them.
+    pub(super) fn lately(&self, now: Time, most: usize) -> Vec<Time> {
+        let times: Vec<Time> = self.anew.iter().copied().filter(|at| now.since(*at) < HOUR).collect();
+        times[times.len().saturating_sub(most)..].to_vec()
+    }
+
+    /// What an earlier agent has counted.
+    pub(super) fn recall(&mut self, times: Vec<Time>) {
+        self.anew = times;
+        self.anew.sort_unstable();
+    }
+
     /// How many count within the hour.
     #[cfg(test)]
     pub(super) fn counted(&self) -> usize {
@@ -201,7 +213,7 @@ impl Guests {
         }
         let ids: Vec<ReportId> = wanted.causes.iter().filter_map(|cause| cause.id()).collect();
         let ticket = self.next_ticket();
-        let save = self.begins(vm, remedy, &ids);
+        let save = self.begins(now, vm, remedy, &ids);
         self.underway.insert(ticket, Underway::new(now, vm, remedy, by, ticket, save));
         let note = Note::warning("guest-remedy", text);
         if remedy.counts() {
@@ -248,7 +260,7 @@ impl Guests {
             }
         };
         let ids: Vec<ReportId> = wanted.causes.iter().filter_map(|cause| cause.id()).collect();
-        self.remember(vm, &ids, &answer);
+        self.remember(now, vm, &ids, &answer);
         self.tell(vm, &wanted.causes, &answer);
     }
 

@@ -226,6 +226,26 @@ pub const ALL: &[Case] = &[
         guests::fail,
     ),
     case(
+        "guest-panics-always",
+        "a guest panics in each boot: reset three times, then told once that it needs attention",
+        guests::panics_always,
+    ),
+    case(
+        "guest-floods",
+        "four hostile guests for 15 s (--full: 5 min): an agent's CPU at most 5 %, memory flat, others reset within 250 ms",
+        guests::flood,
+    ),
+    case(
+        "guest-reconnects",
+        "agent restarted, guest moved, booted, put back, 2 times each (--full: 20): heard within 2 s, nothing lost or done twice",
+        guests::reconnect,
+    ),
+    case(
+        "guest-debian",
+        "a Debian guest with systemd: a unit fails: reset; freeze, thaw and shutdown as the host asks",
+        guests::debian,
+    ),
+    case(
         "guest-screens",
         "stop screens are reset; boot loader prompts and missing boot devices are told; in text and in graphics",
         screens::all,

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail};
 
 use super::Ground;
 use crate::agents;
-use crate::guest::{CONSOLES, Guest};
+use crate::guest::{CONSOLES, Guest, Talking};
 use crate::host::Host;
 use crate::judge::Moment;
 use crate::lab::wait;
@@ -40,7 +40,7 @@ impl One {
         let guest = Guest::new(name)?;
         guest.make_disk(&ground.lab().store())?;
         match talks {
-            true => guest.define_talking(host, ground.lab().accelerator(), false)?,
+            true => guest.define_talking(host, ground.lab().accelerator(), Talking::default())?,
             false => guest.define(host, ground.lab().accelerator())?,
         }
         guest.start(host)?;
