@@ -251,8 +251,11 @@ impl Guests {
     /// A sample has come, or could not be had. `unwell`: datastores that are not well for this host.
     pub(super) fn sampled(&mut self, now: Time, vm: VmId, sample: Option<Sample>, unwell: &[DatastoreId]) {
         let Some(guest) = self.vms.get_mut(&vm) else { return };
-        let storage_well = guest.storage_well(unwell);
+        let (storage_well, came) = (guest.storage_well(unwell), sample.is_some());
         guest.watch.take(now, sample, storage_well);
+        if !came {
+            return; // What was seen before says nothing about the time since.
+        }
         let Some(limits) = self.settings.watchfulness(&guest.name) else { return };
         match guest.watch.verdict(now, limits) {
             Verdict::Well => {}

@@ -204,6 +204,19 @@ fn cpus_that_spin_or_stand_shorten_the_wait_for_io() {
     }
 }
 
+/// It works without its agent, and is looked at rarely: the time between two samples is longer than its I/O window.
+#[test]
+fn a_sample_that_does_not_come_in_time_is_no_stillness() {
+    let mut story = story(Monitor { silence_s: Some(3), io_s: Some(3), ..quick() });
+    story.goes(60, FINE);
+    assert_eq!(story.goes(7, Second { beats: false, ..FINE }), ["62 guest-agent-silent"]);
+    for _ in 0..10 {
+        let acts = story.guests.step(story.time(), GuestEvent::Sampled { vm: WEB, sample: None, unwell: Vec::new() });
+        assert!(acts.iter().all(|act| matches!(act, GuestAct::Glance { .. })), "{acts:?}");
+        story.now += 2;
+    }
+}
+
 #[test]
 fn samples_that_do_not_come_judge_nobody() {
     let mut story = story(quick());
