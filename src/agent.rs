@@ -17,6 +17,7 @@ mod executors;
 mod facts;
 mod failures;
 mod guests;
+mod ports;
 mod pump;
 mod underway;
 
@@ -93,11 +94,12 @@ async fn member(
     let (events, mut happened) = mpsc::unbounded_channel();
     let notes = NoteBook::open(&config.paths.state.join("store"));
     let serving = tokio::spawn(dbus::serve(Bus::System, asks, notes.subscribe()));
-    let (mut guests, to_guests) = GuestSide::new();
+    let boot = clock::boot_id().context("reading the kernel's boot id")?;
+    let (mut guests, to_guests) = GuestSide::new(&config.paths.state, boot).context("remembering guests")?;
     let answers = Answers::new(cluster.clone(), notes, to_guests, &config.paths.state);
     let me = Me {
         host: cluster.host,
-        boot: clock::boot_id().context("reading the kernel's boot id")?,
+        boot,
         started: clock::now(),
         nonce_seed: clock::nonce().0,
         ticket_seed: clock::unix_ms().wrapping_mul(1_000_000),
@@ -109,8 +111,7 @@ async fn member(
     executors.carry_out(output);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
-    let mut watchdog = watchdog();
-    let mut capacity = tokio::time::interval(CAPACITY_PERIOD);
+    let (mut watchdog, mut capacity) = (watchdog(), tokio::time::interval(CAPACITY_PERIOD));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     loop {

@@ -264,16 +264,17 @@ fn wishes() {
     let bus = PrivateBus::started();
     let agent = FakeAgent::on(&bus);
     shows(&bus, "vm start web", "web: done: Start { vm: VmId(0\n");
+    shows(&bus, "vm enable-guest web", "web: it was so already\n");
     shows(&bus, "vm stop web --force", "web: done: Stop { vm: VmId(00\n");
     shows(&bus, "vm move web --to b", "web: done: Move { vm: VmId(00\n");
     shows(&bus, "vm set web --on-doubt run-until-stop", "web: done: SetOnDoubt { vm: V\n");
     shows(&bus, "cluster set profile=fast", "profile=fast: settings 8 are in force on 3 hosts\n");
     shows(&bus, "datastore set nfs1 --fence command:/usr/sbin/expire", "nfs1: settings 8 are in force on 3 hosts\n");
-    assert_eq!(agent.asked.lock().unwrap().len(), 6);
+    assert_eq!(agent.asked.lock().unwrap().len(), 7);
     let (code, out, _) = say(&bus, "datastore add shm /dev/shm");
     assert_eq!(code, 0, "{out}");
     assert!(out.contains("tmpfs is a local file system") && out.contains("Fence: none."), "{out}");
-    assert_eq!(agent.asked.lock().unwrap().len(), 7);
+    assert_eq!(agent.asked.lock().unwrap().len(), 8);
     agent.view.lock().unwrap().datastores[0].rolled_back = true;
     shows(&bus, "datastore accept nfs1", "nfs1: settings 8 are in force on 3 hosts\n");
 }
@@ -327,6 +328,7 @@ fn errors_say_what_why_and_what_next() {
     fails(&bus, "vm show nothing-like-it", 1, "not shown", "no VM \"nothing-like-it\"", "mainstay vm list");
     fails(&bus, "vm move web --to d", 1, "VM \"web\" was not moved", "no host \"d\"", "mainstay host list");
     fails(&bus, "vm start db", 4, "VM \"db\" was not started", "no host has 64 GiB free", "nothing was changed");
+    fails(&bus, "vm enable-guest db", 1, "VM \"db\" was not given a port", "no PCI slot is free", "journalctl");
     fails(&bus, "vm stop mute", 1, "VM \"mute\" was not stopped", "may still take effect", "mainstay events");
     fails(&bus, "cluster set speed=9", 2, "speed=9 was not set", "no such setting", "profile=fast");
     fails(&bus, "datastore set nsf1 --fence none", 1, "was not changed", "did you mean \"nfs1\"?", "datastore list");
@@ -338,7 +340,7 @@ fn errors_say_what_why_and_what_next() {
     fails(&bus, "datastore add d /etc/passwd", 1, "was not added", "no folder", "mounted folder");
     fails(&bus, "datastore add d /proc/self", 1, "was not added", "", "");
     fails(&bus, "config check /no/such", 1, "was not checked", "no such file", "path");
-    assert_eq!(agent.asked.lock().unwrap().len(), 2, "only two of these reached the agent");
+    assert_eq!(agent.asked.lock().unwrap().len(), 3, "only three of these reached the agent");
     drop(agent);
     fails(&bus, "status", 3, "the status is not known", "mainstayd is not running", "systemctl status mainstayd");
     fails(&bus, "vm start web", 3, "VM \"web\" was not started", "not running", "doctor");

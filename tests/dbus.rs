@@ -65,6 +65,7 @@ fn wishes_reach_the_agent_as_said() {
         agent.stop_by_force(&web.to_string()).await.unwrap();
         agent.set_on_doubt("web", Some(OnDoubt::RunUntilStop)).await.unwrap();
         agent.set_on_doubt("web", None).await.unwrap();
+        agent.enable_guest("web").await.unwrap();
         agent.move_to("web", None).await.unwrap();
         agent.move_to("web", Some("b")).await.unwrap();
         for change in &changes {
@@ -77,6 +78,7 @@ fn wishes_reach_the_agent_as_said() {
         Ask::Vm(VmCommand::Stop { vm: web, force: true }),
         Ask::Vm(VmCommand::SetOnDoubt { vm: web, on_doubt: Some(OnDoubt::RunUntilStop) }),
         Ask::Vm(VmCommand::SetOnDoubt { vm: web, on_doubt: None }),
+        Ask::EnableGuest { vm: web },
         Ask::Vm(VmCommand::Move { vm: web, to: None }),
         Ask::Vm(VmCommand::Move { vm: web, to: Some(b) }),
         Ask::Change(Box::new(changes[0].clone())),

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use mainstay::exec::libvirt::{Libvirt, LibvirtEvent, Part, xml};
+use mainstay::exec::libvirt::{Libvirt, LibvirtEvent, Part, What, xml};
 use mainstay::types::VmId;
 use mainstay::types::vm::{DomainAnswer, DomainChange, DomainFailure, DomainInfo, DomainOrder, DomainState, OffReason};
 
@@ -151,7 +151,7 @@ fn the_running_one(bench: &Bench, test: &DomainInfo) {
 
 /// This driver has a picture, counts in its memory, and has no console.
 fn what_it_shows(bench: &Bench, vm: VmId) {
-    let parts: Vec<Part> = bench.libvirt.look(vm, LONG).into_iter().collect();
+    let parts: Vec<Part> = bench.libvirt.look(vm, What::Everything, LONG).into_iter().collect();
     let [Part::Console(console), Part::Memory(Ok(memory)), Part::Picture(picture), Part::Statistics(Ok(statistics))] =
         parts.as_slice()
     else {
@@ -167,7 +167,7 @@ fn what_it_shows(bench: &Bench, vm: VmId) {
         // It is a file that comes with the daemon.
         Err(why) => assert!(why.contains("test-screenshot.png"), "{why}"),
     }
-    let unknown: Vec<Part> = bench.libvirt.look(VmId::default(), LONG).into_iter().collect();
+    let unknown: Vec<Part> = bench.libvirt.look(VmId::default(), What::Everything, LONG).into_iter().collect();
     let expected = "libvirt shows nothing of it: NoDomain".to_owned();
     assert!(unknown.len() == 4 && unknown.contains(&Part::Memory(Err(expected))));
 }
@@ -213,7 +213,7 @@ fn a_daemon_that_hangs_costs_time_outs_and_is_told() {
         bench.libvirt.ask(order, Duration::from_millis(100), move |answer| tell.send(answer).unwrap());
     }
     drop(tell);
-    let looks: Vec<_> = (0..9).map(|_| bench.libvirt.look(vm, Duration::from_millis(100))).collect();
+    let looks: Vec<_> = (0..9).map(|_| bench.libvirt.look(vm, What::Everything, Duration::from_millis(100))).collect();
     for _ in 0..2 {
         assert_eq!(told.recv_timeout(LONG), Ok(DomainAnswer::Failed(DomainFailure::Timeout)));
     }

@@ -11,7 +11,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use mainstay::core::guests::{GuestAct, GuestEvent, Guests, Sample};
+use mainstay::core::guests::{GuestAct, GuestEvent, Guests, Sample, Step};
+use mainstay::types::failure::{Class, FailureKind, Family};
 use mainstay::types::guests::{GuestSettings, GuestWord};
 use mainstay::types::{HostId, Ticket, Time, VmId};
 use mainstay_guest::MAX_MESSAGE;
@@ -26,12 +27,13 @@ const HOUR: Duration = Duration::from_secs(3600);
 const RESETS: u32 = 3;
 /// One event is followed by fewer acts, however they lead to each other.
 const MOST_ACTS: usize = 20_000;
-const STILL: Sample = Sample { runs: true, storage_well: true, io: 1, cpu: Duration::ZERO, cpus: 1 };
+const STILL: Sample = Sample { runs: true, io: 1, cpu: Duration::ZERO, cpus: 1 };
 
 const RULES: &str = r#"{
   "rule": [
     { "kind": "count/*", "count": 3, "within_s": 60, "then": { "own": "suspend" } },
     { "kind": "text", "message": "no (space|memory) left", "severity": "warning", "then": { "own": "power-cycle" } },
+    { "kind": "hook", "then": { "hook": "/bin/true" } },
     { "kind": "fix", "then": { "other": { "vm": "db", "remedy": "reset" } } },
     { "severity": "critical", "then": "as-asked" }
   ],
@@ -85,8 +87,11 @@ struct Host {
     runs: [bool; 3],
     /// Who speaks.
     who: usize,
-    underway: VecDeque<(Ticket, usize, bool)>,
-    /// When VMs were started anew: not what failed.
+    /// What is being looked at, or done.
+    underway: VecDeque<(Ticket, Option<Step>)>,
+    /// Remedies that have not ended: of which VM, and whether it counts.
+    remedies: BTreeMap<Ticket, (usize, bool)>,
+    /// When VMs had a remedy that counts: not what failed.
     anew: BTreeMap<usize, Vec<Time>>,
 }
 
@@ -100,6 +105,7 @@ impl Host {
             runs: [true; 3],
             who: 0,
             underway: VecDeque::new(),
+            remedies: BTreeMap::new(),
             anew: BTreeMap::new(),
         };
         host.step(GuestEvent::Settings(settings));
@@ -109,7 +115,7 @@ impl Host {
 
     fn starts(&mut self, vm: usize) {
         self.runs[vm] = true;
-        self.step(GuestEvent::Runs { vm: id(vm), name: NAMES[vm].to_owned() });
+        self.step(GuestEvent::Runs { vm: id(vm), name: NAMES[vm].to_owned(), stores: None });
         self.connects(vm);
     }
 
@@ -176,12 +182,12 @@ impl Host {
     }
 
     fn done(&mut self, well: bool) {
-        let Some((ticket, vm, counts)) = self.underway.pop_front() else { return };
-        if counts && !well {
-            self.anew.entry(vm).or_default().pop();
-        }
-        let result = if well { Ok(()) } else { Err("libvirt hangs".to_owned()) };
-        self.step(GuestEvent::Done(ticket, result));
+        let Some((ticket, step)) = self.underway.pop_front() else { return };
+        let hangs = || "libvirt hangs".to_owned();
+        self.step(match step {
+            None => GuestEvent::Looked(ticket, unknown()),
+            Some(_) => GuestEvent::Done(ticket, if well { Ok(()) } else { Err(hangs()) }),
+        });
     }
 
     fn step(&mut self, event: GuestEvent) {
@@ -193,10 +199,22 @@ impl Host {
                 assert!(count < MOST_ACTS, "one event leads to more and more");
                 match act {
                     GuestAct::Say(_, message) => drop(encode(&message).expect("what a host says fits")),
-                    GuestAct::Do { ticket, vm, remedy, .. } => self.does(ticket, vm, remedy.starts_anew()),
+                    GuestAct::Keep { ticket, vm, remedy, .. } => self.does(ticket, vm, remedy.counts()),
+                    GuestAct::Order { ticket, step, .. } => self.underway.push_back((ticket, Some(step))),
+                    GuestAct::Outcome(ticket, result) => self.ends(ticket, result.is_ok()),
                     // A guest that does nothing: it is judged by what it says.
-                    GuestAct::Sample(vm) => events.push_back(GuestEvent::Sampled(vm, Some(STILL))),
+                    GuestAct::Sample(vm) => {
+                        let (sample, unwell) = (Some(STILL), Vec::new());
+                        events.push_back(GuestEvent::Sampled { vm, sample, unwell });
+                    }
+                    GuestAct::Glance { vm, .. } => {
+                        let (glimpse, unwell) = (None, Vec::new());
+                        events.push_back(GuestEvent::Glimpsed { vm, glimpse, unwell });
+                    }
                     GuestAct::Tell(_, word) | GuestAct::TellMaster(word) => events.push_back(self.told(word)),
+                    GuestAct::Save(number, _) => events.push_back(GuestEvent::Saved(number)),
+                    GuestAct::Run { ticket, .. } => events.push_back(GuestEvent::Ran(ticket, Ok(()))),
+                    GuestAct::TellOthers(_) => {}
                     GuestAct::Note(note) => assert!(note.text.len() < 16 * 1024, "a line for people"),
                 }
             }
@@ -216,15 +234,27 @@ impl Host {
 
     fn does(&mut self, ticket: Ticket, vm: VmId, counts: bool) {
         let vm = (0..3).find(|one| id(*one) == vm).expect("a VM of this host");
-        assert!(self.underway.iter().all(|(_, other, _)| *other != vm), "two remedies at once");
-        self.underway.push_back((ticket, vm, counts));
+        assert!(self.remedies.values().all(|(other, _)| *other != vm), "two remedies at once");
+        self.underway.push_back((ticket, None));
+        self.remedies.insert(ticket, (vm, counts));
         if counts {
             let (now, anew) = (self.now, self.anew.entry(vm).or_default());
             anew.push(now);
             let lately = anew.iter().filter(|at| now.since(**at) < HOUR).count();
-            assert!(lately <= RESETS as usize, "{} was started anew {lately} times within an hour", NAMES[vm]);
+            assert!(lately <= RESETS as usize, "{} had {lately} remedies within an hour", NAMES[vm]);
         }
     }
+
+    fn ends(&mut self, ticket: Ticket, well: bool) {
+        let (vm, counts) = self.remedies.remove(&ticket).expect("a remedy ends once");
+        if counts && !well {
+            self.anew.entry(vm).or_default().pop();
+        }
+    }
+}
+
+fn unknown() -> Class {
+    Class { family: Family::Unknown, kind: FailureKind::Unknown, line: String::new() }
 }
 
 fn id(vm: usize) -> VmId {

@@ -31,7 +31,13 @@ enum Waiter {
     Agent(Answer),
     Person(oneshot::Sender<AskReply>, Wish),
     Hook(HookAnswer),
-    Join { answer: Answer, member: MemberSettings, certificate_pem: String },
+    /// A remedy of a guest.
+    Guest(Ticket),
+    Join {
+        answer: Answer,
+        member: MemberSettings,
+        certificate_pem: String,
+    },
 }
 
 /// What a person asked for, as far as it shapes the answer.
@@ -93,6 +99,11 @@ impl Answers {
         self.lock().notes.poll()
     }
 
+    /// The answer goes to the guests' part, under this ticket.
+    pub(crate) fn guest_waits(&self, ticket: Ticket) -> AskId {
+        self.wait(Waiter::Guest(ticket))
+    }
+
     pub(crate) fn hook_waits(&self, answer: HookAnswer) -> AskId {
         self.wait(Waiter::Hook(answer))
     }
@@ -109,6 +120,11 @@ impl Answers {
                 match (*word, from) {
                     (GuestWord::Failures(ask), _) => {
                         super::failures::answer(self.failures(), ask, |reply| answer.send(reply));
+                        return None;
+                    }
+                    (GuestWord::EnablePort { vm }, Some(_)) => {
+                        let told = Box::new(|reply| answer.send(reply));
+                        drop(self.lock().guests.send(FromOthers::EnablePort(vm, told)));
                         return None;
                     }
                     (word, Some(from)) => drop(self.lock().guests.send(FromOthers::Word(from, word))),
@@ -157,6 +173,10 @@ impl Answers {
             }
             Ask::FailurePiece { host, ask } => {
                 super::failures::piece(host, ask, answer, executors);
+                return None;
+            }
+            Ask::EnableGuest { vm } => {
+                super::ports::enable(vm, answer, core, executors);
                 return None;
             }
             Ask::TestFenceDevice { name } => {
@@ -220,6 +240,13 @@ impl Answers {
             Waiter::Person(answer, wish) => {
                 let _ = answer.send(told(reply, wish));
             }
+            Waiter::Guest(ticket) => {
+                let result = match told(reply, Wish::Act("done")) {
+                    AskReply::Denied(why) => Err(why.to_string()),
+                    _ => Ok(()),
+                };
+                let _ = inner.guests.send(FromOthers::Done(ticket, result));
+            }
             Waiter::Join { answer, member, certificate_pem } => match reply {
                 Reply::Done | Reply::AlreadySo => {
                     let settings = cluster::with_member(&inner.cluster.settings, member);
@@ -282,6 +309,7 @@ pub(crate) fn as_stranger(message: AskMessage, view: ClusterView) {
         | Ask::Change(_)
         | Ask::Explain { .. }
         | Ask::TestFenceDevice { .. }
+        | Ask::EnableGuest { .. }
         | Ask::Failures { .. }
         | Ask::FailurePiece { .. } => {
             let _ = answer.send(denied());

@@ -22,13 +22,15 @@ use crate::exec::datastore::Datastore;
 use crate::exec::doctor::system;
 use crate::exec::evidence::Evidence;
 use crate::exec::failures::Failures;
+use crate::exec::glance::Glances;
 use crate::exec::guard_client::{GuardClient, GuardEvent};
 use crate::exec::hook::{HookAsk, HookServer, write_unprotected};
-use crate::exec::libvirt::Libvirt;
+use crate::exec::libvirt::{Libvirt, What};
 use crate::exec::net::BeatReceiver;
 use crate::exec::program::Stop;
+use crate::exec::reading::{self, Reader};
 use crate::exec::{clock, fence, power};
-use crate::types::control::{Reply, Request};
+use crate::types::control::{Reply, Request, VmCommand};
 use crate::types::failure::FailureAsk;
 use crate::types::guard::{GuardConfig, GuardDatastore, GuardOrder};
 use crate::types::guests::GuestWord;
@@ -36,10 +38,13 @@ use crate::types::settings::ClusterSettings;
 use crate::types::store::{StoreAnswer, StoreFailure, StoreOrder};
 use crate::types::view::NoteView;
 use crate::types::vm::{DomainAnswer, DomainOrder};
-use crate::types::{DatastoreId, HostId, Incarnation, Ticket};
+use crate::types::{DatastoreId, HostId, Incarnation, Ticket, VmId};
 
 /// For another host to read of its disk what it has kept of failures.
 const FAILURES: Duration = Duration::from_secs(5);
+
+/// For libvirt to give a VM a port.
+const PORT: Duration = Duration::from_secs(30);
 
 /// Everything that acts.
 pub(crate) struct Executors {
@@ -53,6 +58,7 @@ pub(crate) struct Executors {
     guard: GuardClient,
     libvirt: Libvirt,
     evidence: Evidence,
+    glances: Glances,
     answers: Answers,
     control: Control,
     stores: BTreeMap<DatastoreId, Datastore>,
@@ -77,9 +83,14 @@ impl Executors {
             let to_pump = to_pump.clone();
             move |event| to_pump.libvirt(event)
         });
-        let evidence = Evidence::new(&here.name, answers.failures(), {
+        let reader = Arc::new(Reader::new(&reading::PROGRAMS));
+        let evidence = Evidence::new(&here.name, answers.failures(), Arc::clone(&reader), {
             let libvirt = libvirt.clone();
-            move |vm, within| libvirt.look(vm, within)
+            move |vm, within| libvirt.look(vm, What::Everything, within)
+        });
+        let glances = Glances::new(reader, {
+            let libvirt = libvirt.clone();
+            move |vm, what, within| libvirt.look(vm, what, within)
         });
         let guard = GuardClient::spawn(run.join("guard.sock"), {
             let events = events.clone();
@@ -119,6 +130,7 @@ impl Executors {
             guard,
             libvirt,
             evidence,
+            glances,
             answers: answers.clone(),
             control,
             stores: BTreeMap::new(),
@@ -328,9 +340,19 @@ impl Executors {
         self.libvirt.clone()
     }
 
+    /// Asks the core for something that people ask for as well; the answer goes to the guests' part.
+    pub(crate) fn ask_core(&self, ticket: Ticket, command: VmCommand) {
+        let ask = self.answers.guest_waits(ticket);
+        let _ = self.events.send(Event::Asked { ask, from: None, request: Box::new(Request::Vm(command)) });
+    }
+
     /// Collects and keeps failure information.
     pub(crate) fn evidence(&self) -> &Evidence {
         &self.evidence
+    }
+
+    pub(crate) fn glances(&self) -> &Glances {
+        &self.glances
     }
 
     /// Failures of guests that are kept on this host.
@@ -348,6 +370,21 @@ impl Executors {
         let ticket = Ticket(clock::nonce().0 as u64);
         let request = Request::Guest(Box::new(GuestWord::Failures(ask)));
         self.control.send(to, ticket, request, FAILURES, move |reply| told(reply.map_err(|error| error.to_string())));
+    }
+
+    /// Has a host, which may be this one, give a VM the port of Mainstay's agent.
+    pub(crate) fn enable_port(
+        &self,
+        host: HostId,
+        vm: VmId,
+        told: impl FnOnce(Result<Reply, String>) + Send + 'static,
+    ) {
+        if host == self.me {
+            return self.libvirt.add_port(vm, PORT, move |result| told(Ok(super::ports::reply_of(result))));
+        }
+        let ticket = Ticket(clock::nonce().0 as u64);
+        let request = Request::Guest(Box::new(GuestWord::EnablePort { vm }));
+        self.control.send(host, ticket, request, PORT, move |reply| told(reply.map_err(|error| error.to_string())));
     }
 
     /// Another agent hears of a guest's request. It is said again if that was lost.

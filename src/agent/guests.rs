@@ -1,13 +1,13 @@
 //! Joins the guests' part of the core with channels, libvirt and the other agents. Decides nothing.
 //!
 //! ```text
-//!   channels ──┐
-//!   libvirt  ──┼─► GuestEvent ─► core::guests ─► say · reset, … · tell another agent · note
-//!   agents   ──┘
+//!   channels ──┐                                  say · note · tell another agent
+//!   libvirt  ──┼─► GuestEvent ─► core::guests ─►  keep what it shows · libvirt's orders · end its QEMU
+//!   agents   ──┘                                  ask the core to move it, as people do
 //! ```
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -16,33 +16,51 @@ use super::executors::Executors;
 use super::sleep_until;
 use crate::core::Core;
 use crate::core::event::{Event, Listed};
-use crate::core::guests::{Case, GuestAct, GuestEvent, Guests, Sample};
+use crate::core::guests::{Case, Glimpse, GuestAct, GuestEvent, Guests, Mark, Sample, Step, Watchdog};
 use crate::exec::channels::{ChannelEvent, Channels};
-use crate::exec::clock;
 use crate::exec::evidence::Outcome;
 use crate::exec::libvirt::{self, xml};
+use crate::exec::remembered::Memory;
+use crate::exec::{clock, guest_hook, qemu};
+use crate::types::control::{Denial, Reply, VmCommand};
 use crate::types::failure::Class;
 use crate::types::guests::{GuestWord, Remedy};
-use crate::types::vm::{DomainAnswer, DomainChange, DomainInfo, DomainOrder, DomainState};
-use crate::types::{HostId, Ticket, VmId};
+use crate::types::vm::{DomainAnswer, DomainChange, DomainOrder, DomainState};
+use crate::types::{BootId, DatastoreId, HostId, Ticket, VmId};
 
 /// Events of channels that wait; then guests are not read.
 const WAITING: usize = 256;
-/// libvirt's time for one remedy.
+/// libvirt's time for one step of a remedy.
 const CALL: Duration = Duration::from_secs(10);
+/// For a hook.
+const HOOK: Duration = Duration::from_secs(60);
+/// Records of failures that wait for the outcome of their remedy; there is one of each VM. The oldest go first.
+const OUTCOMES: usize = 64;
 
 /// Where others put what concerns guests.
 pub(crate) type ToGuests = mpsc::UnboundedSender<FromOthers>;
 
+/// Takes an answer for another agent.
+pub(crate) type Told = Box<dyn FnOnce(Reply) + Send>;
+
 /// What comes from elsewhere than channels; bounded by what was asked.
-#[derive(Debug)]
 pub(crate) enum FromOthers {
     /// Another agent's word.
     Word(HostId, GuestWord),
-    /// What became of a remedy.
+    /// Failure information was looked for: what it is, and who waits for the remedy's outcome.
+    Looked(Ticket, Class, Outcome),
+    /// What became of a step of a remedy.
     Done(Ticket, Result<(), String>),
+    /// A hook has ended.
+    Ran(Ticket, Result<(), String>),
+    /// What is remembered is on disk, up to this number.
+    Saved(u64),
+    /// Another agent, for a person: give this VM the port of Mainstay's agent.
+    EnablePort(VmId, Told),
     /// What a guest does now; none: it could not be had.
     Sampled(VmId, Option<Sample>),
+    /// What its screen shows now; none: it could not be had.
+    Glimpsed(VmId, Option<Glimpse>),
     /// Failure information was kept, or not; for people.
     Kept(VmId, Result<String, String>),
 }
@@ -55,16 +73,31 @@ struct Running {
     socket: Option<PathBuf>,
     /// When its kernel panics its QEMU stays, and waits.
     held: bool,
+    /// What follows when its watchdog fires, if it has one.
+    watchdog: Option<String>,
+    /// Where all its disks lie.
+    stores: Option<Vec<DatastoreId>>,
+    /// Its QEMU.
+    pid: Option<u32>,
 }
 
 impl Running {
-    fn of(domain: &DomainInfo) -> Self {
-        let xml = domain.live_xml.as_ref().or(domain.xml.as_ref());
+    fn of(Listed { domain, record, live }: &Listed) -> Self {
+        let xml = domain.live_xml.as_ref().or(domain.xml.as_ref()).and_then(|xml| xml::parse(xml).ok());
+        let record = live.as_ref().or(record.as_ref()).and_then(|recorded| recorded.as_ref().ok());
         Self {
             name: domain.name.clone(),
             socket: domain.guest_socket.as_ref().map(PathBuf::from),
-            held: xml.is_some_and(|xml| xml::stays_after_crash(xml)),
+            held: xml.as_ref().is_some_and(|xml| xml.stays_after_crash),
+            watchdog: xml.and_then(|xml| xml.watchdog),
+            stores: record.and_then(|record| record.disks.iter().map(|disk| disk.datastore).collect()),
+            pid: domain.pid,
         }
+    }
+
+    /// Another process than before: it has ended meanwhile.
+    fn is_another(&self, before: &Self) -> bool {
+        self.pid.is_some() && before.pid.is_some() && self.pid != before.pid
     }
 }
 
@@ -77,6 +110,8 @@ pub(crate) struct GuestSide {
     said: mpsc::Receiver<ChannelEvent>,
     others: mpsc::UnboundedReceiver<FromOthers>,
     to_self: ToGuests,
+    outcomes: BTreeMap<Ticket, Outcome>,
+    memory: Memory,
     /// Version of the document in use.
     settings: u64,
 }
@@ -89,13 +124,20 @@ pub(crate) enum Next {
 }
 
 impl GuestSide {
-    /// With where others put what concerns guests.
-    pub(crate) fn new() -> (Self, ToGuests) {
+    /// With where others put what concerns guests. `state`: this host's own folder; `boot`: of its kernel.
+    pub(crate) fn new(state: &Path, boot: BootId) -> std::io::Result<(Self, ToGuests)> {
         let (to_self, others) = mpsc::unbounded_channel();
         let (sender, said) = mpsc::channel(WAITING);
-        let (guests, running) = (Guests::default(), BTreeMap::new());
+        let saved = to_self.clone();
+        let (memory, recalled) = Memory::open(state, boot, move |number| {
+            let _ = saved.send(FromOthers::Saved(number));
+        })?;
+        let mut guests = Guests::default();
+        guests.step(clock::now(), GuestEvent::Recalled(recalled));
+        let (running, outcomes) = (BTreeMap::new(), BTreeMap::new());
         let (channels, to_guests) = (Channels::new(sender), to_self.clone());
-        (Self { guests, channels, running, said, others, to_self, settings: 0 }, to_guests)
+        let side = Self { guests, channels, running, said, others, to_self, outcomes, memory, settings: 0 };
+        Ok((side, to_guests))
     }
 
     /// What happens next. May be dropped at any time.
@@ -112,8 +154,27 @@ impl GuestSide {
         let event = match next {
             Next::Said(ChannelEvent::Note(note)) => return executors.note(note),
             Next::Said(ChannelEvent::Guest(event)) => event,
+            Next::Others(FromOthers::EnablePort(vm, told)) => {
+                return executors.enable_port(executors.me(), vm, |reply| {
+                    told(reply.unwrap_or_else(|why| Reply::Denied(Denial::Unable(why))));
+                });
+            }
             Next::Others(FromOthers::Done(ticket, result)) => GuestEvent::Done(ticket, result),
-            Next::Others(FromOthers::Sampled(vm, sample)) => GuestEvent::Sampled(vm, sample),
+            Next::Others(FromOthers::Ran(ticket, result)) => GuestEvent::Ran(ticket, result),
+            Next::Others(FromOthers::Saved(number)) => GuestEvent::Saved(number),
+            Next::Others(FromOthers::Looked(ticket, class, outcome)) => {
+                self.outcomes.insert(ticket, outcome);
+                if OUTCOMES < self.outcomes.len() {
+                    self.outcomes.pop_first();
+                }
+                GuestEvent::Looked(ticket, class)
+            }
+            Next::Others(FromOthers::Sampled(vm, sample)) => {
+                GuestEvent::Sampled { vm, sample, unwell: core.unwell_datastores(clock::now()) }
+            }
+            Next::Others(FromOthers::Glimpsed(vm, glimpse)) => {
+                GuestEvent::Glimpsed { vm, glimpse, unwell: core.unwell_datastores(clock::now()) }
+            }
             Next::Others(FromOthers::Kept(vm, kept)) => GuestEvent::Kept(vm, kept),
             Next::Others(FromOthers::Word(from, GuestWord::Requested(request))) => {
                 let at = core.whereabouts(&request.target, clock::now());
@@ -140,23 +201,28 @@ impl GuestSide {
                 let held = self.running.get(vm).is_some_and(|running| running.held);
                 self.take(GuestEvent::Panicked { vm: *vm, held }, core, executors);
             }
+            Event::Changed { vm, change: DomainChange::WatchdogFired, .. } => {
+                let action = self.running.get(vm).and_then(|running| running.watchdog.as_deref());
+                self.take(GuestEvent::WatchdogFired(*vm, Watchdog::named(action)), core, executors);
+            }
             _ => {}
         }
     }
 
     fn listed(&mut self, domains: &[Listed], core: &Core, executors: &Executors) {
         let mut now = BTreeMap::new();
-        for Listed { domain, .. } in domains.iter().filter(|listed| !matches!(listed.domain.state, DomainState::Off(_)))
-        {
+        for listed in domains.iter().filter(|listed| !matches!(listed.domain.state, DomainState::Off(_))) {
+            let domain = &listed.domain;
             // Not shown while a call is under way: as it was.
             let known = || self.running.get(&domain.vm).cloned().unwrap_or_default();
-            let seen = if domain.busy { known() } else { Running::of(domain) };
-            now.insert(domain.vm, Running { name: domain.name.clone(), ..seen });
+            let seen = if domain.busy { known() } else { Running::of(listed) };
+            now.insert(domain.vm, Running { name: domain.name.clone(), pid: domain.pid, ..seen });
         }
         let before = std::mem::replace(&mut self.running, now.clone());
         for (vm, was) in before {
             match now.get(&vm) {
                 None => self.take(GuestEvent::Ended(vm), core, executors),
+                Some(is) if is.is_another(&was) => self.take(GuestEvent::Ended(vm), core, executors),
                 Some(is) if was.socket.is_some() && is.socket != was.socket => {
                     self.take(GuestEvent::Disconnected(vm), core, executors);
                 }
@@ -164,8 +230,8 @@ impl GuestSide {
             }
         }
         let mut sockets = BTreeMap::new();
-        for (vm, Running { name, socket, .. }) in now {
-            self.take(GuestEvent::Runs { vm, name: name.clone() }, core, executors);
+        for (vm, Running { name, socket, stores, .. }) in now {
+            self.take(GuestEvent::Runs { vm, name: name.clone(), stores }, core, executors);
             sockets.extend(socket.map(|socket| (vm, (name, socket))));
         }
         self.channels.follow(&sockets);
@@ -175,14 +241,33 @@ impl GuestSide {
         for act in self.guests.step(clock::now(), event) {
             match act {
                 GuestAct::Say(vm, message) => self.channels.say(vm, message),
-                GuestAct::Do { ticket, vm, remedy, case } => self.carry_out(ticket, vm, remedy, *case, executors),
-                GuestAct::Sample(vm) => self.sample(vm, core, executors),
+                GuestAct::Keep { ticket, vm, remedy, case } => self.keep(ticket, vm, remedy, *case, executors),
+                GuestAct::Order { ticket, vm, step } => self.order(ticket, vm, step, executors),
+                GuestAct::Outcome(ticket, result) => {
+                    if let Some(outcome) = self.outcomes.remove(&ticket) {
+                        let _ = outcome.send(result); // It waits for so long only.
+                    }
+                }
+                GuestAct::Sample(vm) => self.sample(vm, executors),
+                GuestAct::Glance { vm, read } => self.glance(vm, read, executors),
                 GuestAct::Tell(host, word) => self.tell(host, word, executors),
                 GuestAct::TellMaster(word) => {
                     if let Some(master) = core.master() {
                         self.tell(master, word, executors); // Without one it is asked again.
                     }
                 }
+                GuestAct::TellOthers(word) => {
+                    for member in core.settings().members.iter().filter(|member| member.host != executors.me()) {
+                        executors.tell_of_guests(member.host, word.clone());
+                    }
+                }
+                GuestAct::Run { ticket, vm, program, said } => {
+                    let to_self = self.to_self.clone();
+                    guest_hook::run(program, vm, *said, HOOK, move |result| {
+                        let _ = to_self.send(FromOthers::Ran(ticket, result));
+                    });
+                }
+                GuestAct::Save(number, memory) => self.memory.save(number, memory),
                 GuestAct::Note(note) => executors.note(note),
             }
         }
@@ -196,57 +281,56 @@ impl GuestSide {
         }
     }
 
-    fn sample(&self, vm: VmId, core: &Core, executors: &Executors) {
-        let storage_well = core.view(clock::now()).datastores.iter().all(|store| store.health == "well");
+    fn glance(&self, vm: VmId, read: Option<Mark>, executors: &Executors) {
+        let to_self = self.to_self.clone();
+        executors.glances().glance(vm, read, move |glimpse| {
+            let _ = to_self.send(FromOthers::Glimpsed(vm, glimpse));
+        });
+    }
+
+    fn sample(&self, vm: VmId, executors: &Executors) {
         let to_self = self.to_self.clone();
         executors.libvirt().activity(vm, CALL, move |statistics| {
-            let sample = statistics.and_then(|all| libvirt::sample(&all, storage_well));
+            let sample = statistics.and_then(|all| libvirt::sample(&all));
             let _ = to_self.send(FromOthers::Sampled(vm, sample));
         });
     }
 
-    /// Keeps failure information, and does what is ordered as soon as that is there or has had its time.
-    fn carry_out(&self, ticket: Ticket, vm: VmId, remedy: Remedy, case: Case, executors: &Executors) {
-        let (done, kept) = (self.to_self.clone(), self.to_self.clone());
-        let order = match remedy {
-            Remedy::Reset => DomainOrder::Reset { vm },
-            Remedy::Suspend => DomainOrder::Suspend { vm },
-            Remedy::Reboot | Remedy::PowerCycle | Remedy::RestartElsewhere | Remedy::Migrate => {
-                let why = format!("this version cannot do a {remedy}");
-                let _ = done.send(FromOthers::Done(ticket, Err(why)));
-                return;
-            }
-        };
-        let (libvirt, finds) = (executors.libvirt(), case.clone());
+    /// Keeps failure information; the remedy goes on as soon as that is there or has had its time.
+    fn keep(&self, ticket: Ticket, vm: VmId, remedy: Remedy, case: Case, executors: &Executors) {
+        let (looked, kept) = (self.to_self.clone(), self.to_self.clone());
         let go = move |class: &Class, outcome: Outcome| {
-            let done = move |result: Result<(), String>| {
-                let _ = outcome.send(result.clone());
-                let _ = done.send(FromOthers::Done(ticket, result));
-            };
-            match finds.helps(class) {
-                Err(why) => done(Err(why)),
-                // After a panic its CPUs stand, also after a reset.
-                Ok(()) if finds.panicked.is_some() && order == (DomainOrder::Reset { vm }) => {
-                    let again = libvirt.clone();
-                    libvirt.ask(order, CALL, move |answer| match result_of(answer) {
-                        Ok(()) => {
-                            again.ask(DomainOrder::Resume { vm }, CALL, move |answer| done(result_of(answer)));
-                        }
-                        Err(why) => done(Err(why)),
-                    });
-                }
-                Ok(()) => libvirt.ask(order, CALL, move |answer| done(result_of(answer))),
-            }
+            let _ = looked.send(FromOthers::Looked(ticket, class.clone(), outcome));
         };
         executors.evidence().take(vm, remedy, case, go, move |what| {
             let _ = kept.send(FromOthers::Kept(vm, what));
         });
     }
+
+    fn order(&self, ticket: Ticket, vm: VmId, step: Step, executors: &Executors) {
+        let (libvirt, to_self) = (executors.libvirt(), self.to_self.clone());
+        let done = move |result| {
+            let _ = to_self.send(FromOthers::Done(ticket, result));
+        };
+        let order = |order| libvirt.ask(order, CALL, answered(done.clone()));
+        match step {
+            Step::Reset => order(DomainOrder::Reset { vm }),
+            Step::Resume => order(DomainOrder::Resume { vm }),
+            Step::Suspend => order(DomainOrder::Suspend { vm }),
+            Step::Reboot => libvirt.reboot(vm, CALL, answered(done)),
+            Step::End => qemu::end(self.running.get(&vm).and_then(|running| running.pid), vm, done),
+            Step::Move => executors.ask_core(ticket, VmCommand::Move { vm, to: None }),
+        }
+    }
+}
+
+fn answered(done: impl FnOnce(Result<(), String>)) -> impl FnOnce(DomainAnswer) {
+    move |answer| done(result_of(answer))
 }
 
 fn result_of(answer: DomainAnswer) -> Result<(), String> {
     match answer {
         DomainAnswer::Done | DomainAnswer::Listed(_) => Ok(()),
-        DomainAnswer::Failed(why) => Err(format!("{why:?}")),
+        DomainAnswer::Failed(why) => Err(libvirt::text_of(&why)),
     }
 }

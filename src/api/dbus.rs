@@ -91,6 +91,11 @@ pub enum Ask {
         /// Which.
         vm: VmId,
     },
+    /// Gives a VM the port of Mainstay's agent inside.
+    EnableGuest {
+        /// Which.
+        vm: VmId,
+    },
     /// Failures of a VM that hosts have kept.
     Failures {
         /// Which.

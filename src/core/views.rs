@@ -7,7 +7,7 @@ use super::vms::Vm;
 use crate::types::settings::{LateWrites, OnDoubt};
 use crate::types::view::{ClusterView, DatastoreView, HostView, VIEW_SCHEMA, VmView};
 use crate::types::vm::DomainState;
-use crate::types::{Claim, Debt, Holder, HostId, Role, StorageFence, Time, VmId, VmState, Wanted};
+use crate::types::{Claim, DatastoreId, Debt, Holder, HostId, Role, StorageFence, Time, VmId, VmState, Wanted};
 
 impl Core {
     /// The whole view.
@@ -47,6 +47,13 @@ impl Core {
         let vm = view.vms.into_iter().find(|vm| vm.name == name && vm.state == "running")?;
         let host = self.settings.members.iter().find(|member| Some(&member.name) == vm.host.as_ref())?;
         Some((vm.id, host.host))
+    }
+
+    /// Datastores on which something is wrong for this host: what stands there may wait for them.
+    #[must_use]
+    pub fn unwell_datastores(&self, now: Time) -> Vec<DatastoreId> {
+        let ids = self.settings.datastores.iter().map(|datastore| datastore.id);
+        ids.filter(|id| self.health(*id, now).0 != Health::Well).collect()
     }
 
     fn host_view(&self, host: HostId, vms: &[VmView], now: Time) -> HostView {
@@ -96,7 +103,7 @@ impl Core {
         }
     }
 
-    fn datastore_view(&self, id: crate::types::DatastoreId, now: Time) -> DatastoreView {
+    fn datastore_view(&self, id: DatastoreId, now: Time) -> DatastoreView {
         let settings = self.settings.datastore(id).expect("ids come from the settings");
         let lease = self.guard.leases.get(&id);
         let reads = |host: HostId| {
@@ -367,7 +374,7 @@ impl Core {
     }
     /// Other members whose beats on a datastore are fresh as read here.
     #[must_use]
-    pub fn peers_on(&self, datastore: crate::types::DatastoreId, now: Time) -> usize {
+    pub fn peers_on(&self, datastore: DatastoreId, now: Time) -> usize {
         let fresh = |host: &&HostId| self.freshness(datastore, **host, now) == Some(crate::types::Freshness::Fresh);
         self.peers.keys().filter(fresh).count()
     }

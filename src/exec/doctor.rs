@@ -208,6 +208,7 @@ pub fn checks(input: &DoctorInput) -> Vec<Finding> {
     found.extend(host::libvirt_guests(&input.system));
     found.extend(host::machine(&input.system));
     found.extend(host::watchdog(&input.system));
+    found.extend(host::screens(&input.system));
     found.extend(cluster::synchronised(&input.system));
     found.sort_by_key(|finding| finding.level);
     found

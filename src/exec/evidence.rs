@@ -4,6 +4,7 @@
 //!   take ──► thread:  look (libvirt's lane "look") ─┬─ all is there, or patience ends ──► go: the remedy
 //!                     tail of the console's file ───┘                                      │
 //!            the part under way, statistics, console: until LATE ◄─────────────────────────┘
+//!            a picture without a text screen: its text is read
 //!            classify ──► exec::failures ──► kept ──► … the remedy's outcome is written into the record
 //! ```
 //!
@@ -16,15 +17,13 @@
 //!
 //! Deliberately not here: what the remedy is, how long it may wait, what the text means (`core::guests`), the disk (`failures`).
 
-mod picture;
-mod screen;
+pub mod picture;
+pub mod screen;
+mod sight;
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -34,13 +33,14 @@ use jiff::Timestamp;
 use super::clock;
 use super::failures::Failures;
 use super::libvirt::Part;
-use crate::core::guests::classify::{Shown, classify};
-use crate::core::guests::{Case, FoundBy};
-use crate::types::failure::{Class, Failure, FailureFile, FailureKind, Family, MissingFile};
+use super::reading::Reader;
+use crate::core::guests::Case;
+use crate::types::failure::{Class, Failure, FailureFile, FailureKind, Family};
 use crate::types::guests::Remedy;
 use crate::types::{Time, VmId};
 
 use FailureFile as F;
+use sight::Sight;
 
 /// Failures that are being kept at the same time.
 const MAX_AT_ONCE: usize = 16;
@@ -50,10 +50,6 @@ const APART: Duration = Duration::from_secs(10);
 const LATE: Duration = Duration::from_secs(2);
 /// The remedy has its own deadline, which is shorter.
 const OUTCOME: Duration = Duration::from_secs(30);
-/// Bytes of the console that are kept.
-const TAIL: u64 = 64 * 1024;
-/// Bytes of statistics that are kept.
-const MAX_STATISTICS: usize = 256 * 1024;
 
 /// Looks at a running domain, like `Libvirt::look`.
 type Look = Box<dyn Fn(VmId, Duration) -> Receiver<Part> + Send + Sync>;
@@ -68,6 +64,7 @@ struct Inner {
     host: String,
     look: Look,
     failures: Arc<Failures>,
+    reader: Arc<Reader>,
     busy: Mutex<Busy>,
     /// Threads that read consoles' files; shared with them, since one may hang for ever.
     readers: Arc<AtomicUsize>,
@@ -95,10 +92,11 @@ impl Evidence {
     pub fn new(
         host: &str,
         failures: Arc<Failures>,
+        reader: Arc<Reader>,
         look: impl Fn(VmId, Duration) -> Receiver<Part> + Send + Sync + 'static,
     ) -> Self {
         let (busy, readers) = (Mutex::default(), Arc::default());
-        Self(Arc::new(Inner { host: host.to_owned(), look: Box::new(look), failures, busy, readers }))
+        Self(Arc::new(Inner { host: host.to_owned(), look: Box::new(look), failures, reader, busy, readers }))
     }
 
     /// Collects what can be had, calls `go` within the case's patience, once and in any case, and keeps the rest. `go` gives the
@@ -201,16 +199,17 @@ impl Inner {
         told: &Receiver<Result<(), String>>,
     ) {
         let (begun, unix_ms) = (clock::now(), clock::unix_ms());
-        let mut sight = Sight::new((self.look)(vm, LATE), Arc::clone(&self.readers));
-        sight.gather(begun + case.patience());
+        let mut sight = Sight::new((self.look)(vm, LATE), Arc::clone(&self.readers), Arc::clone(&self.reader));
+        sight.gather(begun + case.patience(), &case);
         let class = sight.classify(&case);
         self.remember(vm, &class);
         go(&class);
         let waited = clock::now().since(begun);
         sight.gather_late(begun + LATE, waited);
+        sight.read_late();
         let late = sight.classify(&case);
         // What came late may show the guest after its remedy: it counts only where nothing was seen before.
-        let class = if matches!(class.kind, FailureKind::Unknown | FailureKind::Reported) { late } else { class };
+        let class = if says_nothing(&class) { late } else { class };
         let (mut files, missing) = sight.into_files(waited);
         files.push((F::Messages, messages(&case, begun, unix_ms).into_bytes()));
         let failure = Failure {
@@ -246,165 +245,9 @@ impl Inner {
     }
 }
 
-/// What has been seen so far.
-struct Sight {
-    parts: Receiver<Part>,
-    readers: Arc<AtomicUsize>,
-    tail: Option<Receiver<Result<Vec<u8>, String>>>,
-    /// No part comes any more.
-    ended: bool,
-    screen: Option<Result<String, String>>,
-    picture: Option<Result<Vec<u8>, String>>,
-    console: Option<Result<Vec<u8>, String>>,
-    statistics: Option<Result<String, String>>,
-}
-
-impl Sight {
-    fn new(parts: Receiver<Part>, readers: Arc<AtomicUsize>) -> Self {
-        let (tail, screen, picture, console, statistics) = (None, None, None, None, None);
-        Self { parts, readers, tail, ended: false, screen, picture, console, statistics }
-    }
-
-    /// Until everything is there, or the time is over.
-    fn gather(&mut self, until: Time) {
-        while !self.ended && !self.is_complete() {
-            match self.parts.recv_timeout(until.since(clock::now())) {
-                Ok(part) => self.put(part),
-                Err(RecvTimeoutError::Timeout) => break,
-                Err(RecvTimeoutError::Disconnected) => self.ended = true,
-            }
-        }
-        self.take_console(until);
-    }
-
-    /// After the remedy went: the part that was under way, statistics, the console.
-    fn gather_late(&mut self, until: Time, waited: Duration) {
-        let mut under_way = true;
-        while !self.ended && !self.is_complete() {
-            let Ok(part) = self.parts.recv_timeout(until.since(clock::now())) else { break };
-            match part {
-                Part::Console(_) | Part::Statistics(_) => self.put(part),
-                Part::Memory(_) | Part::Picture(_) if under_way => self.put(part),
-                Part::Memory(_) => self.screen = Some(Err(too_late(waited))),
-                Part::Picture(_) => self.picture = Some(Err(too_late(waited))),
-            }
-            under_way = false;
-        }
-        self.take_console(until);
-    }
-
-    fn is_complete(&self) -> bool {
-        let console = self.console.is_some() || self.tail.is_some();
-        console && self.screen.is_some() && self.picture.is_some() && self.statistics.is_some()
-    }
-
-    fn put(&mut self, part: Part) {
-        match part {
-            Part::Console(Ok(Some(path))) => match tail(path, &self.readers) {
-                Ok(tail) => self.tail = Some(tail),
-                Err(why) => self.console = Some(Err(why)),
-            },
-            Part::Console(Ok(None)) => {
-                let why = "its definition logs no serial console to a file (<serial> with <log file='…'/>)";
-                self.console = Some(Err(why.to_owned()));
-            }
-            Part::Console(Err(why)) => self.console = Some(Err(why)),
-            Part::Memory(memory) => self.screen = Some(memory.and_then(|memory| screen::text(&memory))),
-            Part::Picture(picture) => self.picture = Some(picture),
-            Part::Statistics(statistics) => self.statistics = Some(statistics.map(|all| lines(&all))),
-        }
-    }
-
-    fn take_console(&mut self, until: Time) {
-        let Some(tail) = &self.tail else { return };
-        match tail.recv_timeout(until.since(clock::now())) {
-            Ok(console) => (self.console, self.tail) = (Some(console), None),
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => self.tail = None,
-        }
-    }
-
-    fn classify(&self, case: &Case) -> Class {
-        let console = self.console.as_ref().and_then(|console| console.as_ref().ok());
-        let console = console.map(|bytes| String::from_utf8_lossy(bytes));
-        classify(&Shown {
-            system: case.system.as_ref(),
-            panicked: case.panicked.as_deref(),
-            screen: self.screen.as_ref().and_then(|screen| screen.as_deref().ok()),
-            console: console.as_deref(),
-            reported: case.by == FoundBy::Message,
-        })
-    }
-
-    fn into_files(self, waited: Duration) -> (Vec<(F, Vec<u8>)>, Vec<MissingFile>) {
-        let console = self.console.or_else(|| self.tail.map(|_| Err("its file does not answer".to_owned())));
-        // A raw picture is turned into PNG only now: that takes longer than a remedy may wait.
-        let all = [
-            (F::Screen, self.screen.map(|screen| screen.map(String::into_bytes))),
-            (F::Picture, self.picture.map(|picture| picture.and_then(picture::png))),
-            (F::Console, console),
-            (F::Statistics, self.statistics.map(|text| text.map(String::into_bytes))),
-        ];
-        let (mut files, mut missing) = (Vec::new(), Vec::new());
-        for (file, found) in all {
-            match found.unwrap_or_else(|| Err(too_late(waited))) {
-                Ok(bytes) => files.push((file, bytes)),
-                Err(why) => missing.push(MissingFile { file, why }),
-            }
-        }
-        (files, missing)
-    }
-}
-
-fn too_late(waited: Duration) -> String {
-    format!("not shown within {} ms, for which the remedy waited", waited.as_millis())
-}
-
-/// One `name=value` a line.
-fn lines(all: &[(String, String)]) -> String {
-    let mut text = String::new();
-    for (name, value) in all {
-        if MAX_STATISTICS < text.len() + name.len() + value.len() {
-            break;
-        }
-        text.push_str(&format!("{name}={value}\n"));
-    }
-    text
-}
-
-/// Reads the end of a console's file on a thread of its own: it may lie on storage that hangs.
-fn tail(path: String, readers: &Arc<AtomicUsize>) -> Result<Receiver<Result<Vec<u8>, String>>, String> {
-    if MAX_AT_ONCE <= readers.fetch_add(1, Ordering::Relaxed) {
-        readers.fetch_sub(1, Ordering::Relaxed);
-        return Err(format!("the files of {MAX_AT_ONCE} consoles do not answer already"));
-    }
-    let (tell, told) = sync_channel(1);
-    let count = Arc::clone(readers);
-    let reading = std::thread::Builder::new().name("console".into()).spawn(move || {
-        let read = read_tail(Path::new(&path)).map_err(|error| format!("{path}: {error}"));
-        count.fetch_sub(1, Ordering::Relaxed);
-        let _ = tell.send(read); // Nobody waits for a late one.
-    });
-    match reading {
-        Ok(_) => Ok(told),
-        Err(error) => {
-            readers.fetch_sub(1, Ordering::Relaxed);
-            Err(format!("no thread: {error}"))
-        }
-    }
-}
-
-fn read_tail(path: &Path) -> io::Result<Vec<u8>> {
-    // Not blocking: a FIFO without a writer would hang.
-    let file: File = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("no regular file"));
-    }
-    let mut bytes = vec![0; usize::try_from(metadata.len().min(TAIL)).unwrap_or(0)];
-    let length = file.read_at(&mut bytes, metadata.len().saturating_sub(TAIL))?;
-    bytes.truncate(length);
-    Ok(bytes)
+/// Nothing of what was seen tells what it is.
+fn says_nothing(class: &Class) -> bool {
+    matches!(class.kind, FailureKind::Unknown | FailureKind::Reported)
 }
 
 /// The guest's last words, with the clock of day.

@@ -10,6 +10,7 @@
 //!
 //! Not here: what the programs mean (`fence`, `power`).
 
+use std::fs::File;
 use std::io::{self, PipeReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -177,6 +178,15 @@ pub fn run(mut command: Command, input: &[u8], within: Duration, stop: &Stop) ->
     let output = Output::collect(read);
     let ended = wait(child, within, stop);
     Ok((ended, output.finish()))
+}
+
+/// The same for a program whose input and output are files; what it says otherwise is not kept.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn run_on(mut command: Command, input: File, output: File, within: Duration) -> io::Result<Ended> {
+    let child = command.stdin(input).stdout(output).stderr(Stdio::null()).process_group(0).spawn()?;
+    Ok(wait(child, within, &Stop::default()))
 }
 
 /// Waits for a child that leads its own process group, and kills the group at the deadline or when it is stopped.

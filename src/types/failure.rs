@@ -126,6 +126,8 @@ pub enum FailureFile {
     Screen,
     /// The screen as a picture.
     Picture,
+    /// The text on that picture, as far as it could be read; only where there is no text screen.
+    PictureText,
     /// The end of the serial console.
     Console,
     /// What the guest said last.
@@ -136,7 +138,8 @@ pub enum FailureFile {
 
 impl FailureFile {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Self; 5] = [Self::Screen, Self::Console, Self::Messages, Self::Statistics, Self::Picture];
+    pub const ALL: [Self; 6] =
+        [Self::Screen, Self::PictureText, Self::Console, Self::Messages, Self::Statistics, Self::Picture];
 
     /// Its name on disk and in archives.
     #[must_use]
@@ -144,6 +147,7 @@ impl FailureFile {
         match self {
             Self::Screen => "screen.txt",
             Self::Picture => "screen.png",
+            Self::PictureText => "screen-read.txt",
             Self::Console => "console.log",
             Self::Messages => "messages.txt",
             Self::Statistics => "statistics.txt",

@@ -11,8 +11,8 @@ use mainstay_guest::message::{ReportId, Severity, Verdict};
 use serde::{Deserialize, Serialize};
 
 pub use self::patterns::{BadPattern, Glob, MAX_PATTERN, Pattern};
-use super::VmId;
 use super::failure::FailureAsk;
+use super::{Time, VmId};
 
 /// A document holds at most so many rules, and so many permissions.
 pub const MAX_RULES: usize = 256;
@@ -24,9 +24,9 @@ pub enum Remedy {
     Reset,
     /// The guest is asked to reboot; after its time-out a reset.
     Reboot,
-    /// QEMU ends and is started again, on the same host.
+    /// QEMU ends and is started again, on the same host if that can.
     PowerCycle,
-    /// QEMU ends and is started on another host.
+    /// The same, and then it moves to another host.
     RestartElsewhere,
     /// A live migration to another host.
     Migrate,
@@ -52,12 +52,27 @@ impl Remedy {
         }
     }
 
-    /// Whether the guest loses its state: it counts against the limit of resets.
+    /// Whether the guest loses its state.
     #[must_use]
     pub fn starts_anew(self) -> bool {
         match self {
             Self::Reset | Self::Reboot | Self::PowerCycle | Self::RestartElsewhere => true,
             Self::Migrate | Self::Suspend => false,
+        }
+    }
+
+    /// Whether it counts against the limit: what can be done again and again without end. A guest that stands asks for nothing.
+    #[must_use]
+    pub fn counts(self) -> bool {
+        self != Self::Suspend
+    }
+
+    /// Whether the VM runs on another host afterwards.
+    #[must_use]
+    pub fn leaves(self) -> bool {
+        match self {
+            Self::RestartElsewhere | Self::Migrate => true,
+            Self::Reset | Self::Reboot | Self::PowerCycle | Self::Suspend => false,
         }
     }
 }
@@ -85,6 +100,8 @@ pub enum Consequence {
         /// What.
         remedy: Remedy,
     },
+    /// A program of the administrator is run on the host of the VM that sent it: an absolute path there.
+    Hook(String),
 }
 
 /// One rule. The first that fits decides.
@@ -181,6 +198,11 @@ pub struct Monitor {
     /// Seconds after a boot in which nothing is judged.
     #[serde(default)]
     pub uptime_s: Option<u32>,
+    /// Seconds between two looks at its screen, whether or not an agent was ever heard. Without it the screen is looked at only while
+    /// an agent that was heard is silent: what a screen shows, people and programs write, and a reset by that alone is for the
+    /// owner to ask for.
+    #[serde(default)]
+    pub screen_s: Option<u32>,
 }
 
 /// The same, as times.
@@ -192,6 +214,8 @@ pub struct Watchfulness {
     pub io: Duration,
     /// After a boot.
     pub uptime: Duration,
+    /// Between two looks at its screen; none = only while its agent is silent.
+    pub screen: Option<Duration>,
 }
 
 impl Monitor {
@@ -207,6 +231,7 @@ impl Monitor {
             silence: time(self.silence_s, silence),
             io: time(self.io_s, io),
             uptime: time(self.uptime_s, uptime),
+            screen: self.screen_s.map(|screen| Duration::from_secs(screen.into())),
         })
     }
 }
@@ -230,7 +255,8 @@ pub struct GuestSettings {
 }
 
 fn all_watched() -> Vec<Monitor> {
-    vec![Monitor { vm: Glob::any(), preset: Preset::default(), silence_s: None, io_s: None, uptime_s: None }]
+    let (silence_s, io_s, uptime_s, screen_s) = (None, None, None, None);
+    vec![Monitor { vm: Glob::any(), preset: Preset::default(), silence_s, io_s, uptime_s, screen_s }]
 }
 
 impl GuestSettings {
@@ -248,8 +274,16 @@ impl GuestSettings {
         if [self.rules.len(), self.permissions.len(), self.monitors.len()].iter().any(|count| MAX_RULES < *count) {
             return Err(format!("at most {MAX_RULES} rules, and as many permissions and monitors"));
         }
-        if let Some(n) = self.monitors.iter().position(|monitor| [monitor.silence_s, monitor.io_s].contains(&Some(0))) {
-            return Err(format!("monitor {}: silence_s and io_s are at least 1", n + 1));
+        let at_once = |monitor: &Monitor| [monitor.silence_s, monitor.io_s, monitor.screen_s].contains(&Some(0));
+        if let Some(n) = self.monitors.iter().position(at_once) {
+            return Err(format!("monitor {}: silence_s, io_s and screen_s are at least 1", n + 1));
+        }
+        let unfit = |then: &Consequence| match then {
+            Consequence::Hook(path) => !path.starts_with('/') || path.chars().any(char::is_control),
+            Consequence::Note | Consequence::AsAsked | Consequence::Own(_) | Consequence::Other { .. } => false,
+        };
+        if let Some(n) = self.rules.iter().position(|rule| unfit(&rule.then)) {
+            return Err(format!("rule {}: a hook is the absolute path of a program on every host", n + 1));
         }
         let wrong = |what: &str, n: usize| Err(format!("{what} {}: counts, votes and windows are at least 1", n + 1));
         if let Some(n) = self.rules.iter().position(|rule| rule.count == 0 || rule.within_s == 0) {
@@ -310,6 +344,26 @@ impl Answer {
     }
 }
 
+/// What a host remembers over a restart of its agent: what it says when it is asked the same again.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Remembered {
+    /// For whom it was.
+    pub vm: VmId,
+    /// The report, or the order.
+    pub id: ReportId,
+    /// What became of it, as far as it is known.
+    pub answer: Answer,
+}
+
+/// What outlives a restart of a host's agent.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct GuestMemory {
+    /// Reports and orders, the oldest first.
+    pub reports: Vec<Remembered>,
+    /// When VMs had remedies that count, within the hour: by the clock of one boot of the host.
+    pub remedies: Vec<(VmId, Vec<Time>)>,
+}
+
 /// What agents tell each other about guests' requests.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum GuestWord {
@@ -342,6 +396,20 @@ pub enum GuestWord {
     },
     /// To any host: show failures that are kept there. Answered by `Reply::Failures` or `Reply::Piece`.
     Failures(FailureAsk),
+    /// From the host of a VM that is about to leave it, to all others: what its guest asked for is being done.
+    Begun {
+        /// The VM.
+        vm: VmId,
+        /// The reports and orders.
+        ids: Vec<ReportId>,
+        /// What.
+        remedy: Remedy,
+    },
+    /// To the host of a VM: a person wants it to have the port of Mainstay's agent.
+    EnablePort {
+        /// Which.
+        vm: VmId,
+    },
 }
 
 fn least() -> Severity {
@@ -359,6 +427,17 @@ fn minute() -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_hook_is_an_absolute_path() {
+        let of =
+            |rule: &str| serde_json::from_str::<GuestSettings>(&format!(r#"{{"rule":[{rule}]}}"#)).unwrap().check();
+        assert_eq!(of(r#"{"then":{"hook":"/usr/local/sbin/db is broken"}}"#), Ok(()));
+        for path in ["", "db", "../db", r"/a\nb"] {
+            let why = of(&format!(r#"{{"then":{{"hook":"{path}"}}}}"#)).unwrap_err();
+            assert!(why.starts_with("rule 1: a hook is the absolute path"), "{path}: {why}");
+        }
+    }
 
     #[test]
     fn a_bad_document_is_refused_with_its_reason() {

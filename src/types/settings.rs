@@ -332,7 +332,7 @@ mod tests {
             r#""fence_at":null,"distrusted":null}]},"foreign_migration":"allow","guests":{"rule":[{"kind":"*","vm":"*","severity":"critical","#,
             r#""message":null,"count":1,"within_s":60,"then":"as-asked"}],"permission":[],"#,
             r#""limits":{"resets_per_hour":3,"backoff_s":30},"#,
-            r#""monitor":[{"vm":"*","preset":"medium","silence_s":null,"io_s":null,"uptime_s":null}]}}"#
+            r#""monitor":[{"vm":"*","preset":"medium","silence_s":null,"io_s":null,"uptime_s":null,"screen_s":null}]}}"#
         );
         assert!(text.ends_with(power), "{text}");
         assert_eq!(serde_json::from_str::<ClusterSettings>(&text).unwrap(), document());

@@ -120,6 +120,8 @@ pub struct Agent {
     unkept: Vec<(u64, u64, ClientId)>,
     waits: BTreeMap<u64, ClientId>,
     beat: Instant,
+    /// When this program started.
+    started: Instant,
 }
 
 impl Agent {
@@ -168,6 +170,7 @@ impl Agent {
             unkept: Vec::new(),
             waits: BTreeMap::new(),
             beat: now,
+            started: now,
             misconfigured,
             config,
         };
@@ -360,14 +363,15 @@ impl Agent {
     }
 
     fn report(&mut self, severity: Severity, kind: &str, message: &str, wish: Wish) -> Report {
-        let mut id = [0; 16];
+        let mut random = [0; 16];
         // Early in a boot it may have to wait for randomness: then the clocks are random enough to name a report.
-        if rustix::rand::getrandom(&mut id[..], rustix::rand::GetRandomFlags::NONBLOCK).is_err() {
+        if rustix::rand::getrandom(&mut random[..], rustix::rand::GetRandomFlags::NONBLOCK).is_err() {
             let day = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-            id = (day.as_nanos() ^ u128::from_le_bytes(self.boot)).to_le_bytes();
+            random = (day.as_nanos() ^ u128::from_le_bytes(self.boot)).to_le_bytes();
         }
+        let id = name(random, self.started.elapsed());
         Report {
-            id: ReportId(id),
+            id,
             sequence: self.queue.next_sequence(),
             boot: self.boot,
             severity,
@@ -440,6 +444,12 @@ impl Agent {
     }
 }
 
+/// The name of a report that is made now. A guest that was put back to a snapshot finds the same randomness in its memory once
+/// more: the moment makes a difference, to the nanosecond.
+fn name(random: [u8; 16], since_start: Duration) -> ReportId {
+    ReportId((u128::from_le_bytes(random) ^ since_start.as_nanos()).to_le_bytes())
+}
+
 fn thread(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     std::thread::Builder::new().name(name.to_owned()).stack_size(256 * 1024).spawn(work).map(drop)
 }
@@ -456,4 +466,17 @@ pub const STATE: &str = "/var/lib/mainstay-guest";
 #[must_use]
 pub fn places() -> Places {
     Places { state: STATE.into(), run: Path::new("/run").to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_randomness_at_another_time_is_another_name() {
+        let at = Duration::from_secs(100);
+        assert_eq!(name([7; 16], at), name([7; 16], at));
+        assert_ne!(name([7; 16], at), name([7; 16], at + Duration::from_nanos(1)));
+        assert_ne!(name([7; 16], at), name([8; 16], at));
+    }
 }

@@ -198,6 +198,14 @@ pub enum VmCommand {
         #[arg(long, value_enum)]
         on_doubt: OnDoubtArgument,
     },
+    /// Let its guest speak: give it the port of Mainstay's agent inside. Needs root.
+    ///
+    /// The virtio-serial port org.mainstay.guest.0 is added to its libvirt definition, and plugged in if it runs. Then install
+    /// mainstay-guest in the guest.
+    EnableGuest {
+        /// Name or UUID.
+        vm: String,
+    },
     /// Move it to another host while it runs. Needs root.
     Move {
         /// Name or UUID.
@@ -288,6 +296,11 @@ pub enum ClusterCommand {
     /// by = "app*"
     /// remedy = "reset"
     /// votes = 2
+    ///
+    /// What follows (then): "note"; "as-asked"; { own = REMEDY }; { other = { vm = "db", remedy = REMEDY } }; or
+    /// { hook = "/usr/local/sbin/PROGRAM" }, run on the guest's host with MAINSTAY_VM, MAINSTAY_UUID, MAINSTAY_KIND,
+    /// MAINSTAY_SEVERITY and MAINSTAY_MESSAGE in its environment, for at most 60 s. REMEDY is reset, reboot,
+    /// power-cycle, restart-elsewhere, migrate or suspend.
     #[command(verbatim_doc_comment)]
     GuestPolicy {
         /// TOML; - is standard input.

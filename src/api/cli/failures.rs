@@ -196,6 +196,7 @@ fn title(file: FailureFile) -> &'static str {
     match file {
         FailureFile::Screen => "Screen",
         FailureFile::Picture => "Screenshot",
+        FailureFile::PictureText => "Screen text, read from the picture",
         FailureFile::Console => "Console, its end",
         FailureFile::Messages => "Messages",
         FailureFile::Statistics => "Statistics",

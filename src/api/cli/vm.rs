@@ -63,6 +63,12 @@ pub async fn run(out: &mut Out, json: bool, command: VmCommand) -> Result<(), Tr
             let said = out.progress(&format!("changing {}", vm.name), agent.set_on_doubt(&id, wanted)).await;
             done(out, json, &vm.name, &said.what(&what)?)
         }
+        VmCommand::EnableGuest { vm } => {
+            let (agent, vm, what) = known(&vm, "given a port").await?;
+            let (id, text) = (vm.id.to_string(), format!("giving {} a port", vm.name));
+            let said = out.progress(&text, agent.enable_guest(&id)).await.what(&what)?;
+            done(out, json, &vm.name, &said)
+        }
         VmCommand::Move { vm, to } => {
             let what = format!("VM \"{vm}\" was not moved");
             let (agent, view) = view(&what).await?;

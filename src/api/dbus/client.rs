@@ -65,6 +65,7 @@ trait Agent1 {
     async fn vm_start(&self, vm: &str) -> zbus::Result<String>;
     async fn vm_stop(&self, vm: &str, force: bool) -> zbus::Result<String>;
     async fn vm_set_on_doubt(&self, vm: &str, on_doubt: &str) -> zbus::Result<String>;
+    async fn vm_enable_guest(&self, vm: &str) -> zbus::Result<String>;
     async fn vm_move(&self, vm: &str, to: &str) -> zbus::Result<String>;
     async fn change(&self, change: &str) -> zbus::Result<String>;
     async fn test_fence_device(&self, name: &str) -> zbus::Result<String>;
@@ -180,6 +181,13 @@ impl Agent {
     /// As [`AgentError`] says.
     pub async fn set_on_doubt(&self, vm: &str, on_doubt: Option<OnDoubt>) -> Result<String, AgentError> {
         within(CHANGE_TIME, self.proxy.vm_set_on_doubt(vm, on_doubt.map_or("", OnDoubt::name))).await
+    }
+    /// The VM has the port of Mainstay's agent inside.
+    ///
+    /// # Errors
+    /// As [`AgentError`] says.
+    pub async fn enable_guest(&self, vm: &str) -> Result<String, AgentError> {
+        within(CHANGE_TIME, self.proxy.vm_enable_guest(vm)).await
     }
     /// Live migration to a host, or to the best.
     ///

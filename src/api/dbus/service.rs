@@ -27,6 +27,8 @@ const ASK_TIME: Duration = Duration::from_secs(10);
 const DOCTOR_TIME: Duration = Duration::from_secs(45);
 /// Starting or stopping a VM, or a change of the settings: waits for locks, fences and guests.
 const CHANGE_TIME: Duration = Duration::from_secs(300);
+/// libvirt, perhaps on another host, changes a definition and plugs a device in.
+const PORT_TIME: Duration = Duration::from_secs(40);
 /// A live migration copies all memory.
 const MOVE_TIME: Duration = Duration::from_secs(4 * 3600);
 
@@ -136,6 +138,12 @@ impl Agent1 {
             }
         };
         self.done(Ask::Vm(VmCommand::SetOnDoubt { vm, on_doubt }), CHANGE_TIME).await
+    }
+
+    /// The VM is given the port of Mainstay's agent inside: in its definition, and plugged in if it runs.
+    async fn vm_enable_guest(&self, vm: String) -> Result<String, Failure> {
+        let vm = self.vm(&vm).await?;
+        self.done(Ask::EnableGuest { vm }, PORT_TIME).await
     }
 
     /// Live migration to a host, by name or id; empty = the best one.

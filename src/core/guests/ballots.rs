@@ -4,9 +4,12 @@
 //!   requested ── no permission names the asker and the remedy ──► denied
 //!             ── fewer different VMs than the votes it needs ───► delayed: "2 of 3"
 //!             ── the VM runs nowhere ───────────────────────────► denied
-//!             ── asked longer ago than the window ──────────────► denied, also when it is repeated
+//!             ── asked longer ago than the window ──────────────► denied, when it is repeated
 //!             └─ enough ──► ordered from its host ──► its word ─► everybody who asked is told
 //! ```
+//!
+//! Nobody is told of a window's end who does not ask again: this host may not be the master any more. An order that nobody asks
+//! about for a window is forgotten.
 //!
 //! A new master knows no votes. Askers repeat what is not answered for good, so votes within the window come again; the host of the
 //! VM remembers the orders that it has carried out, by the report that completed them.
@@ -31,15 +34,19 @@ struct Voter {
     id: ReportId,
     by: String,
     host: HostId,
-    at: Time,
+    /// The end of its window.
+    until: Time,
 }
 
 /// What is asked to be done to one VM.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Ballot {
     voters: Vec<Voter>,
     /// The order that was given.
     ordered: Option<ReportId>,
+    /// By which it was asked for last, and when that is over.
+    permission: Permission,
+    until: Time,
 }
 
 impl Ballot {
@@ -47,10 +54,25 @@ impl Ballot {
         self.voters.iter().filter(|voter| voter.by == by).count()
     }
 
-    /// Takes out those who have asked too long ago, unless the order is given.
-    fn late(&mut self, now: Time, window: Duration) -> Vec<Voter> {
+    /// When something of it ends.
+    fn due(&self) -> Option<Time> {
+        match self.ordered {
+            Some(_) => Some(self.until),
+            None => self.voters.iter().map(|voter| voter.until).min(),
+        }
+    }
+
+    /// Takes out those who have asked too long ago, unless the order is given; with what they are told.
+    fn late(&mut self, now: Time) -> Vec<(Voter, Answer)> {
+        let Permission { votes, within_s, .. } = self.permission;
+        let text = format!("fewer than {votes} VMs have asked for it within {within_s} s");
         let open = self.ordered.is_none();
-        self.voters.extract_if(.., |voter| open && window <= now.since(voter.at)).collect()
+        let late = self.voters.extract_if(.., |voter| open && voter.until <= now);
+        late.map(|voter| (voter, Answer::new(Verdict::Denied, text.clone()))).collect()
+    }
+
+    fn is_over(&self, now: Time) -> bool {
+        self.voters.is_empty() || self.ordered.is_some() && self.until <= now
     }
 }
 
@@ -73,6 +95,11 @@ impl Ballots {
         self.open.values().flat_map(|ballot| ballot.voters.iter().map(|voter| ballot.votes_of(&voter.by)))
     }
 
+    /// When something of one ends.
+    pub(super) fn due(&self) -> Option<Time> {
+        self.open.values().filter_map(Ballot::due).min()
+    }
+
     /// How many decisions are remembered.
     pub(super) fn decided(&self) -> usize {
         self.decided.0.len()
@@ -82,6 +109,7 @@ impl Ballots {
 impl Guests {
     pub(super) fn requested(&mut self, now: Time, from: HostId, request: GuestRequest, at: Option<(VmId, HostId)>) {
         let id = request.id;
+        self.end_ballots(now);
         if let Some(answer) = self.ballots.decided.of(id).cloned() {
             return self.say_decided(from, id, answer);
         }
@@ -102,19 +130,17 @@ impl Guests {
         if MAX_BALLOTS <= self.ballots.open.len() && !self.ballots.open.contains_key(&key) {
             return self.say_decided(from, id, Answer::new(Verdict::Denied, "too many requests are open"));
         }
-        let ballot = self.ballots.open.entry(key.clone()).or_default();
+        let until = now + Duration::from_secs(permission.within_s.into());
+        let new = || Ballot { voters: Vec::new(), ordered: None, permission: permission.clone(), until };
+        let ballot = self.ballots.open.entry(key).or_insert_with(new);
+        (ballot.permission, ballot.until) = (permission.clone(), until);
         let known = ballot.voters.iter_mut().find(|voter| voter.id == id);
         let known = known.map(|voter| voter.host = from).is_some();
-        self.end_late(now, &key, &permission);
-        if self.ballots.decided.of(id).is_some() {
-            return; // Its own vote has ended, and its host was told so.
-        }
-        let ballot = self.ballots.open.entry(key).or_default();
         if !known && MAX_VOTES <= ballot.votes_of(&request.by) {
             return self.say_decided(from, id, Answer::new(Verdict::Denied, "too many requests of this VM are open"));
         }
         if !known {
-            ballot.voters.push(Voter { id, by: request.by.clone(), host: from, at: now });
+            ballot.voters.push(Voter { id, by: request.by.clone(), host: from, until });
         }
         let mut names: Vec<&str> = ballot.voters.iter().map(|voter| voter.by.as_str()).collect();
         names.sort_unstable();
@@ -129,17 +155,11 @@ impl Guests {
         self.act(GuestAct::Tell(host, GuestWord::Ordered { id: order, vm, remedy: request.remedy, why }));
     }
 
-    /// Votes end with their window: their hosts repeat them until they hear so.
-    fn end_late(&mut self, now: Time, key: &(String, Remedy), permission: &Permission) {
-        let window = Duration::from_secs(permission.within_s.into());
-        let Some(ballot) = self.ballots.open.get_mut(key) else { return };
-        let late = ballot.late(now, window);
-        if ballot.voters.is_empty() {
-            self.ballots.open.remove(key);
-        }
-        let text = format!("fewer than {} VMs have asked for it within {} s", permission.votes, permission.within_s);
-        late.into_iter()
-            .for_each(|voter| self.decide(voter.host, voter.id, Answer::new(Verdict::Denied, text.clone())));
+    /// Votes end with their window: whoever repeats them hears so.
+    pub(super) fn end_ballots(&mut self, now: Time) {
+        let late: Vec<(Voter, Answer)> = self.ballots.open.values_mut().flat_map(|ballot| ballot.late(now)).collect();
+        self.ballots.open.retain(|_, ballot| !ballot.is_over(now));
+        late.into_iter().for_each(|(voter, answer)| self.ballots.decided.keep(voter.id, answer));
     }
 
     /// The word of the host that had the order.
@@ -149,7 +169,7 @@ impl Guests {
             return;
         };
         if answer.verdict.is_last() {
-            let voters = self.ballots.open.remove(&key).unwrap_or_default().voters;
+            let voters = self.ballots.open.remove(&key).map_or_else(Vec::new, |ballot| ballot.voters);
             voters.into_iter().for_each(|voter| self.decide(voter.host, voter.id, answer.clone()));
         } else if let Some(ballot) = self.ballots.open.get(&key) {
             let told: Vec<(HostId, ReportId)> = ballot.voters.iter().map(|voter| (voter.host, voter.id)).collect();

@@ -6,10 +6,13 @@
 //!      the one of the two that says more ──► (family, kind, line) ──► remedy_for(kind)
 //! ```
 //!
+//! Without a text screen there may be text that was read from a picture. Letters that look alike are one there, and gaps count
+//! nothing, on both sides of the comparison.
+//!
 //! Everything here was written by a guest, which is hostile by assumption: a line is cut and cleaned, and the worst that a guest
 //! can bring about is a wrong word about itself.
 //!
-//! Deliberately not here: where the text comes from (`exec::evidence`), pictures.
+//! Deliberately not here: where the text comes from (`exec::evidence`), how pictures are read (`exec::reading`).
 
 use mainstay_guest::message::System;
 
@@ -33,8 +36,12 @@ pub struct Shown<'a> {
     pub panicked: Option<&'a str>,
     /// The text screen, in rows.
     pub screen: Option<&'a str>,
+    /// What was read on a picture of the screen, in lines.
+    pub picture: Option<&'a str>,
     /// The end of its serial console.
     pub console: Option<&'a str>,
+    /// What its screen showed when it was found to have failed.
+    pub sign: Option<&'a Class>,
     /// A report, of this guest or about it, has led here.
     pub reported: bool,
 }
@@ -57,7 +64,7 @@ const TABLE: &[Row] = &[
     (&["rcu", "self-detected stall"], F::Linux, K::Lockup),
     (&["info: task ", "blocked for more than"], F::Linux, K::HungTask),
     (&["stop code:"], F::Windows, K::StopScreen),
-    (&["*** stop: 0x"], F::Windows, K::StopScreen),
+    (&["stop: 0x"], F::Windows, K::StopScreen), // Behind three stars, which on a picture are read as anything.
     (&["a problem has been detected and windows"], F::Windows, K::StopScreen),
     (&["ran into a problem and needs to restart"], F::Windows, K::StopScreen),
     (&["no bootable device"], F::Boot, K::NoBootDevice),
@@ -93,8 +100,10 @@ const FRESH: &[&str] = &["linux version ", "seabios (version", "booting from ", 
 /// What the guest shows.
 #[must_use]
 pub fn classify(shown: &Shown<'_>) -> Class {
-    let console = shown.console.and_then(|text| newest(text.lines().map(clean)));
-    let screen = shown.screen.and_then(|text| newest(unwrapped(text).iter().map(|row| clean(row))));
+    let console = shown.console.and_then(|text| newest(text.lines().map(clean), is_in));
+    let screen = shown.screen.and_then(|text| newest(unwrapped(text).iter().map(|row| clean(row)), is_in));
+    let picture = || shown.picture.and_then(|text| newest(text.lines().map(|line| clean(&digits(line))), looks_in));
+    let screen = screen.or_else(picture);
     // A console says a line in full that a screen has broken; but it may be used by the boot loader only.
     let found = match (console, screen) {
         (Some(console), Some(screen)) if says_more(&console) < says_more(&screen) => Some(screen),
@@ -105,6 +114,7 @@ pub fn classify(shown: &Shown<'_>) -> Class {
         (Some(found), None) => found,
         (Some(found), Some(_)) if 2 <= says_more(&found) => found,
         (_, Some(why)) => Class { family: family(shown.system), kind: K::Panic, line: clean(why) },
+        (None, None) if shown.sign.is_some() => shown.sign.cloned().expect("it was just seen"),
         (None, None) => {
             let kind = if shown.reported { K::Reported } else { K::Unknown };
             Class { family: family(shown.system), kind, line: String::new() }
@@ -156,27 +166,83 @@ fn says_more(class: &Class) -> u8 {
     }
 }
 
-/// The newest line that fits; lines come oldest first.
-fn newest(lines: impl DoubleEndedIterator<Item = String>) -> Option<Class> {
+/// The newest line that fits; lines come oldest first. `has` says whether a line, in lower case, has a word.
+fn newest(lines: impl DoubleEndedIterator<Item = String>, has: fn(&str, &str) -> bool) -> Option<Class> {
     let mut is_up = false;
+    let mut prompt: Option<Class> = None;
     for line in lines.rev() {
         let lower = line.to_lowercase();
-        let row = TABLE.iter().find(|(words, ..)| words.iter().all(|word| lower.contains(word)));
+        // A prompt says nothing of its reason, which stands above.
+        if let Some(prompt) = prompt.take_if(|_| has(&lower, "error: ")) {
+            return Some(Class { line, ..prompt });
+        }
+        let row = TABLE.iter().find(|(words, ..)| words.iter().all(|word| has(&lower, word)));
         if let Some((_, family, kind)) = row {
             let class = Class { family: *family, kind: *kind, line };
             // Who asks for a login has left its boot behind; an oops it may have survived.
             if !(is_up && says_more(&class) < 2) {
-                return Some(class);
+                if prompt.is_some() || !(class.kind == K::BootLoader && class.line.ends_with('>')) {
+                    return prompt.or(Some(class));
+                }
+                prompt = Some(class);
             }
         } else if lower.trim() == ":(" {
             return Some(Class { family: F::Windows, kind: K::StopScreen, line });
         }
-        if FRESH.iter().any(|word| lower.contains(word)) {
-            return None;
+        if FRESH.iter().any(|word| has(&lower, word)) {
+            break;
         }
         is_up |= lower.ends_with(" login:");
     }
-    None
+    prompt
+}
+
+fn is_in(line: &str, word: &str) -> bool {
+    line.contains(word)
+}
+
+/// The same for a line that was read from a picture.
+fn looks_in(line: &str, word: &str) -> bool {
+    alike(line).contains(&alike(word))
+}
+
+/// One letter for all that look alike, and no gaps. In lower case.
+fn alike(text: &str) -> String {
+    let letters = text.chars().filter(|letter| !letter.is_whitespace());
+    letters
+        .map(|letter| match letter {
+            '0' | 'q' | '@' | '©' | '®' => 'o',
+            '1' | 'i' | '|' | '!' => 'l',
+            'v' | 'w' => 'u',
+            '5' => 's',
+            '\u{2010}'..='\u{2015}' => '-',
+            '‘' | '’' => '\'',
+            letter => letter,
+        })
+        .collect()
+}
+
+/// A line of a picture whose hexadecimal numbers are numbers: behind `0x` stand no letters that look like one.
+fn digits(line: &str) -> String {
+    let number = |word: &str| -> Option<String> {
+        let at = word.find('x').filter(|at| 0 < *at)?;
+        let (head, rest) = word.split_at(at);
+        let zero = head.char_indices().next_back().filter(|(_, letter)| "0OoQ@G".contains(*letter))?.0;
+        let end = rest[1..]
+            .find(|letter: char| !letter.is_ascii_alphanumeric() && letter != '@')
+            .map_or(rest.len(), |end| 1 + end);
+        let digits: String = rest[1..end]
+            .chars()
+            .map(|letter| match letter {
+                'O' | 'o' | 'Q' | '@' | 'G' => '0',
+                'l' | 'I' => '1',
+                letter => letter,
+            })
+            .collect();
+        let is_number = 4 <= digits.len() && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        is_number.then(|| format!("{}0x{digits}{}", &head[..zero], &rest[end..]))
+    };
+    line.split(' ').map(|word| number(word).unwrap_or_else(|| word.to_owned())).collect::<Vec<_>>().join(" ")
 }
 
 /// Rows of a screen as lines: one that is full goes on in the next row.

@@ -106,7 +106,13 @@ fn every_kind_is_known_by_its_line() {
             K::NoBootDevice,
             "BdsDxe: No bootable option or device was found.",
         ),
-        ("error: no such partition.\nEntering rescue mode...\ngrub rescue> ", F::Boot, K::BootLoader, "grub rescue>"),
+        (
+            "error: no such partition.\nEntering rescue mode...\ngrub rescue> ",
+            F::Boot,
+            K::BootLoader,
+            "error: no such partition.",
+        ),
+        ("error: of a boot before\nBooting from Hard Disk...\ngrub rescue> ", F::Boot, K::BootLoader, "grub rescue>"),
         ("Minimal BASH-like line editing is supported.\ngrub> ", F::Boot, K::BootLoader, "grub>"),
         ("\u{1b}[0m\u{1b}[1;1H  GNU GRUB  version 2.06\u{1b}[3;2H", F::Boot, K::BootLoader, "GNU GRUB  version 2.06"),
         (
@@ -199,4 +205,46 @@ fn no_remedy_without_advice_and_no_advice_with_one() {
     for kind in FailureKind::ALL {
         assert_eq!(remedy_for(kind).is_none(), advice(kind).is_some(), "{kind:?}");
     }
+}
+
+#[test]
+fn what_was_read_on_a_picture_is_known_in_spite_of_wrong_letters() {
+    for (text, kind, line) in [
+        (
+            "A problem has been detected and Windows has been shut down\n\nseee STOP: OxOOO0007B (OxF78D2524 , OxCOO00034 )",
+            K::StopScreen,
+            "seee STOP: 0x0000007B (0xF78D2524 , 0xC0000034 )",
+        ),
+        ("xx STOP: 0xO000007B", K::StopScreen, "xx STOP: 0x0000007B"),
+        ("Stop code: 1NACCESSIBLE_BOOT_DEVICE", K::StopScreen, "Stop code: 1NACCESSIBLE_BOOT_DEVICE"),
+        (
+            "[ 1.9] Kernel panic — not syncing: UFS: Unable to mount root fs on unkno",
+            K::Panic,
+            "Kernel panic — not syncing: UFS: Unable to mount root fs on unkno",
+        ),
+        (
+            "GRUB loading.\nWelcome to GRUBt\nerror: unknoun filesystem.\nEntering rescue mode...\ngrub rescue>",
+            K::BootLoader,
+            "error: unknoun filesystem.",
+        ),
+        (
+            "SeaBIOS (uersion 1.16.3)\n\nBoot failed: not a bootable disk\n\nNo bootab1e deuice.",
+            K::NoBootDevice,
+            "No bootab1e deuice.",
+        ),
+        ("welcome to 0x or Oxford", K::Unknown, ""),
+    ] {
+        let class = classify(&Shown { picture: Some(text), ..Shown::default() });
+        assert_eq!((class.kind, class.line.as_str()), (kind, line), "{text}");
+    }
+    let (screen, picture) = (Some("grub>"), Some("Kernel panic - not syncing"));
+    let both = classify(&Shown { screen, picture, ..Shown::default() });
+    assert_eq!(both.kind, K::BootLoader, "a text screen says it exactly");
+    let sign = Class { family: F::Windows, kind: K::StopScreen, line: "Stop code: X".to_owned() };
+    assert_eq!(
+        classify(&Shown { sign: Some(&sign), ..Shown::default() }),
+        sign,
+        "nothing is seen now: as it was found"
+    );
+    assert_eq!(classify(&Shown { sign: Some(&sign), screen, ..Shown::default() }).kind, K::BootLoader);
 }

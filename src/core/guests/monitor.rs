@@ -3,7 +3,8 @@
 //! ```text
 //!   beats come ───────────────────────────────────────────► well; nothing is asked of libvirt
 //!   late ── sampled twice a second, from then on:
-//!           paused, or its storage is in trouble ─────────► starts anew: not the guest's fault
+//!           paused, or a datastore of its disks (of this
+//!             host, if they are not known) is not well ───► starts anew: not the guest's fault
 //!           silent for `silence`, but it does I/O ────────► told, once: its agent has died, not the guest; looked at on
 //!           silent, and no I/O for `io` ──────────────────► failed
 //!           silent, no I/O meanwhile, and all its CPUs
@@ -24,7 +25,7 @@ use super::{GuestAct, Guests};
 use crate::core::guests::remedies::Cause;
 use crate::core::note::Note;
 use crate::types::guests::{Remedy, Watchfulness};
-use crate::types::{Time, VmId};
+use crate::types::{DatastoreId, Time, VmId};
 
 /// A beat that is later than this is missed.
 const LATE: Duration = Duration::from_millis(1200);
@@ -37,16 +38,14 @@ const GAP: Duration = Duration::from_secs(10);
 /// It works if it has done I/O within this time.
 const LATELY: Duration = Duration::from_secs(5);
 /// CPUs that have moved less than this part of the time stand; more than the second, of each, and they spin.
-const STANDS: f64 = 0.0005;
-const SPINS: f64 = 0.95;
+pub(super) const STILL: f64 = 0.0005;
+pub(super) const SPINS: f64 = 0.95;
 
 /// What libvirt says of a VM at one moment.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub struct Sample {
     /// Its CPUs may move.
     pub runs: bool,
-    /// Its disks lie on datastores that this host reaches, and none has reported an error.
-    pub storage_well: bool,
     /// Requests of its disks and packets that it has sent, all together; only a change says something.
     pub io: u64,
     /// CPU time of all its CPUs.
@@ -88,7 +87,7 @@ pub(super) struct Watch {
     asked: Option<Time>,
     /// People know that its agent is silent.
     told: bool,
-    /// Nothing more is done until it is heard again.
+    /// Something is done about it, or nothing would help: until it is heard again, or what was done has failed.
     settled: bool,
 }
 
@@ -141,6 +140,22 @@ impl Watch {
         now.since(self.beat) < LATE && self.application != Application::Silent
     }
 
+    /// How often it is sampled; none = its beats come, or are not expected, or enough was made of their absence.
+    pub(super) fn pace(&self) -> Option<Duration> {
+        let is_late = self.connected && self.known && !self.settled && self.seen.is_some();
+        is_late.then_some(if self.told { SLOW } else { PACE })
+    }
+
+    /// Its agent was heard within this time, and its channel is open.
+    pub(super) fn is_heard(&self, now: Time, within: Duration) -> bool {
+        self.connected && self.known && now.since(self.beat) <= within
+    }
+
+    /// What was to be done about it has failed: it is as before.
+    pub(super) fn judge_again(&mut self) {
+        self.settled = false;
+    }
+
     fn excuse(&mut self, now: Time) {
         (self.excused, self.seen) = (now, None);
     }
@@ -165,14 +180,14 @@ impl Watch {
         Some(late.max(quiet))
     }
 
-    fn take(&mut self, now: Time, sample: Option<Sample>) {
+    fn take(&mut self, now: Time, sample: Option<Sample>, storage_well: bool) {
         self.asked = None;
         let before = self.seen.filter(|seen| now.since(seen.at) <= GAP);
         if self.seen.is_some() && before.is_none() {
             self.excuse(now);
         }
         let Some(sample) = sample else { return };
-        if !sample.runs || !sample.storage_well {
+        if !sample.runs || !storage_well {
             return self.excuse(now);
         }
         let first = Seen { at: now, sample, still: now, moved: false, stuck: Some(now) };
@@ -208,7 +223,7 @@ impl Seen {
         let moves = sample.io != self.sample.io;
         let used = sample.cpu.saturating_sub(self.sample.cpu).as_secs_f64();
         let part = used / now.since(self.at).as_secs_f64().max(f64::MIN_POSITIVE);
-        let is_stuck = part < STANDS || SPINS * f64::from(sample.cpus) <= part;
+        let is_stuck = part < STILL || SPINS * f64::from(sample.cpus) <= part;
         Self {
             at: now,
             sample,
@@ -233,10 +248,14 @@ impl Guests {
         due.into_iter().for_each(|vm| self.act(GuestAct::Sample(vm)));
     }
 
-    /// A sample has come, or could not be had.
-    pub(super) fn sampled(&mut self, now: Time, vm: VmId, sample: Option<Sample>) {
+    /// A sample has come, or could not be had. `unwell`: datastores that are not well for this host.
+    pub(super) fn sampled(&mut self, now: Time, vm: VmId, sample: Option<Sample>, unwell: &[DatastoreId]) {
         let Some(guest) = self.vms.get_mut(&vm) else { return };
-        guest.watch.take(now, sample);
+        let (storage_well, came) = (guest.storage_well(unwell), sample.is_some());
+        guest.watch.take(now, sample, storage_well);
+        if !came {
+            return; // What was seen before says nothing about the time since.
+        }
         let Some(limits) = self.settings.watchfulness(&guest.name) else { return };
         match guest.watch.verdict(now, limits) {
             Verdict::Well => {}
@@ -249,15 +268,6 @@ impl Guests {
                 guest.watch.settled = true;
                 self.remedy(now, vm, Remedy::Reset, Cause::Monitor, &why);
             }
-        }
-    }
-
-    /// The guest's kernel has told the machine that it has panicked. `held`: QEMU is kept, and waits for a reset.
-    pub(super) fn panicked(&mut self, now: Time, vm: VmId, held: bool) {
-        let Some(guest) = self.vms.get_mut(&vm) else { return };
-        if held {
-            guest.recent.panics();
-            self.remedy(now, vm, Remedy::Reset, Cause::Monitor, "its kernel has panicked");
         }
     }
 }

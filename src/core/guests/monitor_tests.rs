@@ -4,10 +4,15 @@ use std::time::Duration;
 
 use mainstay_guest::message::{Application, Beat, FromGuest};
 
+use super::tests::unknown;
 use super::*;
+use crate::types::failure::{FailureKind, Family};
 use crate::types::guests::{Glob, Limits, Monitor, Preset};
 
 const WEB: VmId = VmId(uuid::Uuid::from_u128(1));
+/// Where its disks lie, and where they do not.
+const STORE: DatastoreId = DatastoreId(uuid::Uuid::from_u128(11));
+const ELSEWHERE: DatastoreId = DatastoreId(uuid::Uuid::from_u128(12));
 
 /// What the guest does in a second.
 #[derive(Clone, Copy)]
@@ -34,6 +39,10 @@ struct Story {
     boot: u8,
     booted: u64,
     told: Vec<String>,
+    /// What its screen shows when it is looked at.
+    shows: Class,
+    /// Whatever is done to it fails.
+    fails: bool,
 }
 
 fn story(monitor: Monitor) -> Story {
@@ -45,15 +54,25 @@ fn story(monitor: Monitor) -> Story {
     let mut guests = Guests::default();
     let at = Time::ZERO + Duration::from_secs(1000);
     guests.step(at, GuestEvent::Settings(settings));
-    guests.step(at, GuestEvent::Runs { vm: WEB, name: "web".to_owned() });
+    guests.step(at, GuestEvent::Runs { vm: WEB, name: "web".to_owned(), stores: Some(vec![STORE]) });
     guests.step(at, GuestEvent::Connected(WEB));
-    Story { guests, now: 0, io: 0, cpu: Duration::ZERO, boot: 1, booted: 0, told: Vec::new() }
+    Story {
+        guests,
+        now: 0,
+        io: 0,
+        cpu: Duration::ZERO,
+        boot: 1,
+        booted: 0,
+        told: Vec::new(),
+        shows: unknown(),
+        fails: false,
+    }
 }
 
 /// 10 s without beats and I/O, not in the first 20 s.
 fn quick() -> Monitor {
     let (silence_s, io_s, uptime_s) = (Some(10), Some(10), Some(20));
-    Monitor { vm: Glob::any(), preset: Preset::Medium, silence_s, io_s, uptime_s }
+    Monitor { vm: Glob::any(), preset: Preset::Medium, silence_s, io_s, uptime_s, screen_s: None }
 }
 
 impl Story {
@@ -66,16 +85,27 @@ impl Story {
             match act {
                 GuestAct::Sample(vm) => {
                     let Second { runs, storage_well, .. } = second;
-                    let sample = Sample { runs, storage_well, io: self.io, cpu: self.cpu, cpus: 1 };
-                    self.step(second, GuestEvent::Sampled(vm, Some(sample)));
+                    let sample = Some(Sample { runs, io: self.io, cpu: self.cpu, cpus: 1 });
+                    let unwell = if storage_well { vec![ELSEWHERE] } else { vec![STORE] };
+                    self.step(second, GuestEvent::Sampled { vm, sample, unwell });
                 }
-                GuestAct::Do { ticket, remedy, .. } => {
-                    self.told.push(format!("{} {remedy}", self.now / 10));
-                    (self.boot, self.booted) = (self.boot + 1, self.now / 10);
-                    self.step(second, GuestEvent::Done(ticket, Ok(())));
+                GuestAct::Keep { ticket, .. } => self.step(second, GuestEvent::Looked(ticket, self.shows.clone())),
+                GuestAct::Order { ticket, step, .. } => {
+                    let step = format!("{step:?}").to_lowercase();
+                    self.told.push(format!("{} {step}", self.now / 10));
+                    if !self.fails {
+                        (self.boot, self.booted) = (self.boot + 1, self.now / 10);
+                    }
+                    let result = if self.fails { Err("libvirt hangs".to_owned()) } else { Ok(()) };
+                    self.step(second, GuestEvent::Done(ticket, result));
                 }
                 GuestAct::Note(note) => self.told.push(format!("{} {}", self.now / 10, note.kind)),
-                GuestAct::Say(..) | GuestAct::Tell(..) | GuestAct::TellMaster(_) => {}
+                // Its screen cannot be had.
+                GuestAct::Glance { vm, .. } => {
+                    self.step(second, GuestEvent::Glimpsed { vm, glimpse: None, unwell: Vec::new() });
+                }
+                GuestAct::Say(..) | GuestAct::Tell(..) | GuestAct::TellMaster(_) | GuestAct::Outcome(..) => {}
+                GuestAct::TellOthers(_) | GuestAct::Save(..) | GuestAct::Run { .. } => {}
             }
         }
     }
@@ -174,6 +204,19 @@ fn cpus_that_spin_or_stand_shorten_the_wait_for_io() {
     }
 }
 
+/// It works without its agent, and is looked at rarely: the time between two samples is longer than its I/O window.
+#[test]
+fn a_sample_that_does_not_come_in_time_is_no_stillness() {
+    let mut story = story(Monitor { silence_s: Some(3), io_s: Some(3), ..quick() });
+    story.goes(60, FINE);
+    assert_eq!(story.goes(7, Second { beats: false, ..FINE }), ["62 guest-agent-silent"]);
+    for _ in 0..10 {
+        let acts = story.guests.step(story.time(), GuestEvent::Sampled { vm: WEB, sample: None, unwell: Vec::new() });
+        assert!(acts.iter().all(|act| matches!(act, GuestAct::Glance { .. })), "{acts:?}");
+        story.now += 2;
+    }
+}
+
 #[test]
 fn samples_that_do_not_come_judge_nobody() {
     let mut story = story(quick());
@@ -182,8 +225,8 @@ fn samples_that_do_not_come_judge_nobody() {
     story.now += 600; // This host was asleep.
     assert_eq!(story.goes(9, HUNG), NOTHING);
     let lost = |story: &mut Story| {
-        let acts = story.guests.step(story.time(), GuestEvent::Sampled(WEB, None));
-        assert_eq!(acts, [], "libvirt did not answer");
+        let acts = story.guests.step(story.time(), GuestEvent::Sampled { vm: WEB, sample: None, unwell: Vec::new() });
+        assert!(acts.iter().all(|act| matches!(act, GuestAct::Glance { .. })), "libvirt did not answer: {acts:?}");
     };
     lost(&mut story);
     story.step(HUNG, GuestEvent::Disconnected(WEB));
@@ -198,8 +241,90 @@ fn a_silent_application_and_a_panic_count_at_once() {
     assert_eq!(story.goes(2, silent), ["60 guest-remedy", "60 reset"]);
     story.goes(60, FINE);
     story.step(FINE, GuestEvent::Panicked { vm: WEB, held: true });
-    assert_eq!(story.told, ["122 guest-remedy", "122 reset"]);
-    story.told.clear();
-    story.step(FINE, GuestEvent::Panicked { vm: WEB, held: false });
-    assert_eq!(story.told, NOTHING, "libvirt has ended it, and the crash is mended as one");
+    assert_eq!(story.told, ["122 guest-remedy", "122 reset", "122 resume"], "its CPUs stood");
+}
+
+#[test]
+fn one_whose_reset_fails_is_judged_again_and_one_that_it_would_not_help_is_not() {
+    let mut story = story(quick());
+    story.goes(60, FINE);
+    story.fails = true;
+    let told = story.goes(50, HUNG);
+    let expected = ["70 guest-remedy", "70 reset", "70 guest-remedy-failed"];
+    assert_eq!(told[..3], expected);
+    assert_eq!(told[3..6], ["71 guest-remedy", "71 reset", "71 guest-remedy-failed"], "after the back-off");
+    assert!(told.len() < 20, "ever later: {told:?}");
+    story.fails = false;
+    assert_eq!(story.goes(30, HUNG).last().unwrap().split_once(' ').unwrap().1, "reset", "libvirt answers again");
+
+    let mut story = self::story(quick());
+    story.goes(60, FINE);
+    story.shows = Class { family: Family::Boot, kind: FailureKind::NoBootDevice, line: "No bootable device.".into() };
+    assert_eq!(story.goes(300, HUNG), ["70 guest-remedy", "70 guest-remedy-refused"], "once");
+}
+
+#[test]
+fn without_knowing_its_disks_any_datastore_of_the_host_excuses_it() {
+    for (stores, expected) in [(None, 0), (Some(vec![STORE, ELSEWHERE]), 0), (Some(vec![STORE]), 2)] {
+        let mut story = story(quick());
+        story.step(FINE, GuestEvent::Runs { vm: WEB, name: "web".to_owned(), stores });
+        story.goes(60, FINE);
+        assert_eq!(story.goes(20, HUNG).len(), expected);
+    }
+}
+
+#[test]
+fn a_watchdog_counts_at_once_where_nothing_else_follows() {
+    for (action, expected) in [
+        (Some("none"), vec!["5 guest-remedy", "5 reset"]),
+        (Some("pause"), vec!["5 guest-remedy", "5 reset", "5 resume"]),
+        (Some("reset"), vec!["5 guest-watchdog"]),
+        (Some("inject-nmi"), vec!["5 guest-watchdog"]),
+        (None, vec!["5 guest-watchdog"]),
+    ] {
+        let mut story = story(quick());
+        story.goes(5, FINE);
+        story.step(FINE, GuestEvent::WatchdogFired(WEB, Watchdog::named(action)));
+        assert_eq!(story.told, expected, "{action:?}");
+    }
+    let mut unwatched = story(Monitor { preset: Preset::Off, ..quick() });
+    unwatched.step(FINE, GuestEvent::WatchdogFired(WEB, Watchdog::Nothing));
+    unwatched.step(FINE, GuestEvent::Panicked { vm: WEB, held: true });
+    assert_eq!(unwatched.told, ["0 guest-failed", "0 guest-failed"]);
+}
+
+#[test]
+fn a_panic_at_every_boot_is_reset_three_times_and_then_needs_attention() {
+    let (mut story, mut told) = (story(quick()), Vec::new());
+    for _ in 0..6 {
+        told.extend(story.goes(60, FINE));
+        story.step(FINE, GuestEvent::Panicked { vm: WEB, held: true });
+    }
+    told.extend(story.goes(60, FINE));
+    let count = |word: &str| told.iter().filter(|line| line.ends_with(word)).count();
+    assert_eq!((count(" reset"), count("guest-needs-attention")), (3, 1), "{told:?}");
+
+    let mut by_libvirt = self::story(quick());
+    for _ in 0..3 {
+        by_libvirt.step(FINE, GuestEvent::Panicked { vm: WEB, held: false });
+    }
+    assert_eq!(by_libvirt.told, NOTHING, "libvirt starts it anew, or the crash is mended as one");
+    by_libvirt.step(FINE, GuestEvent::Panicked { vm: WEB, held: false });
+    assert_eq!(by_libvirt.told, ["0 guest-needs-attention"]);
+}
+
+#[test]
+fn reboots_again_and_again_are_told_but_not_those_of_remedies() {
+    let mut story = story(quick());
+    for _ in 0..4 {
+        story.goes(60, FINE);
+        story.step(FINE, GuestEvent::Rebooted(WEB));
+    }
+    assert_eq!(story.told, NOTHING);
+    story.step(FINE, GuestEvent::Panicked { vm: WEB, held: true });
+    story.step(FINE, GuestEvent::Rebooted(WEB));
+    assert_eq!(story.told.len(), 3, "that was the reset: {:?}", story.told);
+    story.goes(60, FINE);
+    story.step(FINE, GuestEvent::Rebooted(WEB));
+    assert_eq!(story.told, ["300 guest-reboots"]);
 }

@@ -33,6 +33,22 @@ pub enum FoundBy {
     Monitoring,
 }
 
+impl FoundBy {
+    /// Whether to go on, now that one knows what it is. What a message or a rule asks for is done in any case.
+    ///
+    /// # Errors
+    /// Why the remedy would not help, with what to do instead.
+    pub(super) fn helps(self, class: &Class) -> Result<(), String> {
+        match (self, remedy_for(class.kind)) {
+            (Self::Message, _) | (Self::Monitoring, Some(_)) => Ok(()),
+            (Self::Monitoring, None) => {
+                let advice = advice(class.kind).unwrap_or("look at its console");
+                Err(format!("{class} ({}): it would not help; {advice}", class.line))
+            }
+        }
+    }
+}
+
 /// What is known of a failure when its remedy is ordered.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Case {
@@ -44,6 +60,8 @@ pub struct Case {
     pub by: FoundBy,
     /// The panic device has fired: what the hypervisor says of it.
     pub panicked: Option<String>,
+    /// What its screen showed when it was found to have failed, if that was why.
+    pub sign: Option<Class>,
     /// What its agent has said of its system.
     pub system: Option<System>,
     /// Its last beat, and when.
@@ -61,20 +79,6 @@ impl Case {
             FoundBy::Monitoring => PATIENCE_MONITORING,
         }
     }
-
-    /// Whether to go on, now that one knows what it is. What a message or a rule asks for is done in any case.
-    ///
-    /// # Errors
-    /// Why the remedy would not help, with what to do instead.
-    pub fn helps(&self, class: &Class) -> Result<(), String> {
-        match (self.by, remedy_for(class.kind)) {
-            (FoundBy::Message, _) | (FoundBy::Monitoring, Some(_)) => Ok(()),
-            (FoundBy::Monitoring, None) => {
-                let advice = advice(class.kind).unwrap_or("look at its console");
-                Err(format!("{class} ({}): it would not help; {advice}", class.line))
-            }
-        }
-    }
 }
 
 /// Of one VM.
@@ -84,17 +88,36 @@ pub(super) struct Recent {
     beat: Option<(Time, Beat)>,
     said: VecDeque<(Time, ReportId, String)>,
     panicked: Option<String>,
+    sign: Option<Class>,
+    /// Its CPUs stand because of that, until they are let go.
+    stands: bool,
 }
 
 impl Recent {
-    /// Its panic device has fired.
+    /// Its panic device has fired, and its QEMU waits.
     pub(super) fn panics(&mut self) {
         self.panicked = Some("the panic device has fired".to_owned());
+        self.stands = true;
+    }
+
+    /// Its watchdog has fired, and its CPUs stand.
+    pub(super) fn stopped(&mut self) {
+        self.stands = true;
+    }
+
+    /// Its screen shows that it has failed.
+    pub(super) fn shows(&mut self, class: &Class) {
+        self.sign = Some(class.clone());
     }
 
     /// It was started anew.
     pub(super) fn boots(&mut self) {
-        self.panicked = None;
+        (self.panicked, self.sign, self.stands) = (None, None, false);
+    }
+
+    /// Whether its CPUs have to be let go, also after a reset.
+    pub(super) fn stands(&self) -> bool {
+        self.stands
     }
 
     pub(super) fn heard(&mut self, now: Time, said: &FromGuest) {
@@ -103,7 +126,7 @@ impl Recent {
                 let System { id, version, kernel } = &hello.system;
                 self.system = Some(System { id: clean(id), version: clean(version), kernel: clean(kernel) });
             }
-            FromGuest::Beat(beat) => self.beat = Some((now, beat.clone())),
+            FromGuest::Beat(beat) => (self.beat, self.sign) = (Some((now, beat.clone())), None),
             FromGuest::Report(report) => self.report(now, report),
             FromGuest::Outcome { .. } | FromGuest::Leaves => {}
         }
@@ -128,6 +151,7 @@ impl Recent {
             why: why.to_owned(),
             by,
             panicked: self.panicked.clone(),
+            sign: self.sign.clone(),
             system: self.system.clone(),
             beat: self.beat.clone(),
             said: self.said.iter().map(|(at, _, text)| (*at, text.clone())).collect(),
@@ -168,14 +192,9 @@ mod tests {
     #[test]
     fn monitoring_does_not_reset_what_a_reset_cannot_help() {
         let class = |kind| Class { family: Family::Boot, kind, line: "No bootable device.".to_owned() };
-        let case = |by| Recent::default().case("web", "why", by);
-        assert_eq!(
-            case(FoundBy::Message).helps(&class(FailureKind::NoBootDevice)),
-            Ok(()),
-            "what is asked for is done"
-        );
-        assert_eq!(case(FoundBy::Monitoring).helps(&class(FailureKind::Unknown)), Ok(()));
-        let why = case(FoundBy::Monitoring).helps(&class(FailureKind::NoBootDevice)).unwrap_err();
+        assert_eq!(FoundBy::Message.helps(&class(FailureKind::NoBootDevice)), Ok(()), "what is asked for is done");
+        assert_eq!(FoundBy::Monitoring.helps(&class(FailureKind::Unknown)), Ok(()));
+        let why = FoundBy::Monitoring.helps(&class(FailureKind::NoBootDevice)).unwrap_err();
         assert!(
             why.starts_with("no bootable device (No bootable device.): it would not help; look at its disks"),
             "{why}"

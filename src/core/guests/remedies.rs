@@ -5,25 +5,31 @@
 //!         ── another one is under way ─────────────────► shares its outcome
 //!         ── as many within the hour as are allowed ───► denied; "needs attention", once
 //!         ── too soon after the last ── waits ─────────► delayed, then as below
-//!         └─ now: failure information, the remedy ─────► done, or denied with what failed
+//!         └─ now: step by step (`steps`) ──────────────► done, or denied with what failed
 //! ```
 //!
-//! The first remedy is not held up; before the n-th of an hour lie `backoff` × 2^(n−2) since the one before it, and `backoff`
-//! after one that failed.
+//! The first remedy is not held up; before the n-th of an hour lie `backoff` × 2^(n−2) since the one before it, and `backoff` ×
+//! 2^(n−1) after the n-th that failed in a row, at most ×32. A move counts as well: it costs the host more than a reset.
 
 use std::time::Duration;
 
 use mainstay_guest::message::{ReportId, Verdict};
 
+use super::steps::{Ended, Underway};
 use super::{FoundBy, GuestAct, Guests};
 use crate::core::note::Note;
 use crate::types::guests::{Answer, GuestWord, Limits, Remedy};
-use crate::types::{Ticket, Time, VmId};
+use crate::types::{Time, VmId};
 
 /// The window of the limit.
 const HOUR: Duration = Duration::from_secs(3600);
 /// Reports and orders that wait for one remedy; further ones are denied.
 pub(super) const MAX_CAUSES: usize = 64;
+
+/// What libvirt tells of a VM in this time after a remedy was begun may be its effect.
+const JUST_NOW: Duration = Duration::from_secs(10);
+/// After more failures in a row the wait gets no longer.
+const MAX_DOUBLINGS: u32 = 5;
 
 /// Who is answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,19 +43,20 @@ pub(super) enum Cause {
 }
 
 impl Cause {
+    /// Of the report or order; what was seen has none.
+    fn id(self) -> Option<ReportId> {
+        match self {
+            Self::Report(id) | Self::Order(id) => Some(id),
+            Self::Monitor => None,
+        }
+    }
+
     fn found_by(self) -> FoundBy {
         match self {
             Self::Report(_) | Self::Order(_) => FoundBy::Message,
             Self::Monitor => FoundBy::Monitoring,
         }
     }
-}
-
-/// A remedy that is being carried out.
-#[derive(Debug)]
-pub(super) struct Underway {
-    vm: VmId,
-    remedy: Remedy,
 }
 
 /// What is to be done, and for whom.
@@ -65,13 +72,13 @@ struct Wanted {
 /// What was done to one VM.
 #[derive(Debug, Default)]
 pub(super) struct History {
-    /// When it was started anew by a remedy, within the hour.
+    /// When it was started anew or moved by a remedy, within the hour.
     anew: Vec<Time>,
     wanted: Option<Wanted>,
     /// People were told that it needs attention.
     told: bool,
-    /// The last one failed, then.
-    failed: Option<Time>,
+    /// When the last one failed, and how many have in a row; the last was not.
+    failed: Option<(Time, u32)>,
 }
 
 /// Whether a remedy may be carried out now.
@@ -91,6 +98,38 @@ impl History {
         self.wanted.as_ref().map_or(0, |wanted| wanted.causes.len())
     }
 
+    /// Something is done to it, or was moments ago.
+    pub(super) fn acts(&self, now: Time) -> bool {
+        let lately = |at: &Time| now.since(*at) < JUST_NOW;
+        self.wanted.as_ref().is_some_and(|wanted| wanted.from.is_none()) || self.anew.last().is_some_and(lately)
+    }
+
+    /// When it had remedies that count within the hour, the newest of them.
+    pub(super) fn lately(&self, now: Time, most: usize) -> Vec<Time> {
+        let times: Vec<Time> = self.anew.iter().copied().filter(|at| now.since(*at) < HOUR).collect();
+        times[times.len().saturating_sub(most)..].to_vec()
+    }
+
+    /// What an earlier agent has counted.
+    pub(super) fn recall(&mut self, times: Vec<Time>) {
+        self.anew = times;
+        self.anew.sort_unstable();
+    }
+
+    /// How many count within the hour.
+    #[cfg(test)]
+    pub(super) fn counted(&self) -> usize {
+        self.anew.len()
+    }
+
+    /// Another host does something that counts.
+    pub(super) fn begun_elsewhere(&mut self, now: Time) {
+        self.anew.retain(|at| now.since(*at) < HOUR);
+        if self.anew.len() < MAX_CAUSES {
+            self.anew.push(now);
+        }
+    }
+
     /// It does not run here any more: what waits is void.
     pub(super) fn ended(&mut self) {
         self.wanted = self.wanted.take().filter(|wanted| wanted.from.is_none());
@@ -98,7 +137,7 @@ impl History {
 
     fn may(&mut self, now: Time, remedy: Remedy, limits: Limits) -> May {
         self.anew.retain(|at| now.since(*at) < HOUR);
-        if !remedy.starts_anew() {
+        if !remedy.counts() {
             return May::Now;
         }
         let count = self.anew.len();
@@ -106,13 +145,14 @@ impl History {
             return May::Never;
         }
         let backoff = Duration::from_secs(limits.backoff_s.into());
-        let again = self.failed.map(|failed| failed + backoff).filter(|again| now < *again);
+        let doubled = |times: u32| backoff * 2_u32.pow(times.saturating_sub(1).min(MAX_DOUBLINGS));
+        let again = self.failed.map(|(at, times)| at + doubled(times)).filter(|again| now < *again);
         let Some(last) = self.anew.last() else {
             self.told = false;
             return again.map_or(May::Now, May::From);
         };
-        let doublings = u32::try_from(count - 1).unwrap_or(u32::MAX).min(16);
-        let from = again.unwrap_or_default().max(*last + backoff * 2_u32.pow(doublings));
+        let from =
+            again.unwrap_or_default().max(*last + backoff * 2_u32.pow(u32::try_from(count - 1).unwrap_or(16).min(16)));
         if from <= now { May::Now } else { May::From(from) }
     }
 }
@@ -168,45 +208,59 @@ impl Guests {
         let text = format!("{name}: {remedy}: {}", wanted.why);
         let by = wanted.causes.first().map_or(FoundBy::Message, |cause| cause.found_by());
         let case = Box::new(guest.recent.case(&name, &wanted.why, by));
-        if remedy.starts_anew() {
+        if remedy.counts() {
             guest.history.anew.push(now);
         }
-        self.tickets += 1;
-        let ticket = Ticket(self.tickets);
-        self.underway.insert(ticket, Underway { vm, remedy });
+        let ids: Vec<ReportId> = wanted.causes.iter().filter_map(|cause| cause.id()).collect();
+        let ticket = self.next_ticket();
+        let save = self.begins(now, vm, remedy, &ids);
+        self.underway.insert(ticket, Underway::new(now, vm, remedy, by, ticket, save));
         let note = Note::warning("guest-remedy", text);
-        if remedy.starts_anew() {
-            self.act(GuestAct::Note(note.of(&name))); // There are no more of these than the limit.
+        if remedy.counts() {
+            self.act(GuestAct::Note(note.of(&name))); // Bounded by the limit, and by the wait after one that failed.
         } else {
             self.note(now, vm, note);
         }
-        self.act(GuestAct::Do { ticket, vm, remedy, case });
+        self.act(GuestAct::Keep { ticket, vm, remedy, case });
     }
 
-    pub(super) fn done(&mut self, now: Time, ticket: Ticket, result: Result<(), String>) {
-        let Some(Underway { vm, remedy }) = self.underway.remove(&ticket) else { return };
+    /// It was done, or not.
+    pub(super) fn remedy_ended(&mut self, now: Time, underway: &Underway, ended: Ended) {
+        let (vm, remedy) = (underway.vm, underway.remedy);
         let Some(guest) = self.vms.get_mut(&vm) else { return };
         let Some(wanted) = guest.history.wanted.take() else { return };
         let name = guest.name.clone();
-        let answer = match result {
-            Ok(()) => {
+        // What was not done does not count, unless its guest has lost its state all the same.
+        if ended != Ended::Done && remedy.counts() && !(remedy.starts_anew() && underway.has_lost_state()) {
+            guest.history.anew.pop();
+        }
+        let answer = match ended {
+            Ended::Done => {
+                guest.history.failed = None;
                 if remedy.starts_anew() {
                     guest.watch.boots(now);
+                    guest.screen.boots();
                     guest.recent.boots();
                 }
                 Answer::new(Verdict::Done, remedy.name())
             }
-            Err(why) => {
-                // One that failed does not count: nothing was started anew. But the next one waits.
-                if remedy.starts_anew() {
-                    guest.history.anew.pop();
-                }
-                guest.history.failed = Some(now);
+            Ended::Refused(why) => {
+                let text = format!("{name}: no {remedy}: {why}");
+                self.note(now, vm, Note::alarm("guest-remedy-refused", text));
+                Answer::new(Verdict::Denied, format!("no {remedy}: {why}"))
+            }
+            Ended::Failed(why) => {
+                let times = guest.history.failed.map_or(1, |(_, times)| times.saturating_add(1));
+                guest.history.failed = Some((now, times));
+                guest.watch.judge_again();
+                guest.screen.judge_again();
                 let text = format!("{name}: the {remedy} failed: {why}");
                 self.note(now, vm, Note::alarm("guest-remedy-failed", text));
                 Answer::new(Verdict::Denied, format!("the {remedy} failed: {why}"))
             }
         };
+        let ids: Vec<ReportId> = wanted.causes.iter().filter_map(|cause| cause.id()).collect();
+        self.remember(now, vm, &ids, &answer);
         self.tell(vm, &wanted.causes, &answer);
     }
 
@@ -231,13 +285,14 @@ impl Guests {
         due.into_iter().for_each(|vm| self.carry_out_or_drop(now, vm));
     }
 
-    /// What waited because of what was seen of a guest that is well again was not needed.
+    /// What waited because of what was seen of a guest that is well again, or was started anew, was not needed.
     fn carry_out_or_drop(&mut self, now: Time, vm: VmId) {
         let Some(guest) = self.vms.get_mut(&vm) else { return };
         let only_seen = |wanted: &Wanted| wanted.causes.iter().all(|cause| *cause == Cause::Monitor);
-        if guest.watch.is_well(now) && guest.history.wanted.as_ref().is_some_and(only_seen) {
+        let is_mended = guest.watch.is_well(now) || guest.screen.has_changed();
+        if is_mended && guest.history.wanted.as_ref().is_some_and(only_seen) {
             guest.history.wanted = None;
-            let text = format!("{} is heard again: what was to be done is not done", guest.name);
+            let text = format!("{} is heard again, or shows something else: nothing is done any more", guest.name);
             return self.note(now, vm, Note::info("guest-heard", text));
         }
         self.carry_out(now, vm);

@@ -6,6 +6,7 @@
 //!          ── no rule, too few yet, "note" ────────► accepted
 //!          ── something for this VM ── older boot ─► accepted: what it asks for is done by that
 //!          │                        └─ this boot ──► `remedies`
+//!          ── a program of the administrator ──────► `programs`
 //!          └─ something for another VM ────────────► the master (`ballots`)
 //! ```
 
@@ -74,6 +75,7 @@ impl Guests {
                 let why = format!("{}: {}", report.kind, report.message);
                 self.remedy(now, vm, remedy, Cause::Report(report.id), &why);
             }
+            Consequence::Hook(program) => self.run_program(now, vm, report, program),
             Consequence::Other { vm: target, remedy } => self.ask(now, vm, report, target, remedy),
         }
     }

@@ -2,6 +2,7 @@
 
 use super::system::{Guests, HookState, Machine, SystemFacts};
 use super::{AgentFacts, Finding, names};
+use crate::exec::reading;
 use crate::types::guard::Standing;
 
 /// libvirt answers.
@@ -147,5 +148,16 @@ pub(super) fn watchdog(system: &SystemFacts) -> Vec<Finding> {
             text.clone(),
             "mend [guard] watchdog in /etc/mainstay/mainstay.toml, then: systemctl restart mainstay-guard",
         ),
+    }]
+}
+
+/// What a failed guest's screen shows in a graphics mode. Nothing depends on it.
+pub(super) fn screens(system: &SystemFacts) -> Vec<Finding> {
+    let object = "screens of guests";
+    vec![if system.reads_pictures {
+        Finding::ok("screens", object, "tesseract is there: text on pictures is read")
+    } else {
+        let what = format!("tesseract is not installed: pictures are kept, not read (package {})", reading::PACKAGE);
+        Finding::ok("screens", object, what)
     }]
 }

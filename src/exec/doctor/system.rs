@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use super::mounts::{self, Mount};
+use crate::exec::reading;
 use crate::types::DatastoreId;
 use crate::types::guard::Standing;
 
@@ -50,6 +51,8 @@ pub struct SystemFacts {
     pub watchdog: Option<Standing>,
     /// The programs asked for.
     pub programs: BTreeMap<String, ProgramState>,
+    /// There is a program that reads text on pictures of guests' screens.
+    pub reads_pictures: bool,
 }
 
 /// The hook's file.
@@ -140,6 +143,7 @@ pub fn gather(root: &Path, programs: &[String]) -> SystemFacts {
         recover_lost_locks: text("/sys/module/nfs/parameters/recover_lost_locks").map(|value| value.trim() == "Y"),
         nfs_lease_s: text("/proc/self/mountstats").map(|text| nfs_leases(&text)).unwrap_or_default(),
         watchdog: text(WATCHDOG_PATH).and_then(|text| serde_json::from_str(&text).ok()),
+        reads_pictures: reading::PROGRAMS.iter().any(|program| at(program).exists()),
         programs: programs.iter().map(|program| (program.clone(), program_state(&at(program)))).collect(),
     }
 }

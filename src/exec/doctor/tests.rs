@@ -46,6 +46,7 @@ fn well() -> DoctorInput {
         nfs_lease_s: [("/srv/nfs1".to_owned(), 10)].into(),
         watchdog: Some(Standing::Safe("/dev/watchdog: resets this host 4 s after its guard died".into())),
         programs: [("/usr/sbin/expire".to_owned(), ProgramState::Executable)].into(),
+        reads_pictures: true,
     };
     DoctorInput { agent: Ok(agent), system }
 }
@@ -89,6 +90,7 @@ fn all_is_well() {
         "lock-manager",
         "machine",
         "mount-options",
+        "screens",
         "shared",
         "watchdog",
     ];
@@ -133,6 +135,7 @@ fn checks_of_the_host() {
     check("watchdog in use", &[("watchdog", Warning, "busy")], |_, system| {
         system.watchdog = Some(Standing::Failed("busy".into()));
     });
+    check("pictures are not read", &[], |_, system| system.reads_pictures = false);
     check("autostart", &[("autostart", Warning, "autostart")], |agent, _| agent.autostart = vec!["web".into()]);
 }
 

@@ -36,8 +36,9 @@ fn from_ppm(ppm: &[u8]) -> Result<Vec<u8>, String> {
     Ok(out)
 }
 
-/// Width, height, pixels: `P6 WIDTH HEIGHT 255`, one white space after each.
-fn header(ppm: &[u8]) -> Option<(u32, u32, &[u8])> {
+/// Of a PPM: width, height, pixels: `P6 WIDTH HEIGHT 255`, one white space after each.
+#[must_use]
+pub fn header(ppm: &[u8]) -> Option<(u32, u32, &[u8])> {
     let mut rest = ppm.strip_prefix(b"P6")?;
     let mut numbers = [0_u32; 3];
     for number in &mut numbers {

@@ -3,7 +3,9 @@
 use std::sync::mpsc::Sender;
 use std::sync::mpsc::channel;
 
+use super::sight::{TAIL, read_tail};
 use super::*;
+use crate::core::guests::FoundBy;
 
 const WEB: VmId = VmId(uuid::Uuid::from_u128(1));
 const LONG: Duration = Duration::from_secs(20);
@@ -11,7 +13,7 @@ const LONG: Duration = Duration::from_secs(20);
 fn case(by: FoundBy) -> Case {
     let (name, why) = ("web".to_owned(), "app/db: no answer".to_owned());
     let said = vec![(clock::now(), "critical app/db: no answer".to_owned())];
-    Case { name, why, by, panicked: None, system: None, beat: None, said }
+    Case { name, why, by, panicked: None, sign: None, system: None, beat: None, said }
 }
 
 /// A text screen with one line.
@@ -38,7 +40,8 @@ fn bench(look: impl Fn(&SyncSender<Part>) + Send + Sync + 'static, hangs: bool) 
     let folder = tempfile::tempdir().unwrap();
     let failures = Arc::new(Failures::new(folder.path().join("failures")));
     let kept = Mutex::new(Vec::new());
-    let evidence = Evidence::new("a", Arc::clone(&failures), move |_, _| {
+    let reader = Arc::new(Reader::new(&[]));
+    let evidence = Evidence::new("a", Arc::clone(&failures), reader, move |_, _| {
         let (tell, told) = sync_channel(16);
         look(&tell);
         if hangs {
@@ -199,4 +202,49 @@ fn a_console_that_is_no_file_is_not_read() {
         let why = read_tail(path).unwrap_err().to_string();
         assert!(why.contains(expected), "{why}");
     }
+}
+
+/// Evidence of a guest with a picture and no text screen; the program that reads it is this script.
+fn pictured(script: &str) -> Bench {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("tesseract");
+    std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+    for path in [folder.path(), &program] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let failures = Arc::new(Failures::new(folder.path().join("failures")));
+    let reader = Arc::new(Reader::new(&[program.to_str().unwrap()]));
+    let evidence = Evidence::new("a", Arc::clone(&failures), reader, |_, _| {
+        let (tell, told) = sync_channel(16);
+        tell.send(Part::Console(Ok(None))).unwrap();
+        tell.send(Part::Memory(Ok(vec![0xff; 0x8000]))).unwrap();
+        tell.send(Part::Picture(Ok(b"P6 2 1 255\nrgbRGB".to_vec()))).unwrap();
+        tell.send(Part::Statistics(Ok(Vec::new()))).unwrap();
+        told
+    });
+    Bench { evidence, failures, _folder: folder }
+}
+
+#[test]
+fn a_picture_is_read_in_the_wait_of_monitoring_or_after_the_remedy() {
+    let (quick, slow) = ("echo 'Stop code: X'", "sleep 1; echo 'Stop code: X'");
+    for (by, script, first) in [
+        (FoundBy::Monitoring, quick, FailureKind::StopScreen),
+        (FoundBy::Monitoring, slow, FailureKind::Unknown),
+        (FoundBy::Message, quick, FailureKind::Reported),
+    ] {
+        let bench = pictured(script);
+        let (class, waited, failure) = bench.take(by, Ok(()));
+        assert_eq!((class.kind, failure.class.kind), (first, FailureKind::StopScreen), "{script}");
+        if by == FoundBy::Message {
+            assert!(waited < Duration::from_millis(90), "a message's remedy waits for no program: {waited:?}");
+        }
+        assert_eq!(names(&failure).0, ["screen.png", "statistics.txt", "screen-read.txt", "messages.txt"]);
+        let read = bench.failures.piece(WEB, 1, F::PictureText, 0).unwrap().bytes;
+        assert_eq!(read, b"Stop code: X\n");
+    }
+    let (_, _, failure) = pictured("exit 1").take(FoundBy::Monitoring, Ok(()));
+    let missing = failure.missing.iter().find(|missing| missing.file == F::PictureText).unwrap();
+    assert_eq!(missing.why, "the picture was not read: tesseract: exit status: 1");
 }

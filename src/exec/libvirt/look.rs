@@ -40,9 +40,21 @@ const CHUNK: usize = 256 * 1024;
 /// What is to be looked at, and who is told.
 pub(super) struct Look {
     pub vm: VmId,
-    /// Not at what it shows, but at what it does.
-    pub only_statistics: bool,
+    pub what: What,
     pub parts: SyncSender<Part>,
+}
+
+/// What is wanted of a domain.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum What {
+    /// All parts, as a failure needs them.
+    Everything,
+    /// What it does: statistics, fewer of them.
+    Activity,
+    /// The same, and the text screen's memory.
+    Text,
+    /// A picture only.
+    Picture,
 }
 
 /// A part of what was seen, or why it is missing.
@@ -64,24 +76,33 @@ pub(super) fn look(uri: &str, session: &mut Option<Session>, look: &Look, within
         let domain = session.domain(look.vm).map_err(|error| failure(&error))?;
         // Who has what they want does not listen any more; then the rest need not be looked at.
         let told = |part| look.parts.send(part).is_ok();
-        if look.only_statistics {
-            let _ = told(Part::Statistics(statistics(&domain, ACTIVITY).map_err(why)));
-            return Ok(DomainAnswer::Done);
-        }
-        let _ = told(Part::Console(console(&domain).map_err(why)))
-            && told(Part::Memory(peek(&domain, TEXT_SCREEN.0, TEXT_SCREEN.1).map_err(why)))
-            && told(Part::Picture(picture(session, &domain)))
-            && told(Part::Statistics(statistics(&domain, 0).map_err(why)));
+        let activity = || Part::Statistics(statistics(&domain, ACTIVITY).map_err(why));
+        let memory = || Part::Memory(peek(&domain, TEXT_SCREEN.0, TEXT_SCREEN.1).map_err(why));
+        let _ = match look.what {
+            What::Everything => {
+                told(Part::Console(console(&domain).map_err(why)))
+                    && told(memory())
+                    && told(Part::Picture(picture(session, &domain)))
+                    && told(Part::Statistics(statistics(&domain, 0).map_err(why)))
+            }
+            What::Activity => told(activity()),
+            What::Text => told(activity()) && told(memory()),
+            What::Picture => told(Part::Picture(picture(session, &domain))),
+        };
         Ok(DomainAnswer::Done)
     });
     if let DomainAnswer::Failed(failure) = &seen {
         let text = format!("libvirt shows nothing of it: {failure:?}");
-        for part in
-            [Part::Console(Err(text.clone())), Part::Memory(Err(text.clone())), Part::Picture(Err(text.clone()))]
-        {
-            let _ = look.parts.send(part);
-        }
-        let _ = look.parts.send(Part::Statistics(Err(text)));
+        let (memory, statistics) = (Part::Memory(Err(text.clone())), Part::Statistics(Err(text.clone())));
+        let (console, picture) = (Part::Console(Err(text.clone())), Part::Picture(Err(text)));
+        // No more than what is waited for: the channel may have no room for it.
+        let parts = match look.what {
+            What::Everything => vec![console, memory, picture, statistics],
+            What::Activity => vec![statistics],
+            What::Text => vec![statistics, memory],
+            What::Picture => vec![picture],
+        };
+        parts.into_iter().for_each(|part| drop(look.parts.send(part)));
     }
     seen
 }
@@ -120,16 +141,19 @@ fn picture(session: &Session, domain: &Domain) -> Result<Vec<u8>, String> {
 /// What a guest does, out of its statistics. None while a call about it is under way: libvirt leaves out what it would have to
 /// wait for.
 #[must_use]
-pub fn sample(statistics: &[(String, String)], storage_well: bool) -> Option<Sample> {
+pub fn sample(statistics: &[(String, String)]) -> Option<Sample> {
     let number = |name: &str| -> Option<u64> { statistics.iter().find(|(of, _)| of == name)?.1.parse().ok() };
     let sum = |begin: &str, ends: &[&str]| -> u64 {
         let fits = |name: &str| name.starts_with(begin) && ends.iter().any(|end| name.ends_with(end));
         statistics.iter().filter(|(name, _)| fits(name)).filter_map(|(_, value)| value.parse::<u64>().ok()).sum()
     };
-    number("block.count")?;
+    // It may still count and name the disks then; taken for no I/O, and the next sample for much, that would hide every hang.
+    let counted = |name: &str| name.starts_with("block.") && name.ends_with(".rd.reqs");
+    if 0 < number("block.count")? && !statistics.iter().any(|(name, _)| counted(name)) {
+        return None;
+    }
     Some(Sample {
         runs: number("state.state")? == u64::from(sys::VIR_DOMAIN_RUNNING),
-        storage_well,
         // What others send to it says nothing about it.
         io: sum("block.", &[".rd.reqs", ".wr.reqs", ".fl.reqs"]) + sum("net.", &[".tx.pkts"]),
         cpu: Duration::from_nanos(sum("vcpu.", &[".time"])),
@@ -163,11 +187,13 @@ mod tests {
         };
         let disks =
             [("block.count", "2"), ("block.0.rd.reqs", "5"), ("block.0.rd.bytes", "9"), ("block.1.wr.reqs", "7")];
-        let expected = Sample { runs: true, storage_well: true, io: 15, cpu: Duration::from_millis(1500), cpus: 2 };
-        assert_eq!(sample(&told(&disks), true), Some(expected));
-        assert_eq!(sample(&told(&[]), true), None, "its disks were left out");
+        let expected = Sample { runs: true, io: 15, cpu: Duration::from_millis(1500), cpus: 2 };
+        assert_eq!(sample(&told(&disks)), Some(expected));
+        for left_out in [&[][..], &[("block.count", "2"), ("block.0.name", "vda"), ("block.1.name", "vdb")]] {
+            assert_eq!(sample(&told(left_out)), None, "what its disks do was left out: {left_out:?}");
+        }
         let mut paused = told(&disks);
         paused[0].1 = "3".to_owned();
-        assert_eq!(sample(&paused, false), Some(Sample { runs: false, storage_well: false, ..expected }));
+        assert_eq!(sample(&paused), Some(Sample { runs: false, ..expected }));
     }
 }

@@ -4,19 +4,21 @@
 //!   agent ── ask ──► control (4 + 4) ┐                          ┌─ lifecycle, reboot, watchdog, I/O error
 //!                    pause   (3)     ├─ sessions ─► libvirtd ───┤
 //!                    long    (2)     │              ▲           ▼
-//!                    look    (2 + 1) ┘              │
+//!                    look    (2 + 1) │              │
+//!                    help    (2)     ┘              │
 //!         ◄─ events ── watcher ── connection for events, closed ones opened anew
 //! ```
 //!
 //! libvirt's calls block and cannot be cancelled. So every order runs on a worker thread with a connection of its own,
 //! and is answered once, at its deadline at the latest. A pause of a VM on hung storage hangs with it, a migration
-//! takes long, a look at a guest hangs with its QEMU: each has a lane of its own, so they never delay starts. All lanes
-//! together can keep 16 of libvirtd's 20 workers busy. Events are hints; after every (re)connection a full list follows them, and the list is the truth.
+//! takes long, a look at a guest or a word to it hangs with its QEMU: each has a lane of its own, so they never delay starts. All
+//! lanes together can keep 18 of libvirtd's 20 workers busy. Events are hints; after every (re)connection a full list follows them, and the list is the truth.
 //!
 //! Not here: what to do about anything; the guard's side (pidfds, scopes); statistics.
 
 mod events;
 mod failure;
+mod help;
 mod lane;
 mod look;
 mod needs;
@@ -31,11 +33,14 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use crate::types::VmId;
-use crate::types::vm::{DomainAnswer, DomainChange, DomainInfo, DomainOrder, HostCapacity};
+use crate::types::vm::{DomainAnswer, DomainChange, DomainFailure, DomainInfo, DomainOrder, HostCapacity};
+use help::Help;
+pub use help::Port;
 use lane::{Lane, Shape, Work};
 use look::Look;
-pub use look::{Part, sample};
+pub use look::{Part, What, sample};
 use session::{Places, carry_out};
+pub use watch::text_of;
 use watch::{Heard, Watcher};
 
 /// Define, start, resume, end, list and the like: four VMs start at once, four hung calls are made up for.
@@ -47,6 +52,8 @@ const PAUSE: Shape = Shape { name: "pause", workers: 3, spare: 0, patient: true 
 const LONG: Shape = Shape { name: "long", workers: 2, spare: 0, patient: false };
 /// Looks at failed guests: one whose QEMU hangs holds up other looks only, and those go without it at their deadlines.
 const LOOK: Shape = Shape { name: "look", workers: 2, spare: 1, patient: false };
+/// What is done for guests beside the core's orders.
+const HELP: Shape = Shape { name: "help", workers: 2, spare: 0, patient: false };
 /// Parts of one look; more never come.
 const PARTS: usize = 16;
 /// Where libvirt's QEMU driver writes pid files.
@@ -78,6 +85,7 @@ struct Inner {
     pause: Lane,
     long: Lane,
     look: Lane<Look>,
+    help: Lane<Help>,
     watcher: SyncSender<Heard>,
 }
 
@@ -111,12 +119,15 @@ impl Libvirt {
         let control = Arc::new(lane(CONTROL));
         let to = uri.to_owned();
         let looking = Lane::new(LOOK, move || looker(to.clone())).expect("threads can be started at this time");
+        let to = uri.to_owned();
+        let help = Lane::new(HELP, move || helper(to.clone())).expect("threads can be started at this time");
         let (watching, watcher) = Watcher::new(uri.to_owned(), Arc::clone(&control), event);
         std::thread::Builder::new()
             .name("virt-watch".into())
             .spawn(move || watching.run())
             .expect("threads can be started at this time");
-        Self { inner: Arc::new(Inner { control, pause: lane(PAUSE), long: lane(LONG), look: looking, watcher }) }
+        let (pause, long) = (lane(PAUSE), lane(LONG));
+        Self { inner: Arc::new(Inner { control, pause, long, look: looking, help, watcher }) }
     }
 
     /// Has everything told again by `Listed`. While libvirt is down this is not needed: `Up` brings a list.
@@ -148,12 +159,41 @@ impl Libvirt {
         lane.ask(order, within, Box::new(answer));
     }
 
+    /// Asks a guest to reboot, by its power button or by QEMU's own agent inside; `answer` as with `ask`. Done means that it was
+    /// asked.
+    pub fn reboot(&self, vm: VmId, within: Duration, answer: impl FnOnce(DomainAnswer) + Send + 'static) {
+        self.inner.help.ask(Help::Reboot { vm }, within, Box::new(answer));
+    }
+
+    /// Gives a VM of this host the port of Mainstay's agent; `told` is called exactly once, as with `ask`. On success everything is
+    /// told again by `Listed`: no event says so.
+    ///
+    /// An error may have changed the definition.
+    pub fn add_port(
+        &self,
+        vm: VmId,
+        within: Duration,
+        told: impl FnOnce(Result<Port, DomainFailure>) + Send + 'static,
+    ) {
+        let (tell, port) = sync_channel(1);
+        let this = self.clone();
+        let told = move |answer| match (answer, port.try_recv()) {
+            (DomainAnswer::Failed(why), _) => told(Err(why)),
+            (DomainAnswer::Done | DomainAnswer::Listed(_), Ok(port)) => {
+                this.relist();
+                told(Ok(port));
+            }
+            (DomainAnswer::Done | DomainAnswer::Listed(_), Err(_)) => told(Err(DomainFailure::Timeout)),
+        };
+        self.inner.help.ask(Help::AddPort { vm, told: tell }, within, Box::new(told));
+    }
+
     /// Looks at a running domain. Parts come as they are seen, each once. The channel closes when nothing more will come; while a
     /// call hangs it stays open, so listen with a deadline. A look that was not begun `within` this time never is.
     #[must_use]
-    pub fn look(&self, vm: VmId, within: Duration) -> Receiver<Part> {
+    pub fn look(&self, vm: VmId, what: What, within: Duration) -> Receiver<Part> {
         let (parts, seen) = sync_channel(PARTS);
-        self.inner.look.ask(Look { vm, only_statistics: false, parts }, within, Box::new(|_| {}));
+        self.inner.look.ask(Look { vm, what, parts }, within, Box::new(|_| {}));
         seen
     }
 
@@ -172,7 +212,7 @@ impl Libvirt {
                 Ok(_) | Err(_) => None,
             });
         };
-        self.inner.look.ask(Look { vm, only_statistics: true, parts }, within, Box::new(told));
+        self.inner.look.ask(Look { vm, what: What::Activity, parts }, within, Box::new(told));
     }
 }
 
@@ -184,6 +224,11 @@ fn worker(places: Places) -> Work {
 fn looker(uri: String) -> Work<Look> {
     let mut session = None;
     Box::new(move |order, within| look::look(&uri, &mut session, order, within))
+}
+
+fn helper(uri: String) -> Work<Help> {
+    let mut session = None;
+    Box::new(move |order, within| help::help(&uri, &mut session, order, within))
 }
 
 /// Memory and CPUs of this host. What cannot be read is zero: nothing is placed on a host that does not know itself.

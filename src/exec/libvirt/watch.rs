@@ -216,7 +216,9 @@ impl<Tell: Fn(LibvirtEvent)> Watcher<Tell> {
     }
 }
 
-fn text_of(failure: &DomainFailure) -> String {
+/// For people.
+#[must_use]
+pub fn text_of(failure: &DomainFailure) -> String {
     match failure {
         DomainFailure::NoDaemon(text)
         | DomainFailure::ImageLocked(text)

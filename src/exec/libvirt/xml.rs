@@ -109,10 +109,14 @@ pub struct DomainXml {
     pub tpm: Option<Tpm>,
     /// Names of virtio channels: `org.qemu.guest_agent.0`.
     pub ports: Vec<String>,
+    /// It has a controller on which such channels sit.
+    pub has_port_controller: bool,
     /// Socket on the host of the channel to Mainstay's agent inside; only of one that runs, or where its path is written.
     pub guest_channel: Option<String>,
     /// Its QEMU stays when the guest's kernel has panicked (`on_crash` is `preserve`).
     pub stays_after_crash: bool,
+    /// What QEMU or libvirt does when its watchdog fires (`action`).
+    pub watchdog: Option<String>,
     /// File on the host to which its first serial console is written, or copied.
     pub console_log: Option<String>,
     /// Folders of the host that the guest sees.
@@ -176,12 +180,6 @@ pub fn mark(xml: &str) -> Option<Generation> {
 #[must_use]
 pub fn guest_channel(xml: &str) -> Option<String> {
     parse(xml).ok()?.guest_channel
-}
-
-/// Whether QEMU stays when the guest's kernel has panicked.
-#[must_use]
-pub fn stays_after_crash(xml: &str) -> bool {
-    parse(xml).is_ok_and(|domain| domain.stays_after_crash)
 }
 
 fn not_xml(error: impl std::fmt::Display) -> BadXml {
@@ -265,16 +263,11 @@ impl Parser {
                 }
             }
             ["domain", "devices", "serial" | "console", rest @ ..] => self.in_console(&rest.join("/"), element)?,
-            ["domain", "devices", "channel"] => self.channel = None,
-            ["domain", "devices", "channel", "source"] => self.channel = attribute(element, "path")?,
-            ["domain", "devices", "channel", "target"] => {
-                let virtio = attribute(element, "type")?.as_deref() == Some("virtio");
-                let name = attribute(element, "name")?.filter(|_| virtio);
-                if name.as_deref() == Some(mainstay_guest::PORT) {
-                    self.found.guest_channel = self.channel.take(); // libvirt writes the source first.
-                }
-                self.found.ports.extend(name);
+            ["domain", "devices", "controller"] => {
+                self.found.has_port_controller |= attribute(element, "type")?.as_deref() == Some("virtio-serial");
             }
+            ["domain", "devices", "watchdog"] => self.found.watchdog = attribute(element, "action")?,
+            ["domain", "devices", "channel", rest @ ..] => self.in_channel(&rest.join("/"), element)?,
             ["domain", "devices", "filesystem", "source"] => {
                 for key in ["dir", "file", "dev", "socket", "name"] {
                     self.found.shares.extend(attribute(element, key)?);
@@ -298,6 +291,24 @@ impl Parser {
             _ => None,
         };
         self.found.console_log = self.found.console_log.take().or(file);
+        Ok(())
+    }
+
+    /// `<channel>`, or an element in it.
+    fn in_channel(&mut self, path: &str, element: &BytesStart<'_>) -> Result<(), BadXml> {
+        match path {
+            "" => self.channel = None,
+            "source" => self.channel = attribute(element, "path")?,
+            "target" => {
+                let virtio = attribute(element, "type")?.as_deref() == Some("virtio");
+                let name = attribute(element, "name")?.filter(|_| virtio);
+                if name.as_deref() == Some(mainstay_guest::PORT) {
+                    self.found.guest_channel = self.channel.take(); // libvirt writes the source first.
+                }
+                self.found.ports.extend(name);
+            }
+            _ => {}
+        }
         Ok(())
     }
 

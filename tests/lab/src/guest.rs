@@ -29,8 +29,11 @@ pub const CONSOLES: &str = "var/log/mainstay-lab";
 /// Name of the port of Mainstay's agent inside.
 const CHANNEL: &str = "org.mainstay.guest.0";
 const MEMORY_MIB: u32 = 96;
+/// With systemd.
+const DEBIAN_MIB: u32 = 256;
 const PROGRAM: &str = include_str!("bin/lab-guest.rs");
 const DISK: &str = include_str!("guest_disk.rs");
+const TALK: &str = include_str!("bin/guest_talk/mod.rs");
 
 /// In the order of loading; one that is built into the kernel has no file.
 const MODULES: &[&str] = &[
@@ -62,7 +65,8 @@ pub fn initrd(root: &Path) -> Result<PathBuf> {
     let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
     let version = run(&rustc, ["--version"])?;
     let agent = product::guest_agent()?;
-    let key = fnv(&[format!("{PROGRAM}{DISK}{MODULES:?}{version}{}", root.display()).as_bytes(), &agent].concat());
+    let key =
+        fnv(&[format!("{PROGRAM}{DISK}{TALK}{MODULES:?}{version}{}", root.display()).as_bytes(), &agent].concat());
     let path = Path::new(CACHE).join(format!("guest-{key:016x}"));
     if path.exists() {
         return Ok(path);
@@ -73,7 +77,7 @@ pub fn initrd(root: &Path) -> Result<PathBuf> {
         }
     }
     let mut archive = Archive::default();
-    for folder in ["proc", "sys", "dev", "modules", "run", "var", "etc"] {
+    for folder in ["proc", "sys", "dev", "modules", "run", "var", "etc", "root"] {
         archive.folder(folder);
     }
     archive.device("dev/console", 5, 1);
@@ -94,8 +98,9 @@ pub fn initrd(root: &Path) -> Result<PathBuf> {
 fn build_program(rustc: &str) -> Result<Vec<u8>> {
     let folder = tempfile::tempdir()?;
     let source = folder.path().join("bin/lab-guest.rs");
-    fs::create_dir(folder.path().join("bin"))?;
+    fs::create_dir_all(folder.path().join("bin/guest_talk"))?;
     fs::write(&source, PROGRAM)?;
+    fs::write(folder.path().join("bin/guest_talk/mod.rs"), TALK)?;
     fs::write(folder.path().join("guest_disk.rs"), DISK)?;
     let program = folder.path().join("init");
     let mut command = Command::new(rustc);
@@ -127,6 +132,15 @@ pub fn probe(host: &Host, initrd: &Path) -> Result<Accelerator> {
     let works = host.exec(&["sh", "-c", &script])?.status.success();
     fs::write(&answer, if works { "works" } else { "fails" })?;
     Ok(if works { Accelerator::Kvm } else { Accelerator::Tcg })
+}
+
+/// How a guest with an agent is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Talking {
+    /// With a device that tells of a kernel's panic.
+    pub panic_device: bool,
+    /// For its kernel's command line: `panics` = in each boot; `debian` = a system on the second disk.
+    pub words: &'static str,
 }
 
 /// A guest: all that is known of it follows from its name.
@@ -171,9 +185,18 @@ impl Guest {
         Ok(())
     }
 
-    /// Tells the guest something through its disk: `poweroff`, `reboot`, `crash`; `report` and `ask VM`: it has its agent ask for a
-    /// reset of itself or of another; until its next boot `busy`, `spin` and `hang` (nothing else runs, or nothing at all), `mute`
-    /// (no agent), `flood` (junk on its channel).
+    /// Makes its disk anew, empty.
+    pub fn make_new_disk(&self, store: &Path) -> Result<()> {
+        match fs::remove_file(store.join(self.disk())) {
+            Err(why) if why.kind() != std::io::ErrorKind::NotFound => Err(why).context("removing its old disk"),
+            _ => self.make_disk(store),
+        }
+    }
+
+    /// Tells the guest something through its disk: `poweroff`, `reboot`, `crash`; `report` and `ask VM WORDS`: it has its agent ask
+    /// for a reset of itself or of another, with these words (`later VM WORDS`: 4 s later); `stream`, `tally`: many reports, and what became of them; until its
+    /// next boot `busy`, `spin` and `hang` (nothing else runs, or nothing at all), `mute` (no agent), `flood KIND` (what a hostile
+    /// guest says: `reports`, `junk`, `halves`, `lengths`).
     pub fn tell(&self, store: &Path, word: &str) -> Result<()> {
         use std::os::unix::fs::FileExt;
         let mut sector = [0; SECTOR];
@@ -194,14 +217,38 @@ impl Guest {
         self.define_by(host, &self.xml(accelerator).replacen("<memory", other, 1))
     }
 
-    /// Defines it with a channel to the agent inside, which then runs. `panics`: with a device that tells of a kernel's panic.
-    /// QEMU stays after one, so that it can be looked at.
-    pub fn define_talking(&self, host: &Host, accelerator: Accelerator, panics: bool) -> Result<()> {
-        let panic = if panics { "<panic model='isa'/>" } else { "" };
-        let channel =
-            format!("<channel type='unix'><target type='virtio' name='{CHANNEL}'/></channel>{panic}\n  </devices>");
-        let xml = self.xml(accelerator).replacen("</devices>", &channel, 1);
-        self.define_by(host, &xml.replacen("<on_crash>destroy<", "<on_crash>preserve<", 1))
+    /// Defines it with a channel to the agent inside, which then runs. QEMU stays after a panic, so that it can be looked at.
+    pub fn define_talking(&self, host: &Host, accelerator: Accelerator, talking: Talking) -> Result<()> {
+        self.define_by(host, &self.talking(accelerator, talking))
+    }
+
+    fn talking(&self, accelerator: Accelerator, talking: Talking) -> String {
+        let panic = if talking.panic_device { "<panic model='isa'/>" } else { "" };
+        let channel = format!(
+            "<channel type='unix'><target type='virtio' name='{CHANNEL}'/></channel>{panic}
+    <video><model type='vga' vram='8192'/></video>
+  </devices>"
+        );
+        let words = format!("quiet {}</cmdline>", talking.words);
+        let xml = self.xml(accelerator).replacen("</devices>", &channel, 1).replacen("quiet</cmdline>", &words, 1);
+        xml.replacen("<on_crash>destroy<", "<on_crash>preserve<", 1)
+    }
+
+    /// Defines it with Debian on a second disk, which is a copy of this image, and a channel to the agent inside.
+    pub fn define_debian(&self, host: &Host, accelerator: Accelerator, store: &Path, image: &Path) -> Result<()> {
+        let disk = format!("{}-root.raw", self.name);
+        run("cp", ["--sparse=always", &image.display().to_string(), &store.join(&disk).display().to_string()])?;
+        let disk = format!(
+            "<disk type='file' device='disk'>
+      <driver name='qemu' type='raw' cache='none' io='native'/>
+      <source file='/srv/shared/{disk}'/>
+      <target dev='vdb' bus='virtio'/>
+    </disk>
+    <serial"
+        );
+        let memory = (format!("<memory unit='MiB'>{MEMORY_MIB}<"), format!("<memory unit='MiB'>{DEBIAN_MIB}<"));
+        let xml = self.talking(accelerator, Talking { panic_device: false, words: "debian" });
+        self.define_by(host, &xml.replacen("<serial", &disk, 1).replacen(&memory.0, &memory.1, 1))
     }
 
     /// Defines it with a title: a change that any guest survives.

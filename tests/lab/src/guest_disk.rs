@@ -1,11 +1,11 @@
 //! What a lab guest writes to its own disk, shared by the guest and the judge of single writers.
 //!
 //! ```text
-//! sector (512 bytes)   0          1           2 … 2 + RING
-//!                   ┌──────────┬───────────┬────────────────────────────────┐
-//!                   │ head     │ command   │ ring: entry `counter` lies at  │
-//!                   │ (latest) │ lab→guest │ sector 2 + counter % RING      │
-//!                   └──────────┴───────────┴────────────────────────────────┘
+//! sector (512 bytes)   0          1           2 … 2 + RING                     30720 …
+//!                   ┌──────────┬───────────┬────────────────────────────────┬─────────────────────┐
+//!                   │ head     │ command   │ ring: entry `counter` lies at  │ what outlives an    │
+//!                   │ (latest) │ lab→guest │ sector 2 + counter % RING      │ orderly reboot      │
+//!                   └──────────┴───────────┴────────────────────────────────┴─────────────────────┘
 //!
 //! every 100 ms:  read head ──► write entry ──► write head      (all O_DIRECT | O_SYNC, one sector each)
 //!                    │             ▲
@@ -43,6 +43,10 @@ pub const COMMAND_SECTOR: u64 = 1;
 pub const RING_SECTOR: u64 = 2;
 /// Entries in the ring: 50 minutes of them.
 pub const RING: u64 = 30_000;
+/// First sector of what the guest keeps over an orderly reboot: a length (u64), then bytes, at most `KEPT_BYTES` in all.
+pub const KEPT_SECTOR: u64 = 30_720;
+/// Room for it.
+pub const KEPT_BYTES: usize = 256 * 1024;
 /// Time between two entries.
 pub const PERIOD_MS: u64 = 100;
 

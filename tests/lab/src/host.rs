@@ -114,13 +114,19 @@ impl Host {
         fs::create_dir_all(files.join("srv/shared"))?;
         fs::create_dir_all(files.join(guest::CONSOLES))?;
         fs::create_dir_all(files.join("var/log/journal"))?; // What was logged before a power loss is still wanted.
-        fs::copy(initrd, files.join(root::GUEST_FILES).join("initrd")).context("copying the guests' initramfs")?;
+        self.lay_initrd(initrd)?;
         fs::copy(std::env::current_exe()?, files.join("usr/lib/mainstay-lab/lab")).context("copying the lab")?;
         let expire = "#!/bin/sh\nexec /usr/lib/mainstay-lab/lab expire-from-inside \"$@\"\n";
         root::put(&files, "usr/local/sbin/lab-expire", 0o755, expire)?;
         let fence = "#!/bin/sh\nexec /usr/lib/mainstay-lab/lab fence-from-inside\n";
         root::put(&files, "usr/local/sbin/fence_lab", 0o755, fence)?;
         make_nodes(&state.join("dev"))
+    }
+
+    /// Lays what guests boot from now on.
+    pub fn lay_initrd(&self, initrd: &Path) -> Result<()> {
+        let to = self.root().join(root::GUEST_FILES).join("initrd");
+        fs::copy(initrd, to).map(drop).context("copying the guests' initramfs")
     }
 
     /// Switches it on; returns when its init runs and its cable is in, long before it is up (`wait_up`).

@@ -153,14 +153,16 @@ impl Lab {
         host.lay_files(&self.state.root, &guest::initrd(&self.state.root)?, &all)
     }
 
-    /// Builds Mainstay anew and puts it on all hosts, as an upgrade of its package would; names those that changed.
+    /// Builds Mainstay anew and puts it on all hosts, as an upgrade of its package would, and into guests that boot from now on;
+    /// names the hosts that changed.
     pub fn upgrade(&self) -> Result<Vec<Host>> {
         if self.state.product.is_none() {
             bail!("this lab is bare: there is no Mainstay to upgrade");
         }
-        let product = product::build()?;
+        let (product, initrd) = (product::build()?, guest::initrd(&self.state.root)?);
         let mut changed = Vec::new();
         for host in self.hosts() {
+            host.lay_initrd(&initrd)?;
             if product.upgrade(&host)? {
                 changed.push(host);
             }
@@ -215,6 +217,11 @@ impl Lab {
     /// Whether `up` came to its end.
     pub fn is_complete(&self) -> bool {
         self.state.complete
+    }
+
+    /// The file system that all hosts share.
+    pub fn root(&self) -> &Path {
+        &self.state.root
     }
 
     /// The storage daemon.

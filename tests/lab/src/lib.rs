@@ -6,7 +6,8 @@
 //!               ├─► storage            the datastore, and its faults
 //!               ├─► power              the hosts' power switch, and its faults
 //!               ├─► host ──► cgroup    containers: start, kill, freeze, run commands
-//!               ├─► guest, initramfs   what runs on them
+//!               ├─► guest, initramfs, boot_sector
+//!               │                      what runs on them; guest_debian: one with a whole system
 //!               └─► product, package   Mainstay, built and installed; packages of the agent for guests
 //! guest_disk, judge                    what guests leave behind, and who reads it
 //! agents, processes                    what the agents say of themselves; their processes, from outside
@@ -16,6 +17,7 @@
 
 pub mod agents;
 pub mod bench;
+pub mod boot_sector;
 pub mod cases;
 pub mod cgroup;
 pub mod chaos;
@@ -23,6 +25,7 @@ pub mod cli;
 pub mod command;
 pub mod demo;
 pub mod guest;
+pub mod guest_debian;
 pub mod guest_disk;
 pub mod host;
 pub mod initramfs;

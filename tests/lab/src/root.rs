@@ -43,6 +43,7 @@ const PACKAGES: &[&str] = &[
     "libvirt-clients",
     "qemu-system-x86",
     "qemu-utils",
+    "tesseract-ocr",
 ];
 
 /// By source package: a blanket preference for backports would bring a newer systemd than Debian 12 users have.

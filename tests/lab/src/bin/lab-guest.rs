@@ -4,16 +4,19 @@
 //! mount /proc, /sys, /dev ──► load /modules/* in order ──► "up BOOT" on the console ──► write /dev/vda every 100 ms
 //!                                                             │
 //!                                     power button pressed ───┴──► power off
-//!                                     command sector ────────────► power off, reboot, crash, report, ask VM, or, until
+//!                                     command sector ────────────► power off, reboot, crash, report, ask VM, stream, or, until
 //!                                                                  the next boot: be busy, spin, hang, lose the agent, flood
 //! ```
 //!
-//! Its disk is described in `guest_disk.rs`. It goes on after a failed write (and says so once on the console), as a
+//! With "debian" on the kernel's command line the system on /dev/vdb takes over after the modules.
+//!
+//! Its disk is described in `guest_disk.rs`, what it says to the host in `guest_talk`. It goes on after a failed write (and says so once on the console), as a
 //! system with an error on its disk might. Built statically by `guest.rs` with a single call of rustc, hence `std` only.
 
 #[path = "../guest_disk.rs"]
 #[allow(dead_code, reason = "the judge's half is not used here")]
 mod guest_disk;
+mod guest_talk;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -23,16 +26,18 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use guest_disk::{COMMAND_SECTOR, HEAD_SECTOR, PERIOD_MS, Place, Record, SECTOR, Sector, Stamp, parse, ring_sector};
+use guest_disk::{
+    COMMAND_SECTOR, HEAD_SECTOR, KEPT_BYTES, KEPT_SECTOR, PERIOD_MS, Place, Record, SECTOR, Sector, Stamp, parse,
+    ring_sector,
+};
 
 const AGENT: &str = "/mainstay-guest";
 const SIGKILL: i32 = 9;
 const SIGSTOP: i32 = 19;
 const SCHED_FIFO: i32 = 1;
-/// A report, as the agent would send it.
-const GOOD: &[u8] = b"\x4d\x53\x47\x55\x01\x00\x03\x00\x33\x00\x00\x00\xc2\x2d\x40\xfe\x3c\x68\xc7\x59\x02\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07\x03\x09\x09\x09\x09\x09\x09\x09\x09\x09\x09\x09\x09\x09\x09\x09\x09\x02\x06\x61\x70\x70\x2f\x64\x62\x04\x67\x6f\x6e\x65\x02\x02\x64\x62";
 const O_DIRECT: i32 = 0o40000;
 const O_SYNC: i32 = 0o4010000;
+const MS_MOVE: u64 = 8192;
 const RB_POWER_OFF: i32 = 0x4321_fedc;
 const RB_AUTOBOOT: i32 = 0x0123_4567;
 const SYS_FINIT_MODULE: i64 = 313;
@@ -64,6 +69,11 @@ fn main() {
         unsafe { mount(kind.as_ptr(), target.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
     }
     load_modules();
+    if std::env::args().any(|arg| arg == "debian") {
+        let why = start_system();
+        say(&format!("no system: {why}"));
+        end_with(RB_POWER_OFF);
+    }
     std::thread::spawn(watch_power_button);
     std::thread::spawn(run_agent);
     let boot = boot_id();
@@ -71,6 +81,12 @@ fn main() {
     if std::env::args().any(|arg| arg == "once") {
         say(&format!("up {}", hex(&boot)));
         end_with(RB_AUTOBOOT);
+    }
+    if std::env::args().any(|arg| arg == "panics") {
+        std::thread::spawn(|| {
+            std::thread::sleep(Duration::from_secs(2)); // Its agent is heard before.
+            crash()
+        });
     }
     let Some(disk) = open_disk() else {
         say(&format!("up {} without a disk", hex(&boot)));
@@ -80,6 +96,34 @@ fn main() {
     };
     say(&format!("up {}", hex(&boot)));
     write_for_ever(&disk, boot);
+}
+
+/// The system on the second disk takes over. Returns only when that fails.
+fn start_system() -> io::Error {
+    use std::os::unix::process::CommandExt;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        // SAFETY: the strings are constants with a terminating zero; no data is passed.
+        let done = unsafe { mount(c"/dev/vdb".as_ptr(), c"/root".as_ptr(), c"ext4".as_ptr(), 0, std::ptr::null()) };
+        if done == 0 {
+            break;
+        }
+        if deadline < Instant::now() {
+            return io::Error::last_os_error();
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let moved = std::env::set_current_dir("/root").and_then(|()| {
+        // SAFETY: as above.
+        match unsafe { mount(c".".as_ptr(), c"/".as_ptr(), std::ptr::null(), MS_MOVE, std::ptr::null()) } {
+            0 => std::os::unix::fs::chroot("."),
+            _ => Err(io::Error::last_os_error()),
+        }
+    });
+    match moved {
+        Ok(()) => Command::new("/sbin/init").exec(),
+        Err(why) => why,
+    }
 }
 
 /// Modules are named in the order of loading (`00-virtio.ko`, …). One that is not needed here may fail.
@@ -116,6 +160,9 @@ fn open_disk() -> Option<File> {
 
 #[repr(align(4096))]
 struct Buffer([u8; 2 * SECTOR]);
+
+#[repr(align(4096))]
+struct Kept([u8; KEPT_BYTES]);
 
 fn write_for_ever(disk: &File, boot: [u8; 16]) -> ! {
     let mut writer = Writer { boot, last: None, tried: Vec::new() };
@@ -192,15 +239,12 @@ impl Writer {
         disk.write_all_at(&zeros.0[..SECTOR], COMMAND_SECTOR * SECTOR as u64)?;
         match word {
             b"poweroff" => end_with(RB_POWER_OFF),
-            b"reboot" => end_with(RB_AUTOBOOT),
-            b"crash" => {
-                say("crashing");
-                std::fs::write("/proc/sysrq-trigger", "c")
-            }
-            b"report" => {
-                std::thread::spawn(|| report(&["reset"]));
-                Ok(())
-            }
+            b"reboot" => reboot_keeping(disk),
+            b"crash" => crash(),
+            b"report" => aside(|| guest_talk::report("asked by the lab", &["reset"])),
+            b"stream" => aside(guest_talk::stream),
+            b"tally" => aside(guest_talk::end_stream),
+            b"status" => aside(guest_talk::waiting),
             b"spin" => spin(),
             b"hang" => {
                 say("hanging");
@@ -214,24 +258,28 @@ impl Writer {
                 signal_agent(SIGKILL);
                 Ok(())
             }
-            b"flood" => {
+            flood if flood.starts_with(b"flood ") => {
                 signal_agent(SIGKILL);
-                std::thread::spawn(flood);
-                Ok(())
+                let kind = String::from_utf8_lossy(&flood[6..]).into_owned();
+                aside(move || guest_talk::flood(&kind))
             }
             ask if ask.starts_with(b"ask ") => {
-                let name = String::from_utf8_lossy(&ask[4..]).into_owned();
-                std::thread::spawn(move || report(&["reset-vm", &name]));
-                Ok(())
+                let words = String::from_utf8_lossy(&ask[4..]).into_owned();
+                aside(move || guest_talk::ask(&words))
             }
-            b"busy" => {
-                std::thread::spawn(|| {
-                    loop {
-                        std::hint::spin_loop();
-                    }
-                });
-                Ok(())
+            ask if ask.starts_with(b"later ") => {
+                let words = String::from_utf8_lossy(&ask[6..]).into_owned();
+                say("later");
+                aside(move || {
+                    std::thread::sleep(Duration::from_secs(4));
+                    guest_talk::ask(&words);
+                })
             }
+            b"busy" => aside(|| {
+                loop {
+                    std::hint::spin_loop();
+                }
+            }),
             other => {
                 say(&format!("unknown command {}", String::from_utf8_lossy(other)));
                 Ok(())
@@ -240,24 +288,51 @@ impl Writer {
     }
 }
 
+fn aside(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    std::thread::spawn(work);
+    Ok(())
+}
+
+fn crash() -> io::Result<()> {
+    say("crashing");
+    std::fs::write("/proc/sysrq-trigger", "c")
+}
+
 /// Mainstay's agent, where the machine has its channel.
 fn run_agent() {
-    let ports = std::fs::read_dir("/sys/class/virtio-ports").into_iter().flatten().flatten();
-    let named = |port: std::fs::DirEntry| std::fs::read_to_string(port.path().join("name")).unwrap_or_default();
-    if ports.map(named).any(|name| name.trim() == "org.mainstay.guest.0") {
-        let ended = Command::new(AGENT).args(["run", "--state", "/run/state"]).status();
+    if guest_talk::has_port() {
+        guest_talk::bring_back(&open_disk().map(|disk| take_kept(&disk)).unwrap_or_default());
+        say("agent starts");
+        let ended = Command::new(AGENT).args(["run", "--state", guest_talk::STATE]).status();
         say(&format!("the agent ended: {ended:?}"));
     }
 }
 
-/// Has it ask for a reset. The line before is the moment from which the host's answer is counted.
-fn report(ask: &[&str]) {
-    say("reporting");
-    let report = ["report", "--kind", "app/lab", "--message", "asked by the lab", "--wait", "20", "--ask"];
-    match Command::new(AGENT).args(report).args(ask).output() {
-        Ok(output) => say(&format!("reported: {}", String::from_utf8_lossy(&output.stdout).replace('\n', "; "))),
-        Err(why) => say(&format!("reported: {why}")),
+/// What an earlier boot has kept, which is then gone.
+fn take_kept(disk: &File) -> Vec<u8> {
+    let mut buffer = Box::new(Kept([0; KEPT_BYTES]));
+    let at = KEPT_SECTOR * SECTOR as u64;
+    if disk.read_exact_at(&mut buffer.0, at).is_err() {
+        return Vec::new();
     }
+    let length = u64::from_le_bytes(buffer.0[..8].try_into().expect("8 bytes")) as usize;
+    let kept = buffer.0.get(8..8 + length).unwrap_or_default().to_vec();
+    buffer.0.fill(0);
+    let _ = disk.write_all_at(&buffer.0[..SECTOR], at);
+    kept
+}
+
+/// Keeps what the agent, which dies, would find on a disk of its own; then boots anew.
+fn reboot_keeping(disk: &File) -> ! {
+    signal_agent(SIGKILL);
+    let kept = guest_talk::kept();
+    let mut buffer = Box::new(Kept([0; KEPT_BYTES]));
+    if kept.len() + 8 <= KEPT_BYTES {
+        buffer.0[..8].copy_from_slice(&(kept.len() as u64).to_le_bytes());
+        buffer.0[8..8 + kept.len()].copy_from_slice(&kept);
+        let _ = disk.write_all_at(&buffer.0, KEPT_SECTOR * SECTOR as u64);
+    }
+    end_with(RB_AUTOBOOT)
 }
 
 /// The guest's CPUs do nothing but this until it is reset: no timer, no kernel thread gets in.
@@ -282,35 +357,6 @@ fn signal_agent(signal: i32) {
             unsafe { kill(pid, signal) };
         }
     }
-}
-
-/// What a hostile guest says, as fast as its channel takes it: messages that are none, cut ones, lengths of 2 GiB, and a good
-/// one, again and again.
-fn flood() {
-    let Some(mut port) = port() else { return say("no port to flood") };
-    say("flooding");
-    let junk: Vec<u8> = (0..64 * 1024_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
-    let mut long = GOOD[..8].to_vec();
-    long.extend([0, 0, 0, 0x80, 0, 0, 0, 0, 0, 0, 0, 0]);
-    loop {
-        for what in [&junk[..], &GOOD[..GOOD.len() / 2], &long[..], &GOOD.repeat(500)[..]] {
-            if port.write_all(what).is_err() {
-                std::thread::sleep(Duration::from_millis(10)); // The host has hung up, for now.
-            }
-        }
-    }
-}
-
-/// The port of Mainstay's agent, as soon as that has left it.
-fn port() -> Option<File> {
-    let named = |port: &std::fs::DirEntry| std::fs::read_to_string(port.path().join("name")).unwrap_or_default();
-    let mut ports = std::fs::read_dir("/sys/class/virtio-ports").ok()?.flatten();
-    let port = ports.find(|port| named(port).trim() == "org.mainstay.guest.0")?;
-    let device = Path::new("/dev").join(port.file_name());
-    (0..100).find_map(|_| {
-        std::thread::sleep(Duration::from_millis(50));
-        OpenOptions::new().write(true).open(&device).ok()
-    })
 }
 
 /// `virsh shutdown` presses the power button: key 116 of some input device.

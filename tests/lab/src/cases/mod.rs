@@ -8,7 +8,7 @@
 //!
 //! - `ground`: the words in which cases are told. `restore`: from whatever a case left to a healthy lab.
 //! - `guests`, `homes`, `images`, `kill`, `power`, `freeze`, `cut`, `storage`, `people`, `restarts`, `guards`, `moves`, `foreign`, `junk`,
-//!   `chaos`: the cases.
+//!   `remedies`, `chaos`: the cases.
 //! - `report`: what is kept of a case that failed.
 //!
 //! Cases are ordered by setting, since another kind of locks needs other mounts, and thus a power loss of all hosts.
@@ -28,9 +28,11 @@ mod kill;
 mod moves;
 mod people;
 mod power;
+mod remedies;
 pub mod report;
 mod restarts;
 mod restore;
+mod screens;
 mod storage;
 
 use std::time::Duration;
@@ -222,6 +224,36 @@ pub const ALL: &[Case] = &[
         "guest-fails",
         "a guest panics, spins, hangs: reset; its agent dies or its storage stalls: it is not",
         guests::fail,
+    ),
+    case(
+        "guest-panics-always",
+        "a guest panics in each boot: reset three times, then told once that it needs attention",
+        guests::panics_always,
+    ),
+    case(
+        "guest-floods",
+        "four hostile guests for 15 s (--full: 5 min): an agent's CPU at most 5 %, memory flat, others reset within 250 ms",
+        guests::flood,
+    ),
+    case(
+        "guest-reconnects",
+        "agent restarted, guest moved, booted, put back, 2 times each (--full: 20): heard within 2 s, nothing lost or done twice",
+        guests::reconnect,
+    ),
+    case(
+        "guest-debian",
+        "a Debian guest with systemd: a unit fails: reset; freeze, thaw and shutdown as the host asks",
+        guests::debian,
+    ),
+    case(
+        "guest-screens",
+        "stop screens are reset; boot loader prompts and missing boot devices are told; in text and in graphics",
+        screens::all,
+    ),
+    case(
+        "guest-remedies",
+        "a guest is given a port while it runs; power cycle, reboot, migration, restart elsewhere by rules: once",
+        remedies::all,
     ),
     case("chaos", "a minute of random faults and operators: never two, all as wanted when healed", chaos::short),
     with(Setting::POWER, case("kill-power-suspect", "a power switch confirms at once: within 5 s", power::suspect)),

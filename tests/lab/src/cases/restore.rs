@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  heal cuts, thaw, storage answers ──► hosts on (a fenced one boots anew) ──► units run ──► all see all live
-//!     ──► other locks? all hosts off, mounts anew, on ──► settings ──► guests run, once, protected ──► healthy
+//!     ──► guests of a case that failed away ──► other locks? all hosts off, mounts anew, on ──► settings ──► guests run, once, protected ──► healthy
 //!     └─ not within its time, or a disk remembers a crime ──► lab made anew, once ─┘
 //! ```
 
@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::{GUESTS, Ground, Setting};
+use super::{GUESTS, Ground, Setting, guests};
 use crate::agents::{self, View};
 use crate::host::{Host, Power};
 use crate::lab::wait;
@@ -53,6 +53,7 @@ impl Ground {
         self.end_faults()?;
         self.hosts_up()?;
         self.wait_cluster()?;
+        guests::clear(self)?;
         if !self.mounts_are(setting.locks)? {
             self.set(setting)?;
             self.remount(setting.locks)?;

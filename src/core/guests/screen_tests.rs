@@ -1,0 +1,213 @@
+//! Screens, and what is made of them. One guest, tenth by tenth of a second.
+
+use std::time::Duration;
+
+use mainstay_guest::message::{Application, Beat, FromGuest};
+
+use super::*;
+use crate::types::failure::FailureKind;
+use crate::types::guests::{Glob, Limits, Monitor, Preset};
+
+const WEB: VmId = VmId(uuid::Uuid::from_u128(1));
+const STORE: DatastoreId = DatastoreId(uuid::Uuid::from_u128(2));
+const STOP: &str = "*** STOP: 0x0000007B (0xF78D2524,0xC0000034)";
+const NOTHING: [&str; 0] = [];
+
+/// What the guest does and shows.
+#[derive(Clone, Copy)]
+struct Shown {
+    text: &'static str,
+    /// In a graphics mode.
+    is_picture: bool,
+    beats: bool,
+    io: u64,
+    cpu: f64,
+    runs: bool,
+    storage_well: bool,
+}
+
+const FINE: Shown =
+    Shown { text: "web login:", is_picture: false, beats: false, io: 1, cpu: 0.1, runs: true, storage_well: true };
+/// Halted.
+const STOPPED: Shown = Shown { text: STOP, io: 0, cpu: 0.0, ..FINE };
+
+struct Story {
+    guests: Guests,
+    /// Tenths of a second.
+    now: u64,
+    io: u64,
+    cpu: Duration,
+    reads: usize,
+    told: Vec<String>,
+    signs: Vec<FailureKind>,
+}
+
+/// A guest without an agent, looked at so often.
+fn story(screen_s: Option<u32>) -> Story {
+    let (silence_s, io_s, uptime_s) = (Some(10), Some(20), Some(20));
+    let monitor = Monitor { vm: Glob::any(), preset: Preset::Medium, silence_s, io_s, uptime_s, screen_s };
+    let limits = Limits { resets_per_hour: 3, backoff_s: 30 };
+    let settings = GuestSettings { monitors: vec![monitor], limits, ..GuestSettings::default() };
+    let (told, signs) = (Vec::new(), Vec::new());
+    let mut story = Story { guests: Guests::default(), now: 0, io: 0, cpu: Duration::ZERO, reads: 0, told, signs };
+    story.guests.step(story.time(), GuestEvent::Settings(settings));
+    story.guests.step(story.time(), GuestEvent::Runs { vm: WEB, name: "web".to_owned(), stores: Some(vec![STORE]) });
+    story.guests.step(story.time(), GuestEvent::Connected(WEB));
+    story
+}
+
+impl Story {
+    fn time(&self) -> Time {
+        Time::ZERO + Duration::from_secs(1000) + Duration::from_millis(self.now * 100)
+    }
+
+    fn step(&mut self, shown: Shown, event: GuestEvent) {
+        for act in self.guests.step(self.time(), event) {
+            let Shown { text, is_picture, runs, storage_well, .. } = shown;
+            let sample = Sample { runs, io: self.io, cpu: self.cpu, cpus: 2 };
+            let unwell = if storage_well { Vec::new() } else { vec![STORE] };
+            match act {
+                GuestAct::Sample(vm) => self.step(shown, GuestEvent::Sampled { vm, sample: Some(sample), unwell }),
+                GuestAct::Glance { vm, read } => {
+                    let mark = Mark(text.bytes().fold(7, |mark, byte| mark * 31 % 1_000_003 + u64::from(byte)));
+                    let shows = match (is_picture, read == Some(mark)) {
+                        (false, _) => Shows::Text(text.to_owned()),
+                        (true, false) => Shows::Picture,
+                        (true, true) => {
+                            self.reads += 1;
+                            Shows::Read(text.to_owned())
+                        }
+                    };
+                    let glimpse = Some(Glimpse { mark, shows, sample });
+                    self.step(shown, GuestEvent::Glimpsed { vm, glimpse, unwell });
+                }
+                GuestAct::Keep { ticket, case, .. } => {
+                    let class = case.sign.clone().expect("its screen was the reason");
+                    self.signs.push(class.kind);
+                    self.step(shown, GuestEvent::Looked(ticket, class));
+                }
+                GuestAct::Order { ticket, step, .. } => {
+                    self.told.push(format!("{} {step:?}", self.now / 10).to_lowercase());
+                    self.step(shown, GuestEvent::Done(ticket, Ok(())));
+                }
+                GuestAct::Note(note) => self.told.push(format!("{} {}", self.now / 10, note.text)),
+                GuestAct::Say(..) | GuestAct::Tell(..) | GuestAct::TellMaster(_) | GuestAct::Outcome(..) => {}
+                GuestAct::TellOthers(_) | GuestAct::Save(..) | GuestAct::Run { .. } => {}
+            }
+        }
+    }
+
+    /// So many seconds of this; what was told.
+    fn goes(&mut self, seconds: u64, shown: Shown) -> Vec<String> {
+        for _ in 0..seconds * 10 {
+            if self.now.is_multiple_of(10) && shown.beats {
+                let beat = Beat {
+                    boot: [1; 16],
+                    uptime_s: self.now / 10,
+                    load_centi: 0,
+                    available_kib: 0,
+                    root_writable: true,
+                    failed_units: 0,
+                    application: Application::Unwatched,
+                    ready: true,
+                    frozen: false,
+                    dropped: 0,
+                };
+                self.step(shown, GuestEvent::Said(WEB, Box::new(FromGuest::Beat(beat))));
+            }
+            self.io += shown.io;
+            self.cpu += Duration::from_millis(100).mul_f64(shown.cpu);
+            if self.guests.next_due().is_some_and(|due| due <= self.time()) {
+                self.step(shown, GuestEvent::Due);
+            }
+            self.now += 1;
+        }
+        std::mem::take(&mut self.told)
+    }
+}
+
+#[test]
+fn a_stop_screen_that_stands_is_reset_without_an_agent() {
+    for is_picture in [false, true] {
+        let mut story = story(Some(2));
+        let fine = Shown { is_picture, ..FINE };
+        assert_eq!(story.goes(61, fine), NOTHING);
+        let told = story.goes(10, Shown { is_picture, ..STOPPED });
+        let why = format!("its screen has shown for 4 s: Windows stop screen ({STOP})");
+        assert_eq!(told, [format!("66 web: reset: {why}"), "66 reset".to_owned()], "seen at 62, and at 66 for 4 s");
+        // Read once; what it showed when it worked is not.
+        assert_eq!((story.signs.as_slice(), story.reads), (&[FailureKind::StopScreen][..], usize::from(is_picture)));
+    }
+    let mut unasked = story(None);
+    assert_eq!(unasked.goes(300, STOPPED), NOTHING, "the policy does not say so");
+}
+
+#[test]
+fn what_moves_beats_or_is_held_up_is_not_stuck() {
+    for (what, shown) in [
+        ("it does I/O", Shown { io: 1, ..STOPPED }),
+        ("its agent is heard", Shown { beats: true, ..STOPPED }),
+        ("it is paused", Shown { runs: false, ..STOPPED }),
+        ("its storage is in trouble", Shown { storage_well: false, ..STOPPED }),
+        ("an oops may be survived", Shown { text: "Oops: 0002 [#1] PREEMPT SMP NOPTI", ..STOPPED }),
+        ("nothing of that", Shown { text: "C:\\>", ..STOPPED }),
+    ] {
+        assert_eq!(story(Some(2)).goes(300, shown), NOTHING, "{what}");
+    }
+    let mut changes = story(Some(2));
+    for _ in 0..10 {
+        assert_eq!(changes.goes(3, STOPPED), NOTHING);
+        assert_eq!(changes.goes(2, Shown { text: "*** STOP: 0x0000007B dumping", ..STOPPED }), NOTHING);
+    }
+    let mut works = story(Some(2));
+    let told = works.goes(30, Shown { cpu: 0.3, ..STOPPED });
+    assert_eq!(told.last().unwrap(), "20 reset", "its CPUs neither spin nor stand: after the I/O window");
+    assert_eq!(story(Some(2)).goes(8, Shown { cpu: 1.0, ..STOPPED }).last().unwrap(), "4 reset", "one of two spins");
+}
+
+#[test]
+fn what_waits_for_a_person_is_told_once_and_left_alone() {
+    for (text, expected) in [
+        ("No bootable device.", "no bootable device (No bootable device.); nothing is done: look at its disks"),
+        (
+            "error: unknown filesystem.\ngrub rescue>",
+            "boot loader (error: unknown filesystem.); nothing is done: look at its console",
+        ),
+        ("(initramfs)", "Linux initramfs shell ((initramfs)); nothing is done: look at its console"),
+    ] {
+        let mut story = story(Some(2));
+        assert_eq!(story.goes(9, Shown { text, ..STOPPED }), NOTHING, "a boot passes by that");
+        let told = story.goes(600, Shown { text, ..STOPPED });
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].contains(expected), "{told:?}");
+    }
+}
+
+#[test]
+fn the_screen_of_a_silent_agents_guest_shortens_the_wait() {
+    let mut story = story(None);
+    story.goes(60, Shown { beats: true, ..FINE });
+    let panic = Shown { text: "Kernel panic - not syncing: sysrq triggered crash", cpu: 1.0, ..STOPPED };
+    let told = story.goes(30, panic);
+    assert_eq!(told.last().unwrap(), "63 reset", "the last beat was at 59; without a screen it would be 70");
+    assert_eq!(story.signs, [FailureKind::Panic]);
+}
+
+#[test]
+fn resets_have_their_limits_and_one_that_is_not_needed_any_more_is_not_done() {
+    let mut limited = story(Some(2));
+    let told = limited.goes(600, STOPPED);
+    let resets: Vec<&String> = told.iter().filter(|line| line.ends_with(" reset")).collect();
+    assert_eq!(resets, ["4 reset", "34 reset", "94 reset"]);
+    assert!(told.last().unwrap().contains("needs attention"), "{told:?}");
+
+    for is_reset_by_a_person in [false, true] {
+        let mut story = story(Some(2));
+        assert_eq!(story.goes(20, STOPPED).last().unwrap(), "4 reset", "and the next one waits");
+        if is_reset_by_a_person {
+            story.step(FINE, GuestEvent::Rebooted(WEB));
+        }
+        let told = story.goes(60, FINE);
+        assert_eq!(told, ["34 web is heard again, or shows something else: nothing is done any more"]);
+    }
+}

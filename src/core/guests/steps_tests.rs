@@ -1,0 +1,206 @@
+//! Remedies, step by step. One VM.
+
+use std::time::Duration;
+
+use mainstay_guest::message::{Application, Beat, FromGuest, GuestHello, Report, ReportId, Severity, System, Wish};
+
+use super::tests::unknown;
+use super::*;
+use crate::types::guests::{Consequence, Glob, Rule};
+
+const WEB: VmId = VmId(uuid::Uuid::from_u128(1));
+
+struct Story {
+    guests: Guests,
+    second: u64,
+    reports: u8,
+}
+
+/// Any report of it gets this.
+fn story(remedy: Remedy) -> Story {
+    let rule = Rule { then: Consequence::Own(remedy), ..GuestSettings::default().rules[0].clone() };
+    let settings = GuestSettings { rules: vec![Rule { kind: Glob::any(), ..rule }], ..GuestSettings::default() };
+    let mut story = Story { guests: Guests::default(), second: 1000, reports: 0 };
+    story.happens(GuestEvent::Settings(settings));
+    story.happens(runs());
+    story.happens(GuestEvent::Connected(WEB));
+    story.boots(1);
+    story
+}
+
+fn runs() -> GuestEvent {
+    GuestEvent::Runs { vm: WEB, name: "web".to_owned(), stores: None }
+}
+
+impl Story {
+    fn boots(&mut self, boot: u8) -> Vec<String> {
+        let hello = GuestHello { protocol: 1, agent: String::new(), boot: [boot; 16], system: System::default() };
+        self.happens(GuestEvent::Said(WEB, Box::new(FromGuest::Hello(hello))))
+    }
+
+    fn beats(&mut self, boot: u8) {
+        let beat = Beat {
+            boot: [boot; 16],
+            uptime_s: 100,
+            load_centi: 0,
+            available_kib: 0,
+            root_writable: true,
+            failed_units: 0,
+            application: Application::Unwatched,
+            ready: true,
+            frozen: false,
+            dropped: 0,
+        };
+        self.happens(GuestEvent::Said(WEB, Box::new(FromGuest::Beat(beat))));
+    }
+
+    fn reports(&mut self) -> Vec<String> {
+        self.reports += 1;
+        let (kind, message) = ("app/db".to_owned(), "broken".to_owned());
+        let (id, severity) = (ReportId([self.reports; 16]), Severity::Critical);
+        let report = Report { id, sequence: 1, boot: [1; 16], severity, kind, message, wish: Wish::None };
+        self.happens(GuestEvent::Said(WEB, Box::new(FromGuest::Report(report))))
+    }
+
+    fn done(&mut self, ticket: u64, result: Result<(), &str>) -> Vec<String> {
+        self.happens(GuestEvent::Done(Ticket(ticket), result.map_err(str::to_owned)))
+    }
+
+    fn passes(&mut self, seconds: u64) -> Vec<String> {
+        self.second += seconds;
+        self.happens(GuestEvent::Due)
+    }
+
+    fn happens(&mut self, event: GuestEvent) -> Vec<String> {
+        let (mut all, mut events) = (Vec::new(), vec![event]);
+        while let Some(event) = events.pop() {
+            for act in self.guests.step(Time::ZERO + Duration::from_secs(self.second), event) {
+                match act {
+                    GuestAct::Keep { ticket, .. } => events.push(GuestEvent::Looked(ticket, unknown())),
+                    GuestAct::Order { ticket, step, .. } => all.push(format!("{step:?} {}", ticket.0)),
+                    GuestAct::Say(_, ToGuest::Ask { ask, order }) => all.push(format!("asked {order:?} {ask}")),
+                    GuestAct::Say(_, ToGuest::Answer { verdict, why, .. }) => all.push(format!("{verdict}: {why}")),
+                    GuestAct::Outcome(ticket, result) => all.push(format!("outcome {}: {result:?}", ticket.0)),
+                    GuestAct::Save(number, _) => events.push(GuestEvent::Saved(number)),
+                    GuestAct::TellOthers(_) => all.push("others are told".to_owned()),
+                    GuestAct::Say(..)
+                    | GuestAct::Sample(_)
+                    | GuestAct::Glance { .. }
+                    | GuestAct::Run { .. }
+                    | GuestAct::Tell(..)
+                    | GuestAct::TellMaster(_)
+                    | GuestAct::Note(_) => {}
+                }
+            }
+        }
+        all
+    }
+}
+
+#[test]
+fn a_reboot_is_asked_of_the_agent_and_ends_with_the_boot() {
+    let mut story = story(Remedy::Reboot);
+    story.beats(1);
+    assert_eq!(story.reports(), ["asked Reboot 1"]);
+    assert_eq!(story.happens(GuestEvent::Said(WEB, Box::new(FromGuest::Outcome { ask: 1, result: Ok(()) }))), [""; 0]);
+    assert_eq!(story.passes(60), [""; 0], "it takes its time");
+    assert_eq!(story.boots(2), ["outcome 1: Ok(())", "done: reboot"]);
+}
+
+#[test]
+fn a_reboot_that_does_not_come_becomes_a_reset() {
+    let mut refused = story(Remedy::Reboot);
+    refused.beats(1);
+    refused.reports();
+    let no = |ask| GuestEvent::Said(WEB, Box::new(FromGuest::Outcome { ask, result: Err("busy".to_owned()) }));
+    assert_eq!(refused.happens(no(7)), [""; 0], "nobody has asked that");
+    assert_eq!(refused.happens(no(1)), ["Reset 2"]);
+    assert_eq!(refused.happens(no(1)), [""; 0]);
+    assert_eq!(refused.done(2, Ok(())), ["outcome 1: Ok(())", "done: reboot"]);
+
+    let mut silent = story(Remedy::Reboot);
+    assert_eq!(silent.reports(), ["Reboot 2"], "its agent is not heard: libvirt asks it");
+    assert_eq!(silent.done(2, Ok(())), [""; 0]);
+    assert_eq!(silent.passes(119), [""; 0]);
+    assert_eq!(silent.passes(1), ["Reset 3"]);
+    assert_eq!(silent.done(3, Ok(())), ["outcome 1: Ok(())", "done: reboot"]);
+
+    let mut gone = story(Remedy::Reboot);
+    gone.reports();
+    gone.done(2, Ok(()));
+    let outcome = gone.happens(GuestEvent::Ended(WEB));
+    assert_eq!(outcome[0], "outcome 1: Err(\"it has ended, and did not boot\")");
+}
+
+#[test]
+fn a_power_cycle_is_done_when_it_runs_again() {
+    let mut story = story(Remedy::PowerCycle);
+    assert_eq!(story.reports(), ["End 2"]);
+    assert_eq!(story.done(2, Ok(())), [""; 0]);
+    assert_eq!(story.happens(runs()), [""; 0], "it still runs");
+    assert_eq!(story.happens(GuestEvent::Ended(WEB)), [""; 0]);
+    assert_eq!(story.happens(runs()), ["outcome 1: Ok(())", "done: power-cycle"]);
+}
+
+#[test]
+fn one_that_does_not_come_back_has_lost_its_state_and_counts() {
+    let mut story = story(Remedy::PowerCycle);
+    story.reports();
+    story.done(2, Ok(()));
+    story.happens(GuestEvent::Ended(WEB));
+    let told = story.passes(60);
+    assert!(
+        told[1].starts_with("denied: the power-cycle failed: its QEMU was ended, and it has not come back"),
+        "{told:?}"
+    );
+    assert!(story.reports()[0].starts_with("delayed"), "not at once again");
+    assert_eq!(story.guests.vms[&WEB].history.counted(), 1);
+}
+
+#[test]
+fn a_restart_elsewhere_moves_what_has_come_back() {
+    let mut story = story(Remedy::RestartElsewhere);
+    assert_eq!(story.reports(), ["others are told", "End 2"]);
+    story.done(2, Ok(()));
+    story.happens(GuestEvent::Ended(WEB));
+    assert_eq!(story.happens(runs()), ["Move 3"]);
+    assert_eq!(story.done(3, Err("it is being worked on")), [""; 0]);
+    assert_eq!(story.passes(1), ["Move 4"]);
+    assert_eq!(story.done(4, Ok(())), ["outcome 1: Ok(())", "done: restart-elsewhere"]);
+}
+
+#[test]
+fn a_move_that_is_denied_for_long_has_failed() {
+    let mut story = story(Remedy::Migrate);
+    assert_eq!(story.reports(), ["others are told", "Move 2"]);
+    let mut ticket = 2;
+    let failed = loop {
+        let told = story.done(ticket, Err("no place"));
+        if !told.is_empty() {
+            break told;
+        }
+        ticket += 1;
+        assert_eq!(story.passes(1), [format!("Move {ticket}")]);
+    };
+    assert_eq!(failed[1], "denied: the migrate failed: no place");
+    assert_eq!(story.second, 1030);
+}
+
+#[test]
+fn one_that_has_left_is_not_moved_from_where_it_is() {
+    let mut story = story(Remedy::Migrate);
+    story.reports();
+    story.done(2, Err("it is being worked on"));
+    story.happens(GuestEvent::Ended(WEB));
+    let told = story.passes(1);
+    assert_eq!(told[1], "denied: the migrate failed: it does not run here any more");
+}
+
+#[test]
+fn whatever_hangs_has_its_time() {
+    let mut story = story(Remedy::Suspend);
+    assert_eq!(story.reports(), ["Suspend 2"]);
+    let told = story.passes(900);
+    assert_eq!(told[1], "denied: the suspend failed: nobody says what became of it (Suspend)");
+    assert_eq!(story.done(2, Ok(())), [""; 0], "too late");
+}

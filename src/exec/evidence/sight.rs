@@ -1,0 +1,232 @@
+//! What has been seen of a failed guest so far, part by part.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::Duration;
+
+use super::{MAX_AT_ONCE, picture, says_nothing, screen};
+use crate::core::guests::classify::{Shown, classify};
+use crate::core::guests::{Case, FoundBy};
+use crate::exec::clock;
+use crate::exec::libvirt::Part;
+use crate::exec::reading::{self, Reader};
+use crate::types::Time;
+use crate::types::failure::{Class, FailureFile as F, MissingFile};
+
+/// Bytes of the console that are kept.
+pub(super) const TAIL: u64 = 64 * 1024;
+/// Bytes of statistics that are kept.
+const MAX_STATISTICS: usize = 256 * 1024;
+
+/// What has been seen so far.
+pub(super) struct Sight {
+    parts: Receiver<Part>,
+    readers: Arc<AtomicUsize>,
+    reader: Arc<Reader>,
+    tail: Option<Receiver<Result<Vec<u8>, String>>>,
+    /// No part comes any more.
+    ended: bool,
+    screen: Option<Result<String, String>>,
+    picture: Option<Result<Vec<u8>, String>>,
+    console: Option<Result<Vec<u8>, String>>,
+    statistics: Option<Result<String, String>>,
+    /// The picture's text is being read.
+    reading: Option<Receiver<Result<String, String>>>,
+    read: Option<Result<String, String>>,
+}
+
+impl Sight {
+    pub(super) fn new(parts: Receiver<Part>, readers: Arc<AtomicUsize>, reader: Arc<Reader>) -> Self {
+        let (tail, screen, picture, console, statistics) = (None, None, None, None, None);
+        let (reading, read) = (None, None);
+        Self { parts, readers, reader, tail, ended: false, screen, picture, console, statistics, reading, read }
+    }
+
+    /// Until everything is there, or the time is over. A picture's text counts as long as nothing else says what it is, and unless
+    /// a message asks for the remedy: that waits for no program.
+    pub(super) fn gather(&mut self, until: Time, case: &Case) {
+        while !self.ended && !self.is_complete() {
+            match self.parts.recv_timeout(until.since(clock::now())) {
+                Ok(part) => self.put(part),
+                Err(RecvTimeoutError::Timeout) => break,
+                Err(RecvTimeoutError::Disconnected) => self.ended = true,
+            }
+            if case.by == FoundBy::Monitoring {
+                self.begin_reading();
+            }
+        }
+        self.take_console(until);
+        if says_nothing(&self.classify(case)) {
+            self.take_reading(until);
+        }
+    }
+
+    /// After the remedy went: the part that was under way, statistics, the console.
+    pub(super) fn gather_late(&mut self, until: Time, waited: Duration) {
+        let mut under_way = true;
+        while !self.ended && !self.is_complete() {
+            let Ok(part) = self.parts.recv_timeout(until.since(clock::now())) else { break };
+            match part {
+                Part::Console(_) | Part::Statistics(_) => self.put(part),
+                Part::Memory(_) | Part::Picture(_) if under_way => self.put(part),
+                Part::Memory(_) => self.screen = Some(Err(too_late(waited))),
+                Part::Picture(_) => self.picture = Some(Err(too_late(waited))),
+            }
+            under_way = false;
+        }
+        self.take_console(until);
+    }
+
+    /// A picture's text, after everything else.
+    pub(super) fn read_late(&mut self) {
+        self.begin_reading();
+        self.take_reading(clock::now() + 2 * reading::TIME);
+    }
+
+    /// Where there is a picture and no text screen.
+    fn begin_reading(&mut self) {
+        let Some(Ok(picture)) = self.picture.as_ref().filter(|_| matches!(self.screen, Some(Err(_)))) else { return };
+        if self.reading.is_some() || self.read.is_some() {
+            return;
+        }
+        let (reader, picture, (tell, told)) = (Arc::clone(&self.reader), picture.clone(), sync_channel(1));
+        let reading = std::thread::Builder::new().name("reading".into()).spawn(move || {
+            let _ = tell.send(reader.read(&picture)); // Nobody waits for a late one.
+        });
+        match reading {
+            Ok(_) => self.reading = Some(told),
+            Err(error) => self.read = Some(Err(format!("no thread: {error}"))),
+        }
+    }
+
+    fn take_reading(&mut self, until: Time) {
+        let Some(reading) = &self.reading else { return };
+        match reading.recv_timeout(until.since(clock::now())) {
+            Ok(read) => (self.read, self.reading) = (Some(read), None),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => self.reading = None,
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        let console = self.console.is_some() || self.tail.is_some();
+        console && self.screen.is_some() && self.picture.is_some() && self.statistics.is_some()
+    }
+
+    fn put(&mut self, part: Part) {
+        match part {
+            Part::Console(Ok(Some(path))) => match tail(path, &self.readers) {
+                Ok(tail) => self.tail = Some(tail),
+                Err(why) => self.console = Some(Err(why)),
+            },
+            Part::Console(Ok(None)) => {
+                let why = "its definition logs no serial console to a file (<serial> with <log file='…'/>)";
+                self.console = Some(Err(why.to_owned()));
+            }
+            Part::Console(Err(why)) => self.console = Some(Err(why)),
+            Part::Memory(memory) => self.screen = Some(memory.and_then(|memory| screen::text(&memory))),
+            Part::Picture(picture) => self.picture = Some(picture),
+            Part::Statistics(statistics) => self.statistics = Some(statistics.map(|all| lines(&all))),
+        }
+    }
+
+    fn take_console(&mut self, until: Time) {
+        let Some(tail) = &self.tail else { return };
+        match tail.recv_timeout(until.since(clock::now())) {
+            Ok(console) => (self.console, self.tail) = (Some(console), None),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => self.tail = None,
+        }
+    }
+
+    pub(super) fn classify(&self, case: &Case) -> Class {
+        let console = self.console.as_ref().and_then(|console| console.as_ref().ok());
+        let console = console.map(|bytes| String::from_utf8_lossy(bytes));
+        classify(&Shown {
+            system: case.system.as_ref(),
+            panicked: case.panicked.as_deref(),
+            screen: self.screen.as_ref().and_then(|screen| screen.as_deref().ok()),
+            picture: self.read.as_ref().and_then(|read| read.as_deref().ok()),
+            console: console.as_deref(),
+            sign: case.sign.as_ref(),
+            reported: case.by == FoundBy::Message,
+        })
+    }
+
+    pub(super) fn into_files(self, waited: Duration) -> (Vec<(F, Vec<u8>)>, Vec<MissingFile>) {
+        let console = self.console.or_else(|| self.tail.map(|_| Err("its file does not answer".to_owned())));
+        // A raw picture is turned into PNG only now: that takes longer than a remedy may wait.
+        let all = [
+            (F::Screen, self.screen.map(|screen| screen.map(String::into_bytes))),
+            (F::Picture, self.picture.map(|picture| picture.and_then(picture::png))),
+            (F::Console, console),
+            (F::Statistics, self.statistics.map(|text| text.map(String::into_bytes))),
+        ];
+        // Where there is a text screen, nothing was to be read.
+        let read = self.read.map(|read| (F::PictureText, Some(read.map(String::into_bytes))));
+        let (mut files, mut missing) = (Vec::new(), Vec::new());
+        for (file, found) in all.into_iter().chain(read) {
+            match found.unwrap_or_else(|| Err(too_late(waited))) {
+                Ok(bytes) => files.push((file, bytes)),
+                Err(why) => missing.push(MissingFile { file, why }),
+            }
+        }
+        (files, missing)
+    }
+}
+
+fn too_late(waited: Duration) -> String {
+    format!("not shown within {} ms, for which the remedy waited", waited.as_millis())
+}
+
+/// One `name=value` a line.
+fn lines(all: &[(String, String)]) -> String {
+    let mut text = String::new();
+    for (name, value) in all {
+        if MAX_STATISTICS < text.len() + name.len() + value.len() {
+            break;
+        }
+        text.push_str(&format!("{name}={value}\n"));
+    }
+    text
+}
+
+/// Reads the end of a console's file on a thread of its own: it may lie on storage that hangs.
+fn tail(path: String, readers: &Arc<AtomicUsize>) -> Result<Receiver<Result<Vec<u8>, String>>, String> {
+    if MAX_AT_ONCE <= readers.fetch_add(1, Ordering::Relaxed) {
+        readers.fetch_sub(1, Ordering::Relaxed);
+        return Err(format!("the files of {MAX_AT_ONCE} consoles do not answer already"));
+    }
+    let (tell, told) = sync_channel(1);
+    let count = Arc::clone(readers);
+    let reading = std::thread::Builder::new().name("console".into()).spawn(move || {
+        let read = read_tail(Path::new(&path)).map_err(|error| format!("{path}: {error}"));
+        count.fetch_sub(1, Ordering::Relaxed);
+        let _ = tell.send(read); // Nobody waits for a late one.
+    });
+    match reading {
+        Ok(_) => Ok(told),
+        Err(error) => {
+            readers.fetch_sub(1, Ordering::Relaxed);
+            Err(format!("no thread: {error}"))
+        }
+    }
+}
+
+pub(super) fn read_tail(path: &Path) -> io::Result<Vec<u8>> {
+    // Not blocking: a FIFO without a writer would hang.
+    let file: File = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::other("no regular file"));
+    }
+    let mut bytes = vec![0; usize::try_from(metadata.len().min(TAIL)).unwrap_or(0)];
+    let length = file.read_at(&mut bytes, metadata.len().saturating_sub(TAIL))?;
+    bytes.truncate(length);
+    Ok(bytes)
+}

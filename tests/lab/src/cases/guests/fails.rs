@@ -1,0 +1,205 @@
+//! A guest fails, and says nothing; what is kept of it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use super::{HEARD, NAME, ORDER, Talker, Talkers, USUAL, clear, demand, often, remedies, reset_after};
+use crate::agents;
+use crate::cases::Ground;
+use crate::guest::Talking;
+use crate::host::Host;
+use crate::judge::Moment;
+use crate::lab::wait;
+use crate::storage::Fault;
+
+/// To the reset of one whose kernel has told that it panicked.
+const PANIC: Duration = Duration::from_secs(1);
+/// Without beats and I/O, by the policy of these cases; and how much later the reset may come.
+const SILENCE: Duration = Duration::from_secs(4);
+const LATER: Duration = Duration::from_secs(2);
+/// Times that a case can wait for.
+const SOON: &str = "[[monitor]]\nsilence_s = 4\nio_s = 4\nuptime_s = 1\n";
+/// A cluster's own limit, with waits that a case can afford: 1 s, then 2 s.
+const THREE: &str = "[limits]\nresets_per_hour = 3\nbackoff_s = 1\n";
+const DEVICE: Talking = Talking { panic_device: true, words: "" };
+
+pub fn fail(ground: &mut Ground) -> Result<()> {
+    let host = ground.subordinate()?;
+    ground.watch()?;
+    let talkers = Talkers::begin(ground, &[(NAME, &host)], DEVICE, &often(SOON))?;
+    let talker = &talkers.0[0];
+    let mut kept = Kept { host, last: 0, at: None };
+    // Before the panic: where a boot begins is not to be seen on the console of a kernel that is told to be quiet.
+    for (order, mark) in [("spin", "spinning"), ("hang", "hanging")] {
+        kept.will_be();
+        let took = reset_after(ground, order, mark, talker, talker)?;
+        ground.within(&format!("reset of one that is {mark}"), took, SILENCE + LATER)?;
+        kept.hang(mark)?;
+    }
+    kept.will_be();
+    let mut took = reset_after(ground, "crash", "crashing", talker, talker)?;
+    ground.within("reset after a panic that was told", took, PANIC)?;
+    kept.panic()?;
+    mute(ground, talker)?;
+    stall(ground, talker)?;
+    clear(ground)?;
+
+    let talkers = Talkers::begin(ground, &[(NAME, &host)], Talking::default(), &often(SOON))?;
+    took = reset_after(ground, "crash", "crashing", &talkers.0[0], &talkers.0[0])?;
+    ground.within("reset after a panic that nobody tells", took, SILENCE + LATER)?;
+    kept.panic()?;
+    clear(ground)
+}
+
+/// Of a kernel that panics in each boot.
+pub fn panics_always(ground: &mut Ground) -> Result<()> {
+    const RESETS: usize = 3;
+    const QUIET: Duration = Duration::from_secs(15);
+    let host = ground.subordinate()?;
+    ground.watch()?;
+    let began = Moment::now();
+    let always = Talking { panic_device: true, words: "panics" };
+    // Of its own for each run: what was done to another one within the hour counts.
+    let name = format!("panics-{}", agents::clock_of_day_ms());
+    let talkers = Talkers::begin(ground, &[(&name, &host)], always, &format!("{USUAL}{THREE}"))?;
+    let given_up = |note: &agents::Note| note.kind == "guest-needs-attention" && note.vm.as_ref() == Some(&name);
+    let note = ground.wait_note(began, "needing attention", ORDER, given_up)?;
+    demand(note.level == "alarm", "it was to be an alarm")?;
+    // More than all that would come: each boot takes a few seconds, each wait less than five.
+    std::thread::sleep(QUIET);
+    let (count, boots) = (remedies(ground, began, &name), talkers.0[0].console.count("up "));
+    demand(count == RESETS, &format!("{count} resets, not {RESETS}"))?;
+    demand(boots == RESETS + 1, &format!("{boots} boots, not {}", RESETS + 1))?;
+    let notes = agents::all_notes(&ground.hosts_on(), Moment::now().since(began));
+    let told = notes.iter().filter(|note| began <= note.at() && given_up(note)).count();
+    demand(told == 1, &format!("told {told} times that it needs attention"))?;
+    ground.figure(format!("{count} resets, {boots} boots, then told once"));
+    clear(ground)
+}
+
+/// The agent is dead, the guest works: told, and nothing else.
+fn mute(ground: &Ground, talker: &Talker) -> Result<()> {
+    let (began, marks) = (Moment::now(), talker.console.count("muted"));
+    talker.tell(ground, "mute")?;
+    talker.console.wait_more("muted", marks)?;
+    let told = |note: &agents::Note| note.kind == "guest-agent-silent" && note.vm.as_deref() == Some(NAME);
+    ground.wait_note(began, "its silence", ORDER, told)?;
+    std::thread::sleep(SILENCE * 2);
+    demand(remedies(ground, began, NAME) == 0, "it works, and was reset")?;
+    // Only a new boot brings the agent back.
+    let heard = talker.console.count(HEARD);
+    agents::ask(&talker.host, ORDER, &["virsh", "-q", "reset", NAME])?;
+    talker.console.wait_more(HEARD, heard).map(drop)
+}
+
+/// The storage of its host stalls: that is not the guest's fault.
+fn stall(ground: &Ground, talker: &Talker) -> Result<()> {
+    let mut reach = ground.guests_on(&talker.host)?;
+    reach.push(NAME.to_owned());
+    let began = ground.fault("its storage stalls", &reach)?;
+    ground.lab().storage()?.fault(&talker.host.name(), Fault::Hang)?;
+    std::thread::sleep(SILENCE * 4);
+    ground.lab().storage()?.fault(&talker.host.name(), Fault::None)?;
+    std::thread::sleep(SILENCE * 2);
+    demand(remedies(ground, began, NAME) == 0, "its storage stalled, and it was reset")
+}
+
+// ---- what is kept ---------------------------------------------------------------------------------------------------
+
+/// What `mainstay vm failures` says of one.
+#[derive(Debug, Deserialize)]
+struct Failure {
+    class: Class,
+    outcome: String,
+    files: Vec<File>,
+    system: String,
+    number: u32,
+}
+
+#[derive(Debug, Deserialize)]
+struct Class {
+    family: String,
+    kind: String,
+    line: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct File {
+    file: String,
+    bytes: u64,
+}
+
+/// One guest's failures.
+struct Kept {
+    host: Host,
+    /// The number of the last that was looked at, and when.
+    last: u32,
+    at: Option<Instant>,
+}
+
+impl Kept {
+    /// Waits as long as a further failure would not be kept.
+    fn will_be(&self) {
+        const SPARED: Duration = Duration::from_secs(10);
+        if let Some(left) = self.at.and_then(|at| SPARED.checked_sub(at.elapsed())) {
+            std::thread::sleep(left);
+        }
+    }
+
+    /// The newest, once its remedy is over and all is there that comes after it. It has to be whole.
+    fn newest(&mut self) -> Result<Failure> {
+        #[derive(Deserialize)]
+        struct Answer {
+            failures: Vec<Failure>,
+        }
+        let newest = wait(ORDER, "the failure's record to be complete", || {
+            let text = agents::ask(&self.host, agents::ANSWER, &["mainstay", "--json", "vm", "failures", NAME])?;
+            let mut answer: Answer = serde_json::from_str(&text).with_context(|| format!("reading {text}"))?;
+            let newest = answer.failures.pop().context("no failure is kept")?;
+            if newest.number <= self.last || newest.outcome != "done" || newest.files.len() < 5 {
+                bail!("{newest:?}");
+            }
+            Ok(Some(newest))
+        })?;
+        (self.last, self.at) = (newest.number, Some(Instant::now()));
+        newest.is_whole()?;
+        Ok(newest)
+    }
+
+    fn panic(&mut self) -> Result<()> {
+        const REASON: &str = "Kernel panic - not syncing: sysrq triggered crash";
+        let failure = self.newest()?;
+        let Class { family, kind, line } = &failure.class;
+        let right = (family.as_str(), kind.as_str()) == ("linux", "panic") && line.contains(REASON);
+        demand(right, &format!("it was a Linux panic, not {:?}", failure.class))?;
+        demand(self.text(&failure, "console.log")?.contains(REASON), "the console does not hold the reason")
+    }
+
+    /// Nothing is to be seen on its screen, and its console ends with the mark.
+    fn hang(&mut self, mark: &str) -> Result<()> {
+        let failure = self.newest()?;
+        demand(failure.class.kind == "unknown", &format!("it only hung: {:?}", failure.class))?;
+        let console = self.text(&failure, "console.log")?;
+        demand(console.trim_end().ends_with(mark), "the console does not end where the guest did")
+    }
+
+    fn text(&self, failure: &Failure, file: &str) -> Result<String> {
+        let show = ["mainstay", "--json", "vm", "failures", NAME, "--show", &failure.number.to_string()];
+        let text = agents::ask(&self.host, agents::ANSWER, &show)?;
+        let answer: serde_json::Value = serde_json::from_str(&text).with_context(|| format!("reading {text}"))?;
+        Ok(answer["texts"][file].as_str().with_context(|| format!("no {file} in {text}"))?.to_owned())
+    }
+}
+
+impl Failure {
+    /// What there has to be of any guest that still has its QEMU.
+    fn is_whole(&self) -> Result<()> {
+        for file in ["console", "messages", "picture", "screen", "statistics"] {
+            let kept = self.files.iter().find(|kept| kept.file == file);
+            demand(kept.is_some_and(|kept| 0 < kept.bytes), &format!("no {file} is kept: {self:?}"))?;
+        }
+        demand(!self.system.is_empty(), &format!("its system is not kept: {self:?}"))
+    }
+}
