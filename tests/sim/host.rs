@@ -299,9 +299,9 @@ impl World {
         }
         let gate = self.hosts[h].kernel();
         self.after(gate, Duration::from_millis(2), move |world| {
-            world.release(rest);
             world.hosts[h].agent_waking = false;
             world.release_agent(h);
+            world.release(rest);
         });
     }
 

@@ -391,11 +391,9 @@ impl World {
         self.look(host);
     }
 
-    /// What was held back happens now, in order.
+    /// What was held back happens now, in order, and before all else that this instant brings.
     pub fn release(&mut self, backlog: Vec<Item>) {
-        for item in backlog {
-            self.at(item.gate, self.now, item.work);
-        }
+        backlog.into_iter().for_each(|item| self.happen(item));
     }
 
     /// Whether the process of a gate still lives.
