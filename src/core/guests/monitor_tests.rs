@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use mainstay_guest::message::{Application, Beat, FromGuest};
+use mainstay_guest::message::{Application, FromGuest};
 
-use super::tests::unknown;
+use super::tests::{beat, unknown};
 use super::*;
 use crate::types::failure::{FailureKind, Family};
 use crate::types::guests::{Glob, Limits, Monitor, Preset};
@@ -114,18 +114,7 @@ impl Story {
     fn goes(&mut self, seconds: u64, second: Second) -> Vec<String> {
         for _ in 0..seconds * 10 {
             if self.now.is_multiple_of(10) && second.beats {
-                let beat = Beat {
-                    boot: [self.boot; 16],
-                    uptime_s: self.now / 10 - self.booted,
-                    load_centi: 0,
-                    available_kib: 0,
-                    root_writable: true,
-                    failed_units: 0,
-                    application: second.application,
-                    ready: true,
-                    frozen: false,
-                    dropped: 0,
-                };
+                let beat = beat(self.boot, self.now / 10 - self.booted, second.application);
                 self.step(second, GuestEvent::Said(WEB, Box::new(FromGuest::Beat(beat))));
             }
             if self.now % 10 == 5 {

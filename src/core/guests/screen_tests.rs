@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use mainstay_guest::message::{Application, Beat, FromGuest};
+use mainstay_guest::message::{Application, FromGuest};
 
+use super::tests::beat;
 use super::*;
 use crate::types::failure::FailureKind;
 use crate::types::guests::{Glob, Limits, Monitor, Preset};
@@ -101,18 +102,7 @@ impl Story {
     fn goes(&mut self, seconds: u64, shown: Shown) -> Vec<String> {
         for _ in 0..seconds * 10 {
             if self.now.is_multiple_of(10) && shown.beats {
-                let beat = Beat {
-                    boot: [1; 16],
-                    uptime_s: self.now / 10,
-                    load_centi: 0,
-                    available_kib: 0,
-                    root_writable: true,
-                    failed_units: 0,
-                    application: Application::Unwatched,
-                    ready: true,
-                    frozen: false,
-                    dropped: 0,
-                };
+                let beat = beat(1, self.now / 10, Application::Unwatched);
                 self.step(shown, GuestEvent::Said(WEB, Box::new(FromGuest::Beat(beat))));
             }
             self.io += shown.io;

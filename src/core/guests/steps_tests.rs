@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use mainstay_guest::message::{Application, Beat, FromGuest, GuestHello, Report, ReportId, Severity, System, Wish};
+use mainstay_guest::message::{Application, FromGuest, GuestHello, Report, ReportId, Severity, System, Wish};
 
-use super::tests::unknown;
+use super::tests::{beat, unknown};
 use super::*;
 use crate::types::guests::{Consequence, Glob, Rule};
 
@@ -39,18 +39,7 @@ impl Story {
     }
 
     fn beats(&mut self, boot: u8) {
-        let beat = Beat {
-            boot: [boot; 16],
-            uptime_s: 100,
-            load_centi: 0,
-            available_kib: 0,
-            root_writable: true,
-            failed_units: 0,
-            application: Application::Unwatched,
-            ready: true,
-            frozen: false,
-            dropped: 0,
-        };
+        let beat = beat(boot, 100, Application::Unwatched);
         self.happens(GuestEvent::Said(WEB, Box::new(FromGuest::Beat(beat))));
     }
 

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use mainstay_guest::message::{FromGuest, GuestHello, Report, ReportId, Severity, System, ToGuest, Verdict, Wish};
+use mainstay_guest::message::{
+    Application, Beat, FromGuest, GuestHello, Report, ReportId, Severity, System, ToGuest, Verdict, Wish,
+};
 
 use super::*;
 use crate::types::failure::{FailureKind, Family};
@@ -23,6 +25,22 @@ fn id(n: u8) -> ReportId {
 fn report(n: u8, severity: Severity, wish: Wish) -> Report {
     let (kind, message) = ("app/db".to_owned(), "no answer".to_owned());
     Report { id: id(n), sequence: u64::from(n), boot: [1; 16], severity, kind, message, wish }
+}
+
+/// Of a guest that is well.
+pub(super) fn beat(boot: u8, uptime_s: u64, application: Application) -> Beat {
+    Beat {
+        boot: [boot; 16],
+        uptime_s,
+        load_centi: 0,
+        available_kib: 0,
+        root_writable: true,
+        failed_units: 0,
+        application,
+        ready: true,
+        frozen: false,
+        dropped: 0,
+    }
 }
 
 fn says(guests: &mut Guests, seconds: u64, vm: VmId, report: Report) -> Vec<String> {

@@ -268,7 +268,8 @@ impl Guest {
         self.write_xml(host, &self.xml(accelerator))
     }
 
-    fn define_by(&self, host: &Host, xml: &str) -> Result<()> {
+    /// Defines it as written there.
+    pub fn define_by(&self, host: &Host, xml: &str) -> Result<()> {
         let file = self.write_xml(host, xml)?;
         host.run(&["virsh", "-q", "define", &file]).map(drop)
     }

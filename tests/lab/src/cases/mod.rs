@@ -16,6 +16,7 @@
 
 mod chaos;
 mod cut;
+mod failures;
 mod foreign;
 mod freeze;
 mod ground;

@@ -14,6 +14,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 
 use super::Ground;
+use super::guests::{HEARD, USUAL, set_policy};
 use crate::agents;
 use crate::guest::{CONSOLES, Guest, Talking};
 use crate::host::Host;
@@ -24,10 +25,8 @@ const ORDER: Duration = Duration::from_secs(60);
 /// For something that would be done a second time.
 const AFTERWARDS: Duration = Duration::from_secs(5);
 const PORT: &str = "org.mainstay.guest.0";
-const HEARD: &str = "mainstay-guest: the host listens";
 /// What hosts remember over restarts of their agents.
 const MEMORY: &str = "/var/lib/mainstay/guests.json";
-const USUAL: &str = "[[rule]]\nseverity = \"critical\"\nthen = \"as-asked\"\n";
 
 /// A guest of this case, and where it was put.
 struct One {
@@ -195,10 +194,4 @@ fn rule(host: &Host, then: &str) -> Result<()> {
 
 fn demand(holds: bool, what: &str) -> Result<()> {
     if holds { Ok(()) } else { bail!("{what}") }
-}
-
-fn set_policy(host: &Host, text: &str) -> Result<()> {
-    let path = host.root_inside()?.join("tmp/guests.toml");
-    fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-    agents::ask(host, ORDER, &["mainstay", "cluster", "guest-policy", "/tmp/guests.toml"]).map(drop)
 }

@@ -9,10 +9,10 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use serde::Deserialize;
 
-use super::Ground;
 use super::ground::seconds;
+use super::guests::{USUAL, set_policy};
+use super::{Ground, failures};
 use crate::agents::{self, Note};
 use crate::boot_sector::{self, Mode, Paint, disk};
 use crate::guest::{Accelerator, Guest};
@@ -24,8 +24,6 @@ const ORDER: Duration = Duration::from_secs(60);
 const FOUND: Duration = Duration::from_secs(40);
 /// After everything was found: nothing more may come.
 const QUIET: Duration = Duration::from_secs(8);
-/// What a cluster has by itself.
-const USUAL: &str = "[[rule]]\nseverity = \"critical\"\nthen = \"as-asked\"\n";
 /// One reset, and then no more.
 const POLICY: &str = "[limits]\nresets_per_hour = 1\nbackoff_s = 0\n[[monitor]]\nvm = \"screen-*\"\nscreen_s = 2\n";
 
@@ -131,7 +129,7 @@ const ALL: [Painted; 6] = [
 pub fn all(ground: &mut Ground) -> Result<()> {
     let host = ground.subordinate()?;
     ground.watch()?;
-    super::guests::set_policy(&host, &format!("{USUAL}{POLICY}"))?;
+    set_policy(&host, &format!("{USUAL}{POLICY}"))?;
     for one in &ALL {
         let bytes = one.disk.map_or_else(|| vec![0; boot_sector::DISK], |(mode, paint, text)| disk(mode, paint, text));
         fs::write(ground.lab().store().join(Guest::new(one.name)?.disk()), bytes)?;
@@ -176,40 +174,20 @@ pub fn all(ground: &mut Ground) -> Result<()> {
         agents::ask(&host, ORDER, &["virsh", "-q", "destroy", one.name])?;
         agents::ask(&host, ORDER, &["virsh", "-q", "undefine", one.name])?;
     }
-    super::guests::set_policy(&host, USUAL)
+    set_policy(&host, USUAL)
 }
 
 /// What was kept before the reset says the same.
 fn kept(host: &Host, one: &Painted) -> Result<()> {
-    #[derive(Deserialize)]
-    struct Answer {
-        failures: Vec<Failure>,
-    }
-    #[derive(Deserialize)]
-    struct Failure {
-        class: Class,
-        outcome: String,
-        files: Vec<File>,
-    }
-    #[derive(Deserialize)]
-    struct Class {
-        kind: String,
-        line: String,
-    }
-    #[derive(Deserialize)]
-    struct File {
-        file: String,
-    }
-    let text = agents::ask(host, ORDER, &["mainstay", "--json", "vm", "failures", one.name])?;
-    let answer: Answer = serde_json::from_str(&text).with_context(|| format!("what mainstay said: {}", text.trim()))?;
-    let failure = answer.failures.last().with_context(|| format!("no failure of {} is kept", one.name))?;
+    let all = failures::of(host, one.name)?;
+    let failure = all.last().with_context(|| format!("no failure of {} is kept", one.name))?;
     let (class, text) = (&failure.class, if one.name.ends_with("picture") { "picture-text" } else { "screen" });
     let has = |name: &str| failure.files.iter().any(|file| file.file == name);
     if (class.kind.as_str(), class.line.as_str(), failure.outcome.as_str()) != ("stop-screen", one.line, "done")
         || !has("picture")
         || !has(text)
     {
-        bail!("{}: another failure is kept: {}", one.name, answer.failures.len());
+        bail!("{}: another failure is kept: {}", one.name, all.len());
     }
     Ok(())
 }
@@ -219,7 +197,8 @@ fn define(ground: &Ground, host: &Host, name: &str) -> Result<()> {
         Accelerator::Kvm => "kvm",
         Accelerator::Tcg => "qemu",
     };
-    let (uuid, disk) = (Guest::new(name)?.uuid(), Guest::new(name)?.disk());
+    let guest = Guest::new(name)?;
+    let (uuid, disk) = (guest.uuid(), guest.disk());
     let xml = format!(
         "<domain type='{kind}'>
   <name>{name}</name>
@@ -241,7 +220,5 @@ fn define(ground: &Ground, host: &Host, name: &str) -> Result<()> {
 </domain>
 "
     );
-    let path = host.root_inside()?.join(format!("tmp/{name}.xml"));
-    fs::write(&path, xml).with_context(|| format!("writing {}", path.display()))?;
-    agents::ask(host, ORDER, &["virsh", "-q", "define", &format!("/tmp/{name}.xml")]).map(drop)
+    guest.define_by(host, &xml)
 }

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use serde::Deserialize;
 
 use super::{HEARD, NAME, ORDER, Talker, Talkers, USUAL, clear, demand, often, remedies, reset_after};
 use crate::agents;
 use crate::cases::Ground;
+use crate::cases::failures::{self, Class, Failure};
 use crate::guest::Talking;
 use crate::host::Host;
 use crate::judge::Moment;
@@ -108,29 +108,6 @@ fn stall(ground: &Ground, talker: &Talker) -> Result<()> {
 
 // ---- what is kept ---------------------------------------------------------------------------------------------------
 
-/// What `mainstay vm failures` says of one.
-#[derive(Debug, Deserialize)]
-struct Failure {
-    class: Class,
-    outcome: String,
-    files: Vec<File>,
-    system: String,
-    number: u32,
-}
-
-#[derive(Debug, Deserialize)]
-struct Class {
-    family: String,
-    kind: String,
-    line: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct File {
-    file: String,
-    bytes: u64,
-}
-
 /// One guest's failures.
 struct Kept {
     host: Host,
@@ -150,21 +127,15 @@ impl Kept {
 
     /// The newest, once its remedy is over and all is there that comes after it. It has to be whole.
     fn newest(&mut self) -> Result<Failure> {
-        #[derive(Deserialize)]
-        struct Answer {
-            failures: Vec<Failure>,
-        }
         let newest = wait(ORDER, "the failure's record to be complete", || {
-            let text = agents::ask(&self.host, agents::ANSWER, &["mainstay", "--json", "vm", "failures", NAME])?;
-            let mut answer: Answer = serde_json::from_str(&text).with_context(|| format!("reading {text}"))?;
-            let newest = answer.failures.pop().context("no failure is kept")?;
+            let newest = failures::of(&self.host, NAME)?.pop().context("no failure is kept")?;
             if newest.number <= self.last || newest.outcome != "done" || newest.files.len() < 5 {
                 bail!("{newest:?}");
             }
             Ok(Some(newest))
         })?;
         (self.last, self.at) = (newest.number, Some(Instant::now()));
-        newest.is_whole()?;
+        is_whole(&newest)?;
         Ok(newest)
     }
 
@@ -193,13 +164,11 @@ impl Kept {
     }
 }
 
-impl Failure {
-    /// What there has to be of any guest that still has its QEMU.
-    fn is_whole(&self) -> Result<()> {
-        for file in ["console", "messages", "picture", "screen", "statistics"] {
-            let kept = self.files.iter().find(|kept| kept.file == file);
-            demand(kept.is_some_and(|kept| 0 < kept.bytes), &format!("no {file} is kept: {self:?}"))?;
-        }
-        demand(!self.system.is_empty(), &format!("its system is not kept: {self:?}"))
+/// What there has to be of any guest that still has its QEMU.
+fn is_whole(failure: &Failure) -> Result<()> {
+    for file in ["console", "messages", "picture", "screen", "statistics"] {
+        let kept = failure.files.iter().find(|kept| kept.file == file);
+        demand(kept.is_some_and(|kept| 0 < kept.bytes), &format!("no {file} is kept: {failure:?}"))?;
     }
+    demand(!failure.system.is_empty(), &format!("its system is not kept: {failure:?}"))
 }

@@ -35,9 +35,9 @@ use crate::lab::wait;
 const ORDER: Duration = Duration::from_secs(60);
 const NAME: &str = "talker";
 /// The guest's agent has heard its host; said in each boot.
-const HEARD: &str = "mainstay-guest: the host listens";
+pub(super) const HEARD: &str = "mainstay-guest: the host listens";
 /// What a cluster has by itself.
-const USUAL: &str = "[[rule]]\nseverity = \"critical\"\nthen = \"as-asked\"\n";
+pub(super) const USUAL: &str = "[[rule]]\nseverity = \"critical\"\nthen = \"as-asked\"\n";
 /// Other limits than a cluster's: each run ends in a reset.
 const OFTEN: &str = "[limits]\nresets_per_hour = 1000\nbackoff_s = 0\n";
 
