@@ -280,7 +280,7 @@ impl Core {
             }
             SettingsChange::SetGuests(guests) => {
                 let (rules, permissions) = (guests.rules.len(), guests.permissions.len());
-                let text = format!("guests have {rules} rules and {permissions} permissions now");
+                let text = format!("guests have {rules} rule(s) and {permissions} permission(s) now");
                 cx.note(Note::info("guest-policy", text));
                 settings.guests = *guests;
             }

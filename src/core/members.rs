@@ -135,6 +135,7 @@ impl Core {
         let host = beat.host;
         let newer = self.settings.version < beat.agent.settings_version;
         let older = beat.agent.settings_version < self.settings.version;
+        let was_opened = peer.opened.is_some_and(|at| cx.now.since(at) < suspect);
         peer.opened = Some(cx.now);
         let was_heard = peer.heard.is_some_and(|at| cx.now.since(at) < suspect);
         if echoes_me {
@@ -147,6 +148,9 @@ impl Core {
         let caught_up =
             !older && peer.beat.as_ref().is_some_and(|old| old.agent.settings_version < beat.agent.settings_version);
         peer.beat = Some(beat);
+        if !was_opened {
+            self.tell_beat(cx); // Our guard's very next beat answers: both sides hear each other within two beats.
+        }
         if (echoes_me && !was_heard) || changed_flags {
             self.judge_peer(cx, host);
         }

@@ -40,7 +40,7 @@ use crate::types::guests::Remedy;
 use crate::types::{Time, VmId};
 
 use FailureFile as F;
-use sight::Sight;
+use sight::{Booted, Sight};
 
 /// Failures that are being kept at the same time.
 const MAX_AT_ONCE: usize = 16;
@@ -76,6 +76,8 @@ struct Busy {
     count: usize,
     /// When a failure was last taken, and what it was, as far as that is known.
     last: BTreeMap<VmId, (Time, Option<Class>)>,
+    /// Of VMs that a remedy has started anew here: where the console of this boot begins.
+    booted: BTreeMap<VmId, Booted>,
 }
 
 /// Why nothing is kept.
@@ -185,6 +187,16 @@ impl Inner {
         }
     }
 
+    /// It was started anew: what its console shows so far is of the boot before, also where its kernel says nothing when it begins.
+    fn boots(&self, vm: VmId, console: Option<String>) {
+        let booted = console.and_then(|path| sight::booted(path, &self.readers, LATE));
+        let all = &mut self.busy.lock().unwrap_or_else(PoisonError::into_inner).booted;
+        match booted {
+            Some(booted) => all.insert(vm, booted),
+            None => all.remove(&vm),
+        };
+    }
+
     fn end(&self) {
         self.busy.lock().unwrap_or_else(PoisonError::into_inner).count -= 1;
     }
@@ -199,7 +211,8 @@ impl Inner {
         told: &Receiver<Result<(), String>>,
     ) {
         let (begun, unix_ms) = (clock::now(), clock::unix_ms());
-        let mut sight = Sight::new((self.look)(vm, LATE), Arc::clone(&self.readers), Arc::clone(&self.reader));
+        let booted = self.busy.lock().unwrap_or_else(PoisonError::into_inner).booted.get(&vm).cloned();
+        let mut sight = Sight::new((self.look)(vm, LATE), Arc::clone(&self.readers), Arc::clone(&self.reader), booted);
         sight.gather(begun + case.patience(), &case);
         let class = sight.classify(&case);
         self.remember(vm, &class);
@@ -210,6 +223,7 @@ impl Inner {
         let late = sight.classify(&case);
         // What came late may show the guest after its remedy: it counts only where nothing was seen before.
         let class = if says_nothing(&class) { late } else { class };
+        let console = sight.console_path();
         let (mut files, missing) = sight.into_files(waited);
         files.push((F::Messages, messages(&case, begun, unix_ms).into_bytes()));
         let failure = Failure {
@@ -235,7 +249,12 @@ impl Inner {
         let line = if class.line.is_empty() { String::new() } else { format!(": {}", class.line) };
         kept(Ok(format!("{name} has failed ({class}{line}); more by `mainstay vm failures {name} --show {number}`")));
         let outcome = match told.recv_timeout(OUTCOME) {
-            Ok(Ok(())) => "done".to_owned(),
+            Ok(Ok(())) => {
+                if remedy.starts_anew() {
+                    self.boots(vm, console);
+                }
+                "done".to_owned()
+            }
             Ok(Err(why)) => format!("not done: {why}"),
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => "nobody knows".to_owned(),
         };

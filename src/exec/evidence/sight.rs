@@ -23,17 +23,44 @@ pub(super) const TAIL: u64 = 64 * 1024;
 /// Bytes of statistics that are kept.
 const MAX_STATISTICS: usize = 256 * 1024;
 
+/// The end of a console's file.
+#[derive(Debug)]
+pub(super) struct Tail {
+    /// At most [`TAIL`].
+    pub(super) bytes: Vec<u8>,
+    /// How long the whole file was.
+    pub(super) ends: u64,
+}
+
+impl Tail {
+    /// What was written since the file was so long. All of it, if it is another file by now: a shorter one.
+    pub(super) fn since(&self, before: u64) -> &[u8] {
+        let fresh = self.ends.checked_sub(before).and_then(|fresh| usize::try_from(fresh).ok()).unwrap_or(usize::MAX);
+        &self.bytes[self.bytes.len().saturating_sub(fresh)..]
+    }
+}
+
+/// A console's file, and how long it was when its guest was last started anew by a remedy: what stands before is of another boot.
+#[derive(Clone, Debug)]
+pub(super) struct Booted {
+    pub(super) path: String,
+    pub(super) ends: u64,
+}
+
 /// What has been seen so far.
 pub(super) struct Sight {
     parts: Receiver<Part>,
     readers: Arc<AtomicUsize>,
     reader: Arc<Reader>,
-    tail: Option<Receiver<Result<Vec<u8>, String>>>,
+    booted: Option<Booted>,
+    /// Of the console.
+    path: Option<String>,
+    tail: Option<Receiver<Result<Tail, String>>>,
     /// No part comes any more.
     ended: bool,
     screen: Option<Result<String, String>>,
     picture: Option<Result<Vec<u8>, String>>,
-    console: Option<Result<Vec<u8>, String>>,
+    console: Option<Result<Tail, String>>,
     statistics: Option<Result<String, String>>,
     /// The picture's text is being read.
     reading: Option<Receiver<Result<String, String>>>,
@@ -41,10 +68,27 @@ pub(super) struct Sight {
 }
 
 impl Sight {
-    pub(super) fn new(parts: Receiver<Part>, readers: Arc<AtomicUsize>, reader: Arc<Reader>) -> Self {
-        let (tail, screen, picture, console, statistics) = (None, None, None, None, None);
-        let (reading, read) = (None, None);
-        Self { parts, readers, reader, tail, ended: false, screen, picture, console, statistics, reading, read }
+    pub(super) fn new(
+        parts: Receiver<Part>,
+        readers: Arc<AtomicUsize>,
+        reader: Arc<Reader>,
+        booted: Option<Booted>,
+    ) -> Self {
+        Self {
+            parts,
+            readers,
+            reader,
+            booted,
+            path: None,
+            tail: None,
+            ended: false,
+            screen: None,
+            picture: None,
+            console: None,
+            statistics: None,
+            reading: None,
+            read: None,
+        }
     }
 
     /// Until everything is there, or the time is over. A picture's text counts as long as nothing else says what it is, and unless
@@ -120,10 +164,13 @@ impl Sight {
 
     fn put(&mut self, part: Part) {
         match part {
-            Part::Console(Ok(Some(path))) => match tail(path, &self.readers) {
-                Ok(tail) => self.tail = Some(tail),
-                Err(why) => self.console = Some(Err(why)),
-            },
+            Part::Console(Ok(Some(path))) => {
+                match tail(path.clone(), &self.readers) {
+                    Ok(tail) => self.tail = Some(tail),
+                    Err(why) => self.console = Some(Err(why)),
+                }
+                self.path = Some(path);
+            }
             Part::Console(Ok(None)) => {
                 let why = "its definition logs no serial console to a file (<serial> with <log file='…'/>)";
                 self.console = Some(Err(why.to_owned()));
@@ -146,7 +193,9 @@ impl Sight {
 
     pub(super) fn classify(&self, case: &Case) -> Class {
         let console = self.console.as_ref().and_then(|console| console.as_ref().ok());
-        let console = console.map(|bytes| String::from_utf8_lossy(bytes));
+        let booted = self.booted.as_ref().filter(|booted| self.path.as_ref() == Some(&booted.path));
+        let console = console.map(|tail| booted.map_or(tail.bytes.as_slice(), |booted| tail.since(booted.ends)));
+        let console = console.map(String::from_utf8_lossy);
         classify(&Shown {
             system: case.system.as_ref(),
             panicked: case.panicked.as_deref(),
@@ -158,13 +207,18 @@ impl Sight {
         })
     }
 
+    /// The console's file, if it has been seen.
+    pub(super) fn console_path(&self) -> Option<String> {
+        self.path.clone()
+    }
+
     pub(super) fn into_files(self, waited: Duration) -> (Vec<(F, Vec<u8>)>, Vec<MissingFile>) {
         let console = self.console.or_else(|| self.tail.map(|_| Err("its file does not answer".to_owned())));
         // A raw picture is turned into PNG only now: that takes longer than a remedy may wait.
         let all = [
             (F::Screen, self.screen.map(|screen| screen.map(String::into_bytes))),
             (F::Picture, self.picture.map(|picture| picture.and_then(picture::png))),
-            (F::Console, console),
+            (F::Console, console.map(|console| console.map(|tail| tail.bytes))),
             (F::Statistics, self.statistics.map(|text| text.map(String::into_bytes))),
         ];
         // Where there is a text screen, nothing was to be read.
@@ -197,7 +251,7 @@ fn lines(all: &[(String, String)]) -> String {
 }
 
 /// Reads the end of a console's file on a thread of its own: it may lie on storage that hangs.
-fn tail(path: String, readers: &Arc<AtomicUsize>) -> Result<Receiver<Result<Vec<u8>, String>>, String> {
+fn tail(path: String, readers: &Arc<AtomicUsize>) -> Result<Receiver<Result<Tail, String>>, String> {
     if MAX_AT_ONCE <= readers.fetch_add(1, Ordering::Relaxed) {
         readers.fetch_sub(1, Ordering::Relaxed);
         return Err(format!("the files of {MAX_AT_ONCE} consoles do not answer already"));
@@ -218,7 +272,13 @@ fn tail(path: String, readers: &Arc<AtomicUsize>) -> Result<Receiver<Result<Vec<
     }
 }
 
-pub(super) fn read_tail(path: &Path) -> io::Result<Vec<u8>> {
+/// A guest has been started anew: how long its console's file is now. None if that is not known in time.
+pub(super) fn booted(path: String, readers: &Arc<AtomicUsize>, within: Duration) -> Option<Booted> {
+    let tail = tail(path.clone(), readers).ok()?.recv_timeout(within).ok()?.ok()?;
+    Some(Booted { path, ends: tail.ends })
+}
+
+pub(super) fn read_tail(path: &Path) -> io::Result<Tail> {
     // Not blocking: a FIFO without a writer would hang.
     let file: File = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
     let metadata = file.metadata()?;
@@ -228,5 +288,5 @@ pub(super) fn read_tail(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = vec![0; usize::try_from(metadata.len().min(TAIL)).unwrap_or(0)];
     let length = file.read_at(&mut bytes, metadata.len().saturating_sub(TAIL))?;
     bytes.truncate(length);
-    Ok(bytes)
+    Ok(Tail { bytes, ends: metadata.len() })
 }

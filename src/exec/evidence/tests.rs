@@ -3,7 +3,7 @@
 use std::sync::mpsc::Sender;
 use std::sync::mpsc::channel;
 
-use super::sight::{TAIL, read_tail};
+use super::sight::{TAIL, Tail, read_tail};
 use super::*;
 use crate::core::guests::FoundBy;
 
@@ -202,6 +202,51 @@ fn a_console_that_is_no_file_is_not_read() {
         let why = read_tail(path).unwrap_err().to_string();
         assert!(why.contains(expected), "{why}");
     }
+}
+
+#[test]
+fn a_console_says_what_is_of_this_boot() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("console");
+    std::fs::write(&path, "Kernel panic - not syncing: old\n").unwrap();
+    let before = read_tail(&path).unwrap().ends;
+    std::fs::write(&path, "Kernel panic - not syncing: old\nup 1\n").unwrap();
+    let tail = read_tail(&path).unwrap();
+    assert_eq!(tail.since(before), b"up 1\n");
+    assert_eq!(tail.since(tail.ends), b"");
+    assert_eq!(tail.since(tail.ends + 1), tail.bytes, "another file");
+    let long = Tail { bytes: b"tail".to_vec(), ends: 1 << 40 };
+    assert_eq!(long.since(7), b"tail", "more was written than is kept");
+}
+
+#[test]
+fn a_panic_before_the_last_remedy_is_not_this_failure() {
+    let folder = tempfile::tempdir().unwrap();
+    let log = folder.path().join("console");
+    std::fs::write(&log, "Kernel panic - not syncing: old\n").unwrap();
+    let path = log.to_str().unwrap().to_owned();
+    let look = move |tell: &SyncSender<Part>| {
+        tell.send(Part::Console(Ok(Some(path.clone())))).unwrap();
+        for part in [Part::Memory(Err("none".to_owned())), Part::Picture(Err("none".to_owned()))] {
+            tell.send(part).unwrap();
+        }
+        tell.send(Part::Statistics(Ok(Vec::new()))).unwrap();
+    };
+    let bench = bench(look, false);
+    let (class, ..) = bench.take(FoundBy::Monitoring, Ok(()));
+    assert_eq!(class.kind, FailureKind::Panic);
+    std::fs::write(&log, "Kernel panic - not syncing: old\nup 1\n").unwrap();
+    let inner = &bench.evidence.0;
+    inner.busy.lock().unwrap().last.clear(); // Enough time has passed.
+    let (tell, told) = channel();
+    bench.evidence.take(
+        WEB,
+        Remedy::Reset,
+        case(FoundBy::Monitoring),
+        move |class, _| tell.send(class.clone()).unwrap(),
+        drop,
+    );
+    assert_eq!(told.recv_timeout(LONG).unwrap().kind, FailureKind::Unknown);
 }
 
 /// Evidence of a guest with a picture and no text screen; the program that reads it is this script.
