@@ -195,7 +195,7 @@ impl Guest {
 
     /// Tells the guest something through its disk: `poweroff`, `reboot`, `crash`; `report` and `ask VM WORDS`: it has its agent ask
     /// for a reset of itself or of another, with these words (`later VM WORDS`: 4 s later); `stream`, `tally`: many reports, and what became of them; until its
-    /// next boot `busy`, `spin` and `hang` (nothing else runs, or nothing at all), `mute` (no agent), `flood KIND` (what a hostile
+    /// next boot `busy`, `spin` and `hang` (without interrupts, or nothing runs), `mute` (no agent), `flood KIND` (what a hostile
     /// guest says: `reports`, `junk`, `halves`, `lengths`).
     pub fn tell(&self, store: &Path, word: &str) -> Result<()> {
         use std::os::unix::fs::FileExt;

@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::{HEARD, NAME, ORDER, Talker, Talkers, USUAL, clear, demand, often, remedies, reset_after};
+use super::{
+    HEARD, NAME, ORDER, Talker, Talkers, USUAL, clear, demand, often, remedies, reset_after, reset_after_a_look,
+};
 use crate::agents;
 use crate::cases::Ground;
 use crate::cases::failures::{self, Class, Failure};
@@ -34,7 +36,8 @@ pub fn fail(ground: &mut Ground) -> Result<()> {
     // Before the panic: where a boot begins is not to be seen on the console of a kernel that is told to be quiet.
     for (order, mark) in [("spin", "spinning"), ("hang", "hanging")] {
         kept.will_be();
-        let took = reset_after(ground, order, mark, talker, talker)?;
+        let look = || if order == "spin" { spins_deaf(talker) } else { Ok(()) };
+        let took = reset_after_a_look(ground, (order, mark), talker, talker, look)?;
         ground.within(&format!("reset of one that is {mark}"), took, SILENCE + LATER)?;
         kept.hang(mark)?;
     }
@@ -51,6 +54,28 @@ pub fn fail(ground: &mut Ground) -> Result<()> {
     ground.within("reset after a panic that nobody tells", took, SILENCE + LATER)?;
     kept.panic()?;
     clear(ground)
+}
+
+/// Its CPU runs, always at the same place, with its interrupts off.
+fn spins_deaf(talker: &Talker) -> Result<()> {
+    const INTERRUPTS: u64 = 1 << 9;
+    let registers = || -> Result<(u64, u64, u64)> {
+        let ask = ["virsh", "-q", "qemu-monitor-command", talker.name(), "--hmp", "info registers"];
+        let text = agents::ask(&talker.host, ORDER, &ask)?;
+        let register = |name: &str| {
+            let mut words = text.split_whitespace();
+            let value =
+                words.find_map(|word| word.strip_prefix(name)).with_context(|| format!("no {name} in {text}"))?;
+            u64::from_str_radix(value, 16).with_context(|| format!("{name}{value}"))
+        };
+        Ok((register("RIP=")?, register("RFL=")?, register("HLT=")?))
+    };
+    // Linux needs a moment for its devices after its last word.
+    let at = wait(Duration::from_secs(2), "its interrupts to be off", || {
+        let (at, flags, halted) = registers()?;
+        Ok((flags & INTERRUPTS == 0 && halted == 0 && registers()?.0 == at).then_some(at))
+    })?;
+    demand(registers()?.0 == at, "it went on")
 }
 
 /// Of a kernel that panics in each boot.
