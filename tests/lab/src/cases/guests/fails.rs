@@ -21,8 +21,11 @@ const PANIC: Duration = Duration::from_secs(1);
 /// Without beats and I/O, by the policy of these cases; and how much later the reset may come.
 const SILENCE: Duration = Duration::from_secs(4);
 const LATER: Duration = Duration::from_secs(2);
-/// Times that a case can wait for.
-const SOON: &str = "[[monitor]]\nsilence_s = 4\nio_s = 4\nuptime_s = 1\n";
+/// Times that a case can wait for. On a machine that is overloaded a guest needs more than a silence to boot: it would be reset
+/// again and again with less uptime.
+const SOON: &str = "[[monitor]]\nsilence_s = 4\nio_s = 4\nuptime_s = 8\n";
+/// So long after a failure a further one is kept, and the guest is up for long enough.
+const APART: Duration = Duration::from_secs(10);
 /// A cluster's own limit, with waits that a case can afford: 1 s, then 2 s.
 const THREE: &str = "[limits]\nresets_per_hour = 3\nbackoff_s = 1\n";
 const DEVICE: Talking = Talking { panic_device: true, words: "" };
@@ -32,7 +35,7 @@ pub fn fail(ground: &mut Ground) -> Result<()> {
     ground.watch()?;
     let talkers = Talkers::begin(ground, &[(NAME, &host)], DEVICE, &often(SOON))?;
     let talker = &talkers.0[0];
-    let mut kept = Kept { host, last: 0, at: None };
+    let mut kept = Kept { host, last: 0, at: Instant::now() };
     // Before the panic: where a boot begins is not to be seen on the console of a kernel that is told to be quiet.
     for (order, mark) in [("spin", "spinning"), ("hang", "hanging")] {
         kept.will_be();
@@ -50,6 +53,8 @@ pub fn fail(ground: &mut Ground) -> Result<()> {
     clear(ground)?;
 
     let talkers = Talkers::begin(ground, &[(NAME, &host)], Talking::default(), &often(SOON))?;
+    kept.at = Instant::now();
+    kept.will_be();
     took = reset_after(ground, "crash", "crashing", &talkers.0[0], &talkers.0[0])?;
     ground.within("reset after a panic that nobody tells", took, SILENCE + LATER)?;
     kept.panic()?;
@@ -136,18 +141,16 @@ fn stall(ground: &Ground, talker: &Talker) -> Result<()> {
 /// One guest's failures.
 struct Kept {
     host: Host,
-    /// The number of the last that was looked at, and when.
+    /// The number of the last that was looked at.
     last: u32,
-    at: Option<Instant>,
+    /// When that was, or when the guest was started.
+    at: Instant,
 }
 
 impl Kept {
-    /// Waits as long as a further failure would not be kept.
+    /// Waits as long as a further failure would not be kept, or not be acted on.
     fn will_be(&self) {
-        const SPARED: Duration = Duration::from_secs(10);
-        if let Some(left) = self.at.and_then(|at| SPARED.checked_sub(at.elapsed())) {
-            std::thread::sleep(left);
-        }
+        std::thread::sleep(APART.saturating_sub(self.at.elapsed()));
     }
 
     /// The newest, once its remedy is over and all is there that comes after it. It has to be whole.
@@ -159,7 +162,7 @@ impl Kept {
             }
             Ok(Some(newest))
         })?;
-        (self.last, self.at) = (newest.number, Some(Instant::now()));
+        (self.last, self.at) = (newest.number, Instant::now());
         is_whole(&newest)?;
         Ok(newest)
     }

@@ -87,6 +87,7 @@ struct Case {
 struct Asked {
     number: u32,
     boots: usize,
+    accepted: usize,
     reported: usize,
 }
 
@@ -98,6 +99,7 @@ impl Case {
         let asked = Asked {
             number: self.asked,
             boots: base.console.count("up "),
+            accepted: talker.console.count("accepted"),
             reported: talker.console.count("reported: "),
         };
         let marks = talker.console.count("reporting");
@@ -108,6 +110,12 @@ impl Case {
 }
 
 impl Asked {
+    /// The agent inside has it, and keeps it until it is answered.
+    fn wait_accepted(self, console: &Console) -> Result<Asked> {
+        console.wait_more("accepted", self.accepted)?;
+        Ok(self)
+    }
+
     /// The other was reset for it, once, and hears its host again. What comes late would come meanwhile.
     fn done_once(&self, talkers: &Talkers) -> Result<()> {
         let base = &talkers.0[1].console;
@@ -199,8 +207,7 @@ impl Case {
         if stands {
             processes::signal(agent, Signal::SIGSTOP)?;
         }
-        let asked = self.ask(ground, talkers);
-        std::thread::sleep(Duration::from_millis(300)); // It is accepted by then.
+        let asked = self.ask(ground, talkers).and_then(|asked| asked.wait_accepted(&talker.console));
         let (kept, starts) = (talker.console.count("kept: "), talker.console.count("agent starts"));
         let told = talker.tell(ground, "reboot").and_then(|()| talker.console.wait_more("kept: ", kept));
         processes::signal(agent, Signal::SIGCONT)?;
@@ -229,8 +236,7 @@ fn goes_back(ground: &Ground, host: &Host, run: u32) -> Result<Duration> {
     let waits = run % 2 == 1;
     if waits {
         processes::signal(agent, Signal::SIGSTOP)?;
-        let asked = case.ask(ground, &talkers);
-        std::thread::sleep(Duration::from_millis(300)); // It is accepted by then.
+        let asked = case.ask(ground, &talkers).and_then(|asked| asked.wait_accepted(&talker.console));
         let made = later(ground, talker).and_then(|()| agents::ask(host, ORDER, &create)); // libvirt asks nobody who stands still.
         processes::signal(agent, Signal::SIGCONT)?;
         made?;
