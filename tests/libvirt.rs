@@ -2,12 +2,14 @@
 //!
 //! All connections of one process see the same domains there, so the story is one test.
 
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use mainstay::exec::libvirt::{Libvirt, LibvirtEvent, Part, What, xml};
+use mainstay::exec::libvirt::{DumpFormat, Libvirt, LibvirtEvent, Part, What, xml};
 use mainstay::types::VmId;
 use mainstay::types::vm::{DomainAnswer, DomainChange, DomainFailure, DomainInfo, DomainOrder, DomainState, OffReason};
 
@@ -130,6 +132,7 @@ fn the_running_one(bench: &Bench, test: &DomainInfo) {
     std::fs::write(bench.pids.path().join("test.pid"), "4242\n").unwrap();
     assert_eq!(bench.find(vm).unwrap().pid, Some(4242));
     what_it_shows(bench, vm);
+    its_memory(bench, vm);
 
     assert_eq!(bench.ask(DomainOrder::Suspend { vm }), DomainAnswer::Done);
     assert_eq!(state(), DomainState::Paused { by_io_error: false });
@@ -170,6 +173,29 @@ fn what_it_shows(bench: &Bench, vm: VmId) {
     let unknown: Vec<Part> = bench.libvirt.look(VmId::default(), What::Everything, LONG).into_iter().collect();
     let expected = "libvirt shows nothing of it: NoDomain".to_owned();
     assert!(unknown.len() == 4 && unknown.contains(&Part::Memory(Err(expected))));
+}
+
+/// This driver writes ELF only, to any path that can be opened; and its memory is larger than what is allowed here.
+fn its_memory(bench: &Bench, vm: VmId) {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |format, most| {
+        let path = folder.path().join("pipe");
+        let _ = std::fs::remove_file(&path);
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let flags = libc::O_NONBLOCK;
+        let mut pipe = std::fs::OpenOptions::new().read(true).custom_flags(flags).open(&path).unwrap();
+        let done = bench.libvirt.dump(vm, path, format, most, LONG).recv().unwrap();
+        let mut bytes = Vec::new();
+        let _ = pipe.read_to_end(&mut bytes);
+        (done, bytes)
+    };
+    let (done, bytes) = write(DumpFormat::Kdump, u64::MAX);
+    assert!(done.unwrap_err().contains("format") && bytes.is_empty());
+    let (done, bytes) = write(DumpFormat::Elf, u64::MAX);
+    assert_eq!((done, bytes.is_empty()), (Ok(()), false));
+    let (done, bytes) = write(DumpFormat::Elf, 1 << 20);
+    let why = done.unwrap_err();
+    assert!(why.starts_with("its ") && why.contains("MiB of memory are not written") && bytes.is_empty(), "{why}");
 }
 
 /// A daemon's address in a folder of ours.

@@ -84,10 +84,14 @@ impl Executors {
             move |event| to_pump.libvirt(event)
         });
         let reader = Arc::new(Reader::new(&reading::PROGRAMS));
-        let evidence = Evidence::new(&here.name, answers.failures(), Arc::clone(&reader), {
-            let libvirt = libvirt.clone();
-            move |vm, within| libvirt.look(vm, What::Everything, within)
-        });
+        let (looker, dumper) = (libvirt.clone(), libvirt.clone());
+        let evidence = Evidence::new(
+            &here.name,
+            answers.failures(),
+            Arc::clone(&reader),
+            move |vm, within| looker.look(vm, What::Everything, within),
+            Box::new(move |vm, to, format, most, within| dumper.dump(vm, to, format, most, within)),
+        );
         let glances = Glances::new(reader, {
             let libvirt = libvirt.clone();
             move |vm, what, within| libvirt.look(vm, what, within)

@@ -18,7 +18,8 @@ use crate::core::Core;
 use crate::core::event::{Event, Listed};
 use crate::core::guests::{Case, Glimpse, GuestAct, GuestEvent, Guests, Mark, Sample, Step, Watchdog};
 use crate::exec::channels::{ChannelEvent, Channels};
-use crate::exec::evidence::Outcome;
+use crate::exec::dump::DumpAsk;
+use crate::exec::evidence::{Afterwards, Outcome};
 use crate::exec::libvirt::{self, xml};
 use crate::exec::remembered::Memory;
 use crate::exec::{clock, guest_hook, qemu};
@@ -245,7 +246,7 @@ impl GuestSide {
                 GuestAct::Order { ticket, vm, step } => self.order(ticket, vm, step, executors),
                 GuestAct::Outcome(ticket, result) => {
                     if let Some(outcome) = self.outcomes.remove(&ticket) {
-                        let _ = outcome.send(result); // It waits for so long only.
+                        let _ = outcome.send(Afterwards::Ended(result)); // It waits for so long only.
                     }
                 }
                 GuestAct::Sample(vm) => self.sample(vm, executors),
@@ -319,6 +320,12 @@ impl GuestSide {
             Step::Suspend => order(DomainOrder::Suspend { vm }),
             Step::Reboot => libvirt.reboot(vm, CALL, answered(done)),
             Step::End => qemu::end(self.running.get(&vm).and_then(|running| running.pid), vm, done),
+            Step::Dump { failure, limits } => {
+                let ask = DumpAsk::new(limits, done);
+                if let Some(outcome) = self.outcomes.get(&failure) {
+                    let _ = outcome.send(Afterwards::Dump(ask)); // Dropped it answers by itself.
+                }
+            }
             Step::Move => executors.ask_core(ticket, VmCommand::Move { vm, to: None }),
         }
     }

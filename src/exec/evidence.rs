@@ -5,7 +5,8 @@
 //!                     tail of the console's file ───┘                                      │
 //!            the part under way, statistics, console: until LATE ◄─────────────────────────┘
 //!            a picture without a text screen: its text is read
-//!            classify ──► exec::failures ──► kept ──► … the remedy's outcome is written into the record
+//!            classify ──► exec::failures ──► kept ──► … its memory, if that is wanted first (`dump`)
+//!                                                     … the remedy's outcome is written into the record
 //! ```
 //!
 //! Whatever hangs or fails is recorded as missing with its reason, and holds up the remedy for the case's patience at most. A part
@@ -31,11 +32,12 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::clock;
+use super::dump::{self, DumpAsk, Dumper};
 use super::failures::Failures;
 use super::libvirt::Part;
 use super::reading::Reader;
 use crate::core::guests::Case;
-use crate::types::failure::{Class, Failure, FailureFile, FailureKind, Family};
+use crate::types::failure::{Class, Failure, FailureFile, FailureKind, Family, MemoryDump};
 use crate::types::guests::Remedy;
 use crate::types::{Time, VmId};
 
@@ -53,8 +55,16 @@ const OUTCOME: Duration = Duration::from_secs(30);
 
 /// Looks at a running domain, like `Libvirt::look`.
 type Look = Box<dyn Fn(VmId, Duration) -> Receiver<Part> + Send + Sync>;
-/// Takes what became of the remedy.
-pub type Outcome = SyncSender<Result<(), String>>;
+/// Takes what comes after the look.
+pub type Outcome = SyncSender<Afterwards>;
+
+/// What comes after the look.
+pub enum Afterwards {
+    /// Its memory is wanted before its remedy.
+    Dump(DumpAsk),
+    /// What became of the remedy.
+    Ended(Result<(), String>),
+}
 
 /// Collects and keeps failure information on this host; cheap to clone.
 #[derive(Clone)]
@@ -63,6 +73,7 @@ pub struct Evidence(Arc<Inner>);
 struct Inner {
     host: String,
     look: Look,
+    dumper: Dumper,
     failures: Arc<Failures>,
     reader: Arc<Reader>,
     busy: Mutex<Busy>,
@@ -96,9 +107,10 @@ impl Evidence {
         failures: Arc<Failures>,
         reader: Arc<Reader>,
         look: impl Fn(VmId, Duration) -> Receiver<Part> + Send + Sync + 'static,
+        dumper: Dumper,
     ) -> Self {
         let (busy, readers) = (Mutex::default(), Arc::default());
-        Self(Arc::new(Inner { host: host.to_owned(), look: Box::new(look), failures, reader, busy, readers }))
+        Self(Arc::new(Inner { host: host.to_owned(), look: Box::new(look), dumper, failures, reader, busy, readers }))
     }
 
     /// Collects what can be had, calls `go` within the case's patience, once and in any case, and keeps the rest. `go` gives the
@@ -112,7 +124,7 @@ impl Evidence {
         go: impl FnOnce(&Class, Outcome) + Send + 'static,
         kept: impl FnOnce(Result<String, String>) + Send + 'static,
     ) {
-        let (outcome, told) = sync_channel(1);
+        let (outcome, told) = sync_channel(2); // Both, so that the loop never waits.
         let (inner, name) = (Arc::clone(&self.0), case.name.clone());
         let mut class = None;
         let why = match inner.begin(vm) {
@@ -208,7 +220,7 @@ impl Inner {
         case: Case,
         go: impl FnOnce(&Class),
         kept: impl FnOnce(Result<String, String>),
-        told: &Receiver<Result<(), String>>,
+        told: &Receiver<Afterwards>,
     ) {
         let (begun, unix_ms) = (clock::now(), clock::unix_ms());
         let booted = self.busy.lock().unwrap_or_else(PoisonError::into_inner).booted.get(&vm).cloned();
@@ -240,6 +252,7 @@ impl Inner {
             waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
             files: Vec::new(),
             missing,
+            dump: MemoryDump::NotWanted,
         };
         let (name, class) = (case.name, failure.class.clone());
         let number = match self.failures.keep(failure, &files) {
@@ -248,15 +261,22 @@ impl Inner {
         };
         let line = if class.line.is_empty() { String::new() } else { format!(": {}", class.line) };
         kept(Ok(format!("{name} has failed ({class}{line}); more by `mainstay vm failures {name} --show {number}`")));
-        let outcome = match told.recv_timeout(OUTCOME) {
-            Ok(Ok(())) => {
+        let ended = loop {
+            match told.recv_timeout(OUTCOME) {
+                Ok(Afterwards::Dump(ask)) => dump::write(&self.failures, &self.dumper, vm, number, ask),
+                Ok(Afterwards::Ended(result)) => break Some(result),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break None,
+            }
+        };
+        let outcome = match ended {
+            Some(Ok(())) => {
                 if remedy.starts_anew() {
                     self.boots(vm, console);
                 }
                 "done".to_owned()
             }
-            Ok(Err(why)) => format!("not done: {why}"),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => "nobody knows".to_owned(),
+            Some(Err(why)) => format!("not done: {why}"),
+            None => "nobody knows".to_owned(),
         };
         if let Err(why) = self.failures.set_outcome(vm, number, &outcome) {
             tracing::warn!("{name}: what became of the remedy is not kept: {why}");

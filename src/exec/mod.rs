@@ -4,6 +4,7 @@ pub mod clock;
 pub mod cluster;
 pub mod datastore;
 pub mod doctor;
+pub mod dump;
 pub mod evidence;
 pub mod failures;
 pub mod fence;

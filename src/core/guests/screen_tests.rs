@@ -46,7 +46,7 @@ struct Story {
 /// A guest without an agent, looked at so often.
 fn story(screen_s: Option<u32>) -> Story {
     let (silence_s, io_s, uptime_s) = (Some(10), Some(20), Some(20));
-    let monitor = Monitor { vm: Glob::any(), preset: Preset::Medium, silence_s, io_s, uptime_s, screen_s };
+    let monitor = Monitor { vm: Glob::any(), preset: Preset::Medium, silence_s, io_s, uptime_s, screen_s, dump: false };
     let limits = Limits { resets_per_hour: 3, backoff_s: 30 };
     let settings = GuestSettings { monitors: vec![monitor], limits, ..GuestSettings::default() };
     let (told, signs) = (Vec::new(), Vec::new());

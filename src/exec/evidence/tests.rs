@@ -36,19 +36,30 @@ struct Bench {
     _folder: tempfile::TempDir,
 }
 
+/// One that is never asked.
+fn no_dump() -> Dumper {
+    Box::new(|_, _, _, _, _| panic!("nobody wants its memory"))
+}
+
 fn bench(look: impl Fn(&SyncSender<Part>) + Send + Sync + 'static, hangs: bool) -> Bench {
     let folder = tempfile::tempdir().unwrap();
     let failures = Arc::new(Failures::new(folder.path().join("failures")));
     let kept = Mutex::new(Vec::new());
     let reader = Arc::new(Reader::new(&[]));
-    let evidence = Evidence::new("a", Arc::clone(&failures), reader, move |_, _| {
-        let (tell, told) = sync_channel(16);
-        look(&tell);
-        if hangs {
-            kept.lock().unwrap().push(tell);
-        }
-        told
-    });
+    let evidence = Evidence::new(
+        "a",
+        Arc::clone(&failures),
+        reader,
+        move |_, _| {
+            let (tell, told) = sync_channel(16);
+            look(&tell);
+            if hangs {
+                kept.lock().unwrap().push(tell);
+            }
+            told
+        },
+        no_dump(),
+    );
     Bench { evidence, failures, _folder: folder }
 }
 
@@ -63,7 +74,7 @@ impl Bench {
             Remedy::Reset,
             case(by),
             move |class, outcome| {
-                outcome.send(result).unwrap();
+                outcome.send(Afterwards::Ended(result)).unwrap();
                 went.send(Ok((class.clone(), clock::now().since(begun)))).unwrap();
             },
             move |kept| tell.send(Err(kept)).unwrap(),
@@ -260,14 +271,20 @@ fn pictured(script: &str) -> Bench {
     }
     let failures = Arc::new(Failures::new(folder.path().join("failures")));
     let reader = Arc::new(Reader::new(&[program.to_str().unwrap()]));
-    let evidence = Evidence::new("a", Arc::clone(&failures), reader, |_, _| {
-        let (tell, told) = sync_channel(16);
-        tell.send(Part::Console(Ok(None))).unwrap();
-        tell.send(Part::Memory(Ok(vec![0xff; 0x8000]))).unwrap();
-        tell.send(Part::Picture(Ok(b"P6 2 1 255\nrgbRGB".to_vec()))).unwrap();
-        tell.send(Part::Statistics(Ok(Vec::new()))).unwrap();
-        told
-    });
+    let evidence = Evidence::new(
+        "a",
+        Arc::clone(&failures),
+        reader,
+        |_, _| {
+            let (tell, told) = sync_channel(16);
+            tell.send(Part::Console(Ok(None))).unwrap();
+            tell.send(Part::Memory(Ok(vec![0xff; 0x8000]))).unwrap();
+            tell.send(Part::Picture(Ok(b"P6 2 1 255\nrgbRGB".to_vec()))).unwrap();
+            tell.send(Part::Statistics(Ok(Vec::new()))).unwrap();
+            told
+        },
+        no_dump(),
+    );
     Bench { evidence, failures, _folder: folder }
 }
 

@@ -1,10 +1,12 @@
 //! A guest fails, and says nothing; what is kept of it.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::{HEARD, NAME, ORDER, Talker, Talkers, USUAL, clear, demand, often, remedies, reset_after};
+use super::{HEARD, NAME, ORDER, Talker, Talkers, USUAL, clear, demand, often, remedies, reset_after, set_policy};
 use crate::agents;
 use crate::cases::Ground;
 use crate::cases::failures::{self, Class, Failure};
@@ -42,6 +44,7 @@ pub fn fail(ground: &mut Ground) -> Result<()> {
     let mut took = reset_after(ground, "crash", "crashing", talker, talker)?;
     ground.within("reset after a panic that was told", took, PANIC)?;
     kept.panic()?;
+    dumped(ground, talker, &mut kept)?;
     mute(ground, talker)?;
     stall(ground, talker)?;
     clear(ground)?;
@@ -51,6 +54,29 @@ pub fn fail(ground: &mut Ground) -> Result<()> {
     ground.within("reset after a panic that nobody tells", took, SILENCE + LATER)?;
     kept.panic()?;
     clear(ground)
+}
+
+/// Its memory is kept before it is reset, once in a while.
+fn dumped(ground: &Ground, talker: &Talker, kept: &mut Kept) -> Result<()> {
+    set_policy(&talker.host, &often(&format!("{SOON}dump = true\n")))?;
+    for is_first in [true, false] {
+        kept.will_be();
+        let took = reset_after(ground, "crash", "crashing", talker, talker)?;
+        let dump = kept.panic()?.dump;
+        if !is_first {
+            demand(dump == "not-wanted", &format!("its memory was kept twice: {dump}"))?;
+            continue;
+        }
+        let path = dump["kept"]["path"].as_str().with_context(|| format!("its memory is not kept: {dump}"))?;
+        let path = talker.host.root_inside()?.join(path.trim_start_matches('/'));
+        let memory = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        demand(memory.starts_with(b"makedumpfile"), "its memory is no kdump")?;
+        demand(dump["kept"]["bytes"] == memory.len(), &format!("{} bytes, not {dump}", memory.len()))?;
+        let mode = fs::metadata(&path)?.permissions().mode();
+        demand(mode & 0o7777 == 0o600, &format!("others may read it: {mode:o}"))?;
+        ground.figure(format!("{} KiB of memory kept; from the panic to the remedy {took:?}", memory.len() >> 10));
+    }
+    set_policy(&talker.host, &often(SOON))
 }
 
 /// Of a kernel that panics in each boot.
@@ -139,13 +165,14 @@ impl Kept {
         Ok(newest)
     }
 
-    fn panic(&mut self) -> Result<()> {
+    fn panic(&mut self) -> Result<Failure> {
         const REASON: &str = "Kernel panic - not syncing: sysrq triggered crash";
         let failure = self.newest()?;
         let Class { family, kind, line } = &failure.class;
         let right = (family.as_str(), kind.as_str()) == ("linux", "panic") && line.contains(REASON);
         demand(right, &format!("it was a Linux panic, not {:?}", failure.class))?;
-        demand(self.text(&failure, "console.log")?.contains(REASON), "the console does not hold the reason")
+        demand(self.text(&failure, "console.log")?.contains(REASON), "the console does not hold the reason")?;
+        Ok(failure)
     }
 
     /// Nothing is to be seen on its screen, and its console ends with the mark.
