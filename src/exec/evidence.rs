@@ -236,6 +236,7 @@ impl Inner {
         // What came late may show the guest after its remedy: it counts only where nothing was seen before.
         let class = if says_nothing(&class) { late } else { class };
         let console = sight.console_path();
+        let defined = sight.defined_system();
         let (mut files, missing) = sight.into_files(waited);
         files.push((F::Messages, messages(&case, begun, unix_ms).into_bytes()));
         let failure = Failure {
@@ -246,7 +247,7 @@ impl Inner {
             unix_ms,
             class,
             cause: case.why.clone(),
-            system: system(&case),
+            system: said_or_defined(&case, defined),
             remedy,
             outcome: String::new(),
             waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
@@ -318,6 +319,14 @@ fn messages(case: &Case, now: Time, unix_ms: u64) -> String {
         text.push_str(&format!("message  {}: {said}\n", clock(*at)));
     }
     text
+}
+
+/// As its agent says, else as its definition does.
+fn said_or_defined(case: &Case, defined: Option<String>) -> String {
+    match (system(case), defined) {
+        (said, Some(defined)) if said.is_empty() => format!("{defined} (by its definition)"),
+        (said, _) => said,
+    }
 }
 
 /// In words; its parts were cleaned when they were heard.

@@ -223,7 +223,7 @@ pub struct Failure {
     pub class: Class,
     /// What made Mainstay act: a report or a signal.
     pub cause: String,
-    /// The system inside as its agent has said, for people; empty if it never did.
+    /// The system inside as its agent has said, or its definition says, for people; empty if neither does.
     pub system: String,
     /// What was done.
     pub remedy: Remedy,

@@ -10,7 +10,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 use super::{MAX_AT_ONCE, picture, says_nothing, screen};
-use crate::core::guests::classify::{Shown, classify};
+use crate::core::guests::classify::{Shown, classify, clean};
 use crate::core::guests::{Case, FoundBy};
 use crate::exec::clock;
 use crate::exec::libvirt::Part;
@@ -58,6 +58,8 @@ pub(super) struct Sight {
     tail: Option<Receiver<Result<Tail, String>>>,
     /// No part comes any more.
     ended: bool,
+    /// What its definition says of the system inside.
+    system: Option<String>,
     screen: Option<Result<String, String>>,
     picture: Option<Result<Vec<u8>, String>>,
     console: Option<Result<Tail, String>>,
@@ -82,6 +84,7 @@ impl Sight {
             path: None,
             tail: None,
             ended: false,
+            system: None,
             screen: None,
             picture: None,
             console: None,
@@ -116,7 +119,7 @@ impl Sight {
         while !self.ended && !self.is_complete() {
             let Ok(part) = self.parts.recv_timeout(until.since(clock::now())) else { break };
             match part {
-                Part::Console(_) | Part::Statistics(_) => self.put(part),
+                Part::System(_) | Part::Console(_) | Part::Statistics(_) => self.put(part),
                 Part::Memory(_) | Part::Picture(_) if under_way => self.put(part),
                 Part::Memory(_) => self.screen = Some(Err(too_late(waited))),
                 Part::Picture(_) => self.picture = Some(Err(too_late(waited))),
@@ -164,6 +167,7 @@ impl Sight {
 
     fn put(&mut self, part: Part) {
         match part {
+            Part::System(system) => self.system = system,
             Part::Console(Ok(Some(path))) => {
                 match tail(path.clone(), &self.readers) {
                     Ok(tail) => self.tail = Some(tail),
@@ -198,6 +202,7 @@ impl Sight {
         let console = console.map(String::from_utf8_lossy);
         classify(&Shown {
             system: case.system.as_ref(),
+            defined: self.system.as_deref(),
             panicked: case.panicked.as_deref(),
             screen: self.screen.as_ref().and_then(|screen| screen.as_deref().ok()),
             picture: self.read.as_ref().and_then(|read| read.as_deref().ok()),
@@ -205,6 +210,11 @@ impl Sight {
             sign: case.sign.as_ref(),
             reported: case.by == FoundBy::Message,
         })
+    }
+
+    /// The system inside, as its definition names it.
+    pub(super) fn defined_system(&self) -> Option<String> {
+        self.system.as_deref().map(clean)
     }
 
     /// The console's file, if it has been seen.

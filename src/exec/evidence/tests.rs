@@ -107,6 +107,7 @@ fn everything_is_kept_and_the_remedy_goes_as_soon_as_it_is_there() {
     let path = log.to_str().unwrap().to_owned();
     let bench = bench(
         move |tell| {
+            tell.send(Part::System(Some("http://debian.org/\u{1b}debian/12".to_owned()))).unwrap();
             tell.send(Part::Console(Ok(Some(path.clone())))).unwrap();
             tell.send(Part::Memory(Ok(memory("GNU GRUB  version 2.06")))).unwrap();
             tell.send(Part::Picture(Ok(picture()))).unwrap();
@@ -117,6 +118,7 @@ fn everything_is_kept_and_the_remedy_goes_as_soon_as_it_is_there() {
     let (class, waited, failure) = bench.take(FoundBy::Monitoring, Ok(()));
     assert!(waited < Case::patience(&case(FoundBy::Monitoring)), "nothing more was to come: {waited:?}");
     assert_eq!(class.to_string(), "Linux panic");
+    assert_eq!(failure.system, "http://debian.org/debian/12 (by its definition)");
     assert_eq!((failure.outcome.as_str(), failure.class.line.as_str()), ("done", "Kernel panic - not syncing: sysrq"));
     let all = vec!["screen.txt", "screen.png", "console.log", "statistics.txt", "messages.txt"];
     assert_eq!(names(&failure), (all, vec![]));

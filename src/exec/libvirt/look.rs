@@ -1,7 +1,7 @@
 //! A look at a running domain, for its failure information: what libvirt can show of a guest that may not answer any more.
 //!
 //! ```text
-//!   Look ──► worker of the lane "look" ──► Console, Memory, Picture, Statistics ──► told one by one, as they come
+//!   Look ──► worker of the lane "look" ──► System, Console, Memory, Picture, Statistics ──► told one by one, as they come
 //! ```
 //!
 //! Each part is told as soon as it is there: a monitor that hangs at one of them costs that one and those behind it. What needs no
@@ -60,6 +60,8 @@ pub enum What {
 /// A part of what was seen, or why it is missing.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Part {
+    /// The system inside, as its definition names it.
+    System(Option<String>),
     /// The file on this host to which its serial console is written; none if its definition has none.
     Console(Result<Option<String>, String>),
     /// Memory of the text screen: cells of letter and colour.
@@ -80,7 +82,9 @@ pub(super) fn look(uri: &str, session: &mut Option<Session>, look: &Look, within
         let memory = || Part::Memory(peek(&domain, TEXT_SCREEN.0, TEXT_SCREEN.1).map_err(why));
         let _ = match look.what {
             What::Everything => {
-                told(Part::Console(console(&domain).map_err(why)))
+                let (system, console) = definition(&domain);
+                told(Part::System(system))
+                    && told(console)
                     && told(memory())
                     && told(Part::Picture(picture(session, &domain)))
                     && told(Part::Statistics(statistics(&domain, 0).map_err(why)))
@@ -111,9 +115,17 @@ fn why(error: Error) -> String {
     format!("libvirt: {}", error.message().trim())
 }
 
-fn console(domain: &Domain) -> Result<Option<String>, Error> {
-    // A definition that cannot be read has no console that we know of.
-    Ok(xml::parse(&domain.get_xml_desc(0)?).ok().and_then(|found| found.console_log))
+/// What its definition says: the system, the console.
+fn definition(domain: &Domain) -> (Option<String>, Part) {
+    match domain.get_xml_desc(0) {
+        Ok(text) => {
+            // One that cannot be read has no console, and no system, that we know of.
+            let found = xml::parse(&text).ok().map(|found| (found.system, found.console_log));
+            let (system, console) = found.unwrap_or_default();
+            (system, Part::Console(Ok(console)))
+        }
+        Err(error) => (None, Part::Console(Err(why(error)))),
+    }
 }
 
 fn picture(session: &Session, domain: &Domain) -> Result<Vec<u8>, String> {
