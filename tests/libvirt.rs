@@ -155,8 +155,13 @@ fn the_running_one(bench: &Bench, test: &DomainInfo) {
 /// This driver has a picture, counts in its memory, and has no console.
 fn what_it_shows(bench: &Bench, vm: VmId) {
     let parts: Vec<Part> = bench.libvirt.look(vm, What::Everything, LONG).into_iter().collect();
-    let [Part::System(None), Part::Console(console), Part::Memory(Ok(memory)), Part::Picture(picture), Part::Statistics(Ok(statistics))] =
-        parts.as_slice()
+    let [
+        Part::System(None),
+        Part::Console(console),
+        Part::Memory(Ok(memory)),
+        Part::Picture(picture),
+        Part::Statistics(Ok(statistics)),
+    ] = parts.as_slice()
     else {
         panic!("not five parts in their order"); // They are long.
     };

@@ -31,6 +31,8 @@ use crate::types::{Time, VmId};
 
 /// Has libvirt write a running domain's memory to this path, like `Libvirt::dump`; refused if it has more bytes than that.
 pub type Dumper = Box<dyn Fn(VmId, PathBuf, DumpFormat, u64, Duration) -> Receiver<Result<(), String>> + Send + Sync>;
+/// Takes what became of a dump.
+type Told = Box<dyn FnOnce(Result<(), String>) + Send>;
 /// Bytes that are read at once: what a pipe holds.
 const CHUNK: usize = 64 * 1024;
 /// How often one looks whether libvirt has answered.
@@ -40,7 +42,7 @@ const LOOK_MS: u8 = 50;
 pub struct DumpAsk {
     /// How much, and how long.
     pub limits: Dumps,
-    told: Option<Box<dyn FnOnce(Result<(), String>) + Send>>,
+    told: Option<Told>,
 }
 
 impl DumpAsk {

@@ -13,8 +13,7 @@
 //! that was under way when the remedy went still counts: libvirt does one thing after the other with a domain. What would be begun
 //! later shows the guest after its remedy, and is not taken; statistics and the console go on over a reset.
 //!
-//! Bounds: `MAX_AT_ONCE` failures are kept at once, one of a VM in `APART`; more remedies go without. A console's file that hangs
-//! costs one thread; `MAX_AT_ONCE` of them, and no console is read any more until one ends.
+//! Bounds: `MAX_AT_ONCE` failures are kept at once, one of a VM in `APART`; more remedies go without.
 //!
 //! Deliberately not here: what the remedy is, how long it may wait, what the text means (`core::guests`), the disk (`failures`).
 
@@ -24,7 +23,6 @@ mod sight;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -32,6 +30,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::clock;
+use super::console::Consoles;
 use super::dump::{self, DumpAsk, Dumper};
 use super::failures::Failures;
 use super::libvirt::Part;
@@ -77,8 +76,7 @@ struct Inner {
     failures: Arc<Failures>,
     reader: Arc<Reader>,
     busy: Mutex<Busy>,
-    /// Threads that read consoles' files; shared with them, since one may hang for ever.
-    readers: Arc<AtomicUsize>,
+    consoles: Consoles,
 }
 
 /// What is under way.
@@ -109,8 +107,8 @@ impl Evidence {
         look: impl Fn(VmId, Duration) -> Receiver<Part> + Send + Sync + 'static,
         dumper: Dumper,
     ) -> Self {
-        let (busy, readers) = (Mutex::default(), Arc::default());
-        Self(Arc::new(Inner { host: host.to_owned(), look: Box::new(look), dumper, failures, reader, busy, readers }))
+        let (busy, consoles) = (Mutex::default(), Consoles::default());
+        Self(Arc::new(Inner { host: host.to_owned(), look: Box::new(look), dumper, failures, reader, busy, consoles }))
     }
 
     /// Collects what can be had, calls `go` within the case's patience, once and in any case, and keeps the rest. `go` gives the
@@ -201,7 +199,7 @@ impl Inner {
 
     /// It was started anew: what its console shows so far is of the boot before, also where its kernel says nothing when it begins.
     fn boots(&self, vm: VmId, console: Option<String>) {
-        let booted = console.and_then(|path| sight::booted(path, &self.readers, LATE));
+        let booted = console.and_then(|path| sight::booted(path, &self.consoles, LATE));
         let all = &mut self.busy.lock().unwrap_or_else(PoisonError::into_inner).booted;
         match booted {
             Some(booted) => all.insert(vm, booted),
@@ -224,7 +222,7 @@ impl Inner {
     ) {
         let (begun, unix_ms) = (clock::now(), clock::unix_ms());
         let booted = self.busy.lock().unwrap_or_else(PoisonError::into_inner).booted.get(&vm).cloned();
-        let mut sight = Sight::new((self.look)(vm, LATE), Arc::clone(&self.readers), Arc::clone(&self.reader), booted);
+        let mut sight = Sight::new((self.look)(vm, LATE), self.consoles.clone(), Arc::clone(&self.reader), booted);
         sight.gather(begun + case.patience(), &case);
         let class = sight.classify(&case);
         self.remember(vm, &class);

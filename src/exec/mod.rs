@@ -2,6 +2,7 @@
 pub mod channels;
 pub mod clock;
 pub mod cluster;
+pub mod console;
 pub mod datastore;
 pub mod doctor;
 pub mod dump;

@@ -263,7 +263,7 @@ impl Guests {
                 guest.history.failed = guest.history.failed.filter(|_| !remedy.counts());
                 if remedy.starts_anew() {
                     guest.watch.boots(now);
-                    guest.screen.boots();
+                    guest.screen.boots(now);
                     guest.recent.boots();
                 }
                 Answer::new(Verdict::Done, remedy.name())

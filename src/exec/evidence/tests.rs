@@ -3,9 +3,9 @@
 use std::sync::mpsc::Sender;
 use std::sync::mpsc::channel;
 
-use super::sight::{TAIL, Tail, read_tail};
 use super::*;
 use crate::core::guests::FoundBy;
+use crate::exec::console::{MAX_READERS, TAIL};
 
 const WEB: VmId = VmId(uuid::Uuid::from_u128(1));
 const LONG: Duration = Duration::from_secs(20);
@@ -197,39 +197,9 @@ fn too_many_at_once_go_without() {
     }
     let why = told.recv_timeout(LONG).unwrap().unwrap_err();
     assert_eq!(why, "web: failure information is not kept: that of 16 guests is being kept already");
-    for _ in 0..MAX_AT_ONCE {
+    for _ in 0..MAX_READERS {
         assert!(told.recv_timeout(LONG).unwrap().is_ok());
     }
-}
-
-#[test]
-fn a_console_that_is_no_file_is_not_read() {
-    let folder = tempfile::tempdir().unwrap();
-    let fifo = folder.path().join("fifo");
-    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    for (path, expected) in [
-        (fifo.as_path(), "no regular file"),
-        (folder.path(), "no regular file"),
-        (&folder.path().join("none"), "No such file"),
-    ] {
-        let why = read_tail(path).unwrap_err().to_string();
-        assert!(why.contains(expected), "{why}");
-    }
-}
-
-#[test]
-fn a_console_says_what_is_of_this_boot() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("console");
-    std::fs::write(&path, "Kernel panic - not syncing: old\n").unwrap();
-    let before = read_tail(&path).unwrap().ends;
-    std::fs::write(&path, "Kernel panic - not syncing: old\nup 1\n").unwrap();
-    let tail = read_tail(&path).unwrap();
-    assert_eq!(tail.since(before), b"up 1\n");
-    assert_eq!(tail.since(tail.ends), b"");
-    assert_eq!(tail.since(tail.ends + 1), tail.bytes, "another file");
-    let long = Tail { bytes: b"tail".to_vec(), ends: 1 << 40 };
-    assert_eq!(long.since(7), b"tail", "more was written than is kept");
 }
 
 #[test]

@@ -51,7 +51,7 @@ pub enum What {
     Everything,
     /// What it does: statistics, fewer of them.
     Activity,
-    /// The same, and the text screen's memory.
+    /// The same, where its console is, and the text screen's memory.
     Text,
     /// A picture only.
     Picture,
@@ -90,7 +90,7 @@ pub(super) fn look(uri: &str, session: &mut Option<Session>, look: &Look, within
                     && told(Part::Statistics(statistics(&domain, 0).map_err(why)))
             }
             What::Activity => told(activity()),
-            What::Text => told(activity()) && told(memory()),
+            What::Text => told(activity()) && told(definition(&domain).1) && told(memory()),
             What::Picture => told(Part::Picture(picture(session, &domain))),
         };
         Ok(DomainAnswer::Done)
@@ -103,7 +103,7 @@ pub(super) fn look(uri: &str, session: &mut Option<Session>, look: &Look, within
         let parts = match look.what {
             What::Everything => vec![console, memory, picture, statistics],
             What::Activity => vec![statistics],
-            What::Text => vec![statistics, memory],
+            What::Text => vec![statistics, console, memory],
             What::Picture => vec![picture],
         };
         parts.into_iter().for_each(|part| drop(look.parts.send(part)));

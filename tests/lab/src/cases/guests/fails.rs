@@ -23,6 +23,9 @@ const SILENCE: Duration = Duration::from_secs(4);
 const LATER: Duration = Duration::from_secs(2);
 /// Times that a case can wait for.
 const SOON: &str = "[[monitor]]\nsilence_s = 4\nio_s = 4\nuptime_s = 1\n";
+/// By these nothing is taken for silence in this case's time; and what a panic on a console takes to be seen and to stand.
+const PATIENT: &str = "[[monitor]]\nsilence_s = 120\nio_s = 120\nuptime_s = 1\n";
+const CONSOLE: Duration = Duration::from_secs(8);
 /// A cluster's own limit, with waits that a case can afford: 1 s, then 2 s.
 const THREE: &str = "[limits]\nresets_per_hour = 3\nbackoff_s = 1\n";
 const DEVICE: Talking = Talking { panic_device: true, words: "" };
@@ -52,6 +55,12 @@ pub fn fail(ground: &mut Ground) -> Result<()> {
     let talkers = Talkers::begin(ground, &[(NAME, &host)], Talking::default(), &often(SOON))?;
     took = reset_after(ground, "crash", "crashing", &talkers.0[0], &talkers.0[0])?;
     ground.within("reset after a panic that nobody tells", took, SILENCE + LATER)?;
+    kept.panic()?;
+    // Its screen is blank: only its serial console tells before its silence would.
+    set_policy(&host, &often(PATIENT))?;
+    kept.will_be();
+    took = reset_after(ground, "crash", "crashing", &talkers.0[0], &talkers.0[0])?;
+    ground.within("reset after a panic that only the console shows", took, CONSOLE)?;
     kept.panic()?;
     clear(ground)
 }
