@@ -173,9 +173,49 @@ pub fn sample(statistics: &[(String, String)]) -> Option<Sample> {
     })
 }
 
+/// Why a domain's CPUs stand, when its guest is the reason: also for whoever has missed the event.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stands {
+    /// Its kernel has panicked, and its QEMU was kept.
+    Panicked,
+    /// Its watchdog has fired.
+    Watchdog,
+}
+
+/// That, out of its statistics.
+#[must_use]
+pub fn stands(statistics: &[(String, String)]) -> Option<Stands> {
+    let number = |name: &str| -> Option<u32> { statistics.iter().find(|(of, _)| of == name)?.1.parse().ok() };
+    match (number("state.state")?, number("state.reason")?) {
+        (sys::VIR_DOMAIN_CRASHED, _) | (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_CRASHED) => {
+            Some(Stands::Panicked)
+        }
+        (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_WATCHDOG) => Some(Stands::Watchdog),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whose_guest_is_why_it_stands() {
+        for (state, reason, expected) in [
+            ("6", "1", Some(Stands::Panicked)),
+            ("3", "10", Some(Stands::Panicked)),
+            ("3", "6", Some(Stands::Watchdog)),
+            ("3", "1", None), // By a person.
+            ("3", "5", None), // By an I/O error.
+            ("1", "1", None),
+            ("5", "6", None),
+        ] {
+            let told = [("state.state", state), ("state.reason", reason)];
+            let told = told.map(|(name, value)| (name.to_owned(), value.to_owned()));
+            assert_eq!(stands(&told), expected, "{state} {reason}");
+        }
+        assert_eq!(stands(&[]), None);
+    }
 
     #[test]
     fn activity_is_what_the_guest_does_itself() {

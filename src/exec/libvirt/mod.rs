@@ -38,7 +38,7 @@ use help::Help;
 pub use help::{DumpFormat, Port};
 use lane::{Lane, Shape, Work};
 use look::Look;
-pub use look::{Part, What, sample};
+pub use look::{Part, Stands, What, sample, stands};
 use session::{Places, carry_out};
 pub use watch::text_of;
 use watch::{Heard, Watcher};

@@ -48,6 +48,7 @@ pub fn fail(ground: &mut Ground) -> Result<()> {
     ground.within("reset after a panic that was told", took, PANIC)?;
     kept.panic()?;
     dumped(ground, talker, &mut kept)?;
+    unheard(ground, talker, &mut kept)?;
     mute(ground, talker)?;
     stall(ground, talker)?;
     clear(ground)?;
@@ -63,6 +64,26 @@ pub fn fail(ground: &mut Ground) -> Result<()> {
     ground.within("reset after a panic that only the console shows", took, CONSOLE)?;
     kept.panic()?;
     clear(ground)
+}
+
+/// It panics while there is no agent of its host.
+fn unheard(ground: &mut Ground, talker: &Talker, kept: &mut Kept) -> Result<()> {
+    kept.will_be();
+    let (boots, marks) = (talker.console.count("up "), talker.console.count("crashing"));
+    agents::ask(&talker.host, ORDER, &["systemctl", "stop", "mainstayd.service"])?;
+    talker.tell(ground, "crash")?;
+    talker.console.wait_more("crashing", marks)?;
+    std::thread::sleep(Duration::from_secs(1));
+    agents::ask(&talker.host, ORDER, &["systemctl", "start", "mainstayd.service"])?;
+    let began = Instant::now();
+    talker.console.wait_more("up ", boots)?;
+    ground.figure(format!(
+        "panicked without an agent: booted {:.1} s after that one's start",
+        began.elapsed().as_secs_f64()
+    ));
+    talker.console.wait_more_after("up ", HEARD)?;
+    let system = kept.panic()?.system;
+    demand(system.ends_with("(by its definition)"), &format!("nobody has told this agent that it is {system}"))
 }
 
 /// Its memory is kept before it is reset, once in a while.
