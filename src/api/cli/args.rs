@@ -158,6 +158,9 @@ pub enum VmCommand {
     /// From these it says what kind of failure it was, with the line that says so. What could not be had in time is listed as
     /// missing, with the reason: a remedy never waits longer than half a second.
     ///
+    /// Its memory is kept, too, if the policy says so (cluster guest-policy --help): then the remedy waits for that. It lies in the
+    /// same folder as the rest, where --show names it; it is not in what --export writes.
+    ///
     /// For the console its definition must log it to a file:
     /// <serial type='pty'><log file='/var/log/libvirt/qemu/web-console.log'/></serial>
     ///
