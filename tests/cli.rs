@@ -488,8 +488,7 @@ messages.txt
     let export = format!("vm failures web --export 3 {}", file.display());
     let (code, out, err) = say(&bus, &export);
     assert_eq!((code, err.as_str()), (0, ""));
-    assert!(out.starts_with("web: failure 3 is in "), "{out}");
-    assert!(out.contains("without its memory: 300 MiB on"), "{out}");
+    assert!(out.starts_with("web: failure 3 is in ") && out.contains("without its memory: 300 MiB on"), "{out}");
     let names = Command::new("tar").arg("-tf").arg(&file).output().unwrap().stdout;
     let folder = "failure-00000000-0000-0000-0000-0000beef0001-3";
     let expected: Vec<String> =

@@ -35,6 +35,8 @@ pub type Dumper = Box<dyn Fn(VmId, PathBuf, DumpFormat, u64, Duration) -> Receiv
 type Told = Box<dyn FnOnce(Result<(), String>) + Send>;
 /// Bytes that are read at once: what a pipe holds.
 const CHUNK: usize = 64 * 1024;
+/// libvirt's time is a little longer, so that what is told is how far it came.
+const LATER: Duration = Duration::from_secs(1);
 /// How often one looks whether libvirt has answered.
 const LOOK_MS: u8 = 50;
 
@@ -96,9 +98,11 @@ fn fill(new: &mut NewDump, dumper: &Dumper, vm: VmId, within: Duration) -> Resul
     let mut try_with = |format: DumpFormat| -> Result<(), (u64, String)> {
         let path = new.pipe().map_err(|error| (0, format!("no pipe: {error}")))?;
         let mut pipe = open(&path).map_err(|error| (0, format!("{}: {error}", path.display())))?;
-        let told = dumper(vm, path, format, new.most, until.since(clock::now()));
+        let told = dumper(vm, path, format, new.most, until.since(clock::now()) + LATER);
         let mut bytes = 0;
-        drain(&mut pipe, &mut new.file, &told, new.most, until, &mut bytes).map_err(|why| (bytes, why))
+        let result = drain(&mut pipe, &mut new.file, &told, new.most, until, &mut bytes);
+        new.close_pipe(); // Before nobody reads it any more.
+        result.map_err(|why| (bytes, why))
     };
     match try_with(DumpFormat::Kdump) {
         // A QEMU or a driver without it.

@@ -1,7 +1,7 @@
 //! Dumps of guests' memory, each in the folder of its failure: whole or not at all, and never so many that the disk is full.
 //!
 //! ```text
-//!   begin_dump ──► .new-memory.pipe (who writes it), .new-memory.dump (what came) ── keep ──► memory.dump, the record says so
+//!   begin_dump ──► .new-memory/pipe (who writes it), .new-memory.dump (what came) ── keep ──► memory.dump, the record says so
 //!                                                        └─ dropped ──► both are taken away; after a crash, by `tidy`
 //! ```
 //!
@@ -9,9 +9,9 @@
 //! (their failures stay); `ROOM` stays free on the disk.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -26,9 +26,9 @@ use crate::types::failure::MemoryDump;
 
 /// A whole one.
 const DUMP: &str = "memory.dump";
-/// One that is being written, and the pipe through which it comes.
+/// One that is being written, and the folder of the pipe through which it comes.
 const NEW: &str = ".new-memory.dump";
-const PIPE: &str = ".new-memory.pipe";
+const COMES: &str = ".new-memory";
 
 /// A dump that is being written. What is not kept goes when this does.
 #[derive(Debug)]
@@ -44,23 +44,30 @@ pub struct NewDump {
 }
 
 impl NewDump {
-    /// A new pipe, in the place of an earlier one.
+    /// A new pipe.
     ///
     /// # Errors
     /// When it cannot be made.
     pub fn pipe(&self) -> io::Result<PathBuf> {
-        let path = self.folder.join(PIPE);
-        let _ = fs::remove_file(&path); // libvirt takes it away by itself when it fails.
+        let comes = self.folder.join(COMES);
+        let _ = fs::remove_dir_all(&comes); // Of a crash.
+        DirBuilder::new().mode(0o700).create(&comes)?;
+        let path = comes.join("pipe");
         mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR)?;
         Ok(path)
+    }
+
+    /// Whoever has not opened the pipe by now never will, nor make a file in its place: its folder is gone. To be called as long as
+    /// somebody reads it, for an opening without a reader would hang.
+    pub fn close_pipe(&self) {
+        let _ = fs::remove_dir_all(self.folder.join(COMES)); // It may be gone already.
     }
 }
 
 impl Drop for NewDump {
     fn drop(&mut self) {
-        for name in [NEW, PIPE] {
-            let _ = fs::remove_file(self.folder.join(name)); // Renamed, or never there.
-        }
+        let _ = fs::remove_file(self.folder.join(NEW)); // Renamed, if it was kept.
+        self.close_pipe();
         self.dumping.store(false, Ordering::Release);
     }
 }
@@ -131,9 +138,9 @@ impl Failures {
     /// Takes away what a crash left half-written. Before the first dump: while one is being written, that is it.
     pub fn tidy(&self) {
         for (vm, number) in self.all() {
-            for name in [NEW, PIPE] {
-                let _ = fs::remove_file(self.place(vm, number).join(name)); // Nearly always not there.
-            }
+            let place = self.place(vm, number);
+            let _ = fs::remove_file(place.join(NEW)); // Nearly always not there.
+            let _ = fs::remove_dir_all(place.join(COMES));
         }
     }
 
@@ -175,7 +182,7 @@ impl Failures {
 
 /// A dump by its name, whole or not.
 pub(super) fn is_dump(name: &OsStr) -> bool {
-    name == DUMP || name == NEW || name == PIPE
+    name == DUMP || name == NEW || name == COMES
 }
 
 #[cfg(test)]
@@ -256,8 +263,11 @@ mod tests {
         let new = failures.begin_dump(WEB, number, u64::MAX).unwrap();
         assert!(new.most < u64::MAX, "the disk's room is known");
         new.pipe().unwrap();
-        new.pipe().unwrap();
-        assert_eq!(names(), [NEW, PIPE, "failure.json"]);
+        let pipe = new.pipe().unwrap();
+        assert_eq!(names(), [COMES, NEW, "failure.json"]);
+        new.close_pipe();
+        let late = OpenOptions::new().write(true).create(true).truncate(true).open(&pipe);
+        assert_eq!(late.unwrap_err().kind(), io::ErrorKind::NotFound, "a libvirt that comes late makes no file");
         let busy = failures.begin_dump(WEB, number, 1).unwrap_err().to_string();
         assert!(busy.ends_with("that of another guest is being written"), "{busy}");
         drop(new);
