@@ -1,5 +1,5 @@
-//! What a guest's screen says of it, or its serial console. A panic or stop screen that stands is a failure at once; a prompt or a firmware's last word is
-//! told to people.
+//! What a guest's screen says of it, or its serial console. A panic or stop screen that stands is a failure at once; a prompt or a
+//! firmware's last word is told to people.
 //!
 //! ```text
 //!   its agent is silent ── looked at each second ──┐
@@ -187,7 +187,13 @@ impl Screen {
         if !sample.runs || !storage_well {
             return;
         }
+        let is_read = console.is_some();
         let panic = console.and_then(|console| Some((console.mark, self.panic_on(&console)?)));
+        if panic.is_none() && shows == Shows::Nothing {
+            // Nor does a screen that could not be had; but a console that goes on does.
+            self.standing = before.filter(|standing| !is_read || matches!(standing.place, Place::Screen));
+            return;
+        }
         let (mark, place, said) = match panic {
             Some((mark, class)) => (mark, Place::Console, Some(class)),
             None => (mark, Place::Screen, None),
@@ -196,11 +202,7 @@ impl Screen {
         let known = before.as_ref().and_then(|standing| standing.class.clone()).or(said);
         let class = match (known, shows) {
             (Some(known), _) => Some(known),
-            (None, Shows::Nothing) => {
-                self.standing = before;
-                return;
-            }
-            (None, Shows::Picture) => None,
+            (None, Shows::Picture | Shows::Nothing) => None,
             (None, Shows::Text(text)) => Some(classify(&Shown { screen: Some(&text), ..Shown::default() })),
             (None, Shows::Read(text)) => Some(classify(&Shown { picture: Some(&text), ..Shown::default() })),
         };
@@ -218,13 +220,14 @@ impl Screen {
         (runs < written && matches!(class.kind, K::Panic | K::OutOfMemory)).then_some(class)
     }
 
-    fn verdict(&mut self, now: Time, limits: Watchfulness) -> Verdict {
+    fn verdict(&mut self, limits: Watchfulness) -> Verdict {
         let Some(standing) = self.standing.as_mut().filter(|standing| !standing.used) else { return Verdict::Nothing };
         let Some(class) = &standing.class else { return Verdict::Nothing };
-        let stood = now.since(standing.since);
+        // As far as it was looked at.
+        let stood = standing.at.since(standing.since);
         let verdict = match class.kind {
             K::Panic | K::OutOfMemory | K::StopScreen => {
-                if !standing.is_stuck(now) && stood < limits.io {
+                if !standing.is_stuck(standing.at) && stood < limits.io {
                     return Verdict::Nothing;
                 }
                 self.acted = Some(standing.mark);
@@ -282,7 +285,7 @@ impl Guests {
         if guest.watch.is_well(now) {
             return;
         }
-        match guest.screen.verdict(now, limits) {
+        match guest.screen.verdict(limits) {
             Verdict::Nothing => {}
             Verdict::Waits(class) => {
                 let advice = advice(class.kind).unwrap_or("look at its console");

@@ -256,3 +256,15 @@ fn a_console_that_may_be_of_another_boot_or_goes_on_counts_nothing() {
     booted.step(FINE, GuestEvent::Rebooted(WEB));
     assert_eq!(booted.goes(300, of(PANIC, 50)), NOTHING, "its boot says nothing on it");
 }
+
+#[test]
+fn what_was_seen_once_has_not_stood() {
+    let blind = |console| Shown { text: "", is_blind: true, console, ..STOPPED };
+    let mut goes_on = story(Some(2));
+    assert_eq!(goes_on.goes(3, blind(Some((PANIC, 5)))), NOTHING);
+    assert_eq!(goes_on.goes(300, blind(Some(("web login:", 25)))), NOTHING, "it has booted");
+    let mut unread = story(Some(2));
+    assert_eq!(unread.goes(3, blind(Some((PANIC, 5)))), NOTHING);
+    assert_eq!(unread.goes(10, blind(None)), NOTHING, "looks that show nothing");
+    assert_eq!(unread.goes(3, blind(Some((PANIC, 5)))).last().unwrap(), "14 reset", "seen again");
+}

@@ -87,7 +87,7 @@ fn unheard(ground: &mut Ground, talker: &Talker, kept: &mut Kept) -> Result<()> 
 }
 
 /// Its memory is kept before it is reset, once in a while.
-fn dumped(ground: &Ground, talker: &Talker, kept: &mut Kept) -> Result<()> {
+fn dumped(ground: &mut Ground, talker: &Talker, kept: &mut Kept) -> Result<()> {
     set_policy(&talker.host, &often(&format!("{SOON}dump = true\n")))?;
     for is_first in [true, false] {
         kept.will_be();
