@@ -430,7 +430,7 @@ N  HOST  WHEN                 FAILURE, REMEDY, REASON
                               Kernel panic - not syncing: sysrq triggered crash
 1  b     2026-11-25 17:00:01  no bootable device; reset done
                               No bootable device.
-3  a     2026-11-25 17:00:03  Linux panic; reset done
+3  a     2026-11-25 17:00:03  Linux panic; reset done; memory kept, 300 MiB
                               Kernel panic - not syncing: sysrq triggered crash
 4  a     2026-11-25 17:00:04  reported; reset not done
                               app/db: no answer
@@ -454,6 +454,7 @@ Outcome  done
 Waited   41 ms for what is kept
 Kept     console.log, messages.txt, screen.png
 Missing  screen.txt (the screen is in a graphics mode)
+Memory   300 MiB on host a: /var/lib/mainstay/failures/x/3/memory.dump
 
 Console, its end:
 [    1.52] sysrq
@@ -487,7 +488,7 @@ messages.txt
     let export = format!("vm failures web --export 3 {}", file.display());
     let (code, out, err) = say(&bus, &export);
     assert_eq!((code, err.as_str()), (0, ""));
-    assert!(out.starts_with("web: failure 3 is in "), "{out}");
+    assert!(out.starts_with("web: failure 3 is in ") && out.contains("without its memory: 300 MiB on"), "{out}");
     let names = Command::new("tar").arg("-tf").arg(&file).output().unwrap().stdout;
     let folder = "failure-00000000-0000-0000-0000-0000beef0001-3";
     let expected: Vec<String> =

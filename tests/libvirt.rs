@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use mainstay::exec::libvirt::{Libvirt, LibvirtEvent, Part, What, xml};
+use mainstay::exec::libvirt::{DumpFormat, Libvirt, LibvirtEvent, Part, What, xml};
 use mainstay::types::VmId;
 use mainstay::types::vm::{DomainAnswer, DomainChange, DomainFailure, DomainInfo, DomainOrder, DomainState, OffReason};
 
@@ -130,6 +130,7 @@ fn the_running_one(bench: &Bench, test: &DomainInfo) {
     std::fs::write(bench.pids.path().join("test.pid"), "4242\n").unwrap();
     assert_eq!(bench.find(vm).unwrap().pid, Some(4242));
     what_it_shows(bench, vm);
+    its_memory(bench, vm);
 
     assert_eq!(bench.ask(DomainOrder::Suspend { vm }), DomainAnswer::Done);
     assert_eq!(state(), DomainState::Paused { by_io_error: false });
@@ -152,10 +153,15 @@ fn the_running_one(bench: &Bench, test: &DomainInfo) {
 /// This driver has a picture, counts in its memory, and has no console.
 fn what_it_shows(bench: &Bench, vm: VmId) {
     let parts: Vec<Part> = bench.libvirt.look(vm, What::Everything, LONG).into_iter().collect();
-    let [Part::Console(console), Part::Memory(Ok(memory)), Part::Picture(picture), Part::Statistics(Ok(statistics))] =
-        parts.as_slice()
+    let [
+        Part::System(None),
+        Part::Console(console),
+        Part::Memory(Ok(memory)),
+        Part::Picture(picture),
+        Part::Statistics(Ok(statistics)),
+    ] = parts.as_slice()
     else {
-        panic!("not four parts in their order"); // They are long.
+        panic!("not five parts in their order"); // They are long.
     };
     assert_eq!(*console, Ok(None));
     assert!(
@@ -170,6 +176,19 @@ fn what_it_shows(bench: &Bench, vm: VmId) {
     let unknown: Vec<Part> = bench.libvirt.look(VmId::default(), What::Everything, LONG).into_iter().collect();
     let expected = "libvirt shows nothing of it: NoDomain".to_owned();
     assert!(unknown.len() == 4 && unknown.contains(&Part::Memory(Err(expected))));
+}
+
+/// This driver does not write memory alone; what is too large is not even asked of it.
+fn its_memory(bench: &Bench, vm: VmId) {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |most| {
+        let path = folder.path().join("memory");
+        bench.libvirt.dump(vm, path, DumpFormat::Kdump, most, LONG).recv().unwrap().unwrap_err()
+    };
+    assert!(write(u64::MAX).contains("unsupported flags"), "{}", write(u64::MAX));
+    let why = write(1 << 20);
+    assert!(why.starts_with("its ") && why.contains("MiB of memory are not written"), "{why}");
+    assert!(folder.path().read_dir().unwrap().next().is_none());
 }
 
 /// A daemon's address in a folder of ours.

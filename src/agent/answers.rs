@@ -62,7 +62,7 @@ pub(crate) struct Answers(Arc<Mutex<Inner>>);
 
 impl Answers {
     pub(crate) fn new(cluster: Cluster, notes: NoteBook, guests: ToGuests, state: &Path) -> Self {
-        let (waiters, failures) = (BTreeMap::new(), Arc::new(Failures::new(state.join("failures"))));
+        let (waiters, failures) = (BTreeMap::new(), Arc::new(Failures::open(state.join("failures"))));
         Self(Arc::new(Mutex::new(Inner { next: 0, guests, failures, waiters, cluster, notes })))
     }
 

@@ -84,10 +84,7 @@ impl Executors {
             move |event| to_pump.libvirt(event)
         });
         let reader = Arc::new(Reader::new(&reading::PROGRAMS));
-        let evidence = Evidence::new(&here.name, answers.failures(), Arc::clone(&reader), {
-            let libvirt = libvirt.clone();
-            move |vm, within| libvirt.look(vm, What::Everything, within)
-        });
+        let evidence = evidence(&libvirt, &here.name, answers.failures(), Arc::clone(&reader));
         let glances = Glances::new(reader, {
             let libvirt = libvirt.clone();
             move |vm, what, within| libvirt.look(vm, what, within)
@@ -409,4 +406,16 @@ impl Executors {
             text: note.text,
         });
     }
+}
+
+/// What collects failure information, by libvirt.
+fn evidence(libvirt: &Libvirt, name: &str, failures: Arc<Failures>, reader: Arc<Reader>) -> Evidence {
+    let (looker, dumper) = (libvirt.clone(), libvirt.clone());
+    Evidence::new(
+        name,
+        failures,
+        reader,
+        move |vm, within| looker.look(vm, What::Everything, within),
+        Box::new(move |vm, to, format, most, within| dumper.dump(vm, to, format, most, within)),
+    )
 }

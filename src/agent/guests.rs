@@ -18,8 +18,9 @@ use crate::core::Core;
 use crate::core::event::{Event, Listed};
 use crate::core::guests::{Case, Glimpse, GuestAct, GuestEvent, Guests, Mark, Sample, Step, Watchdog};
 use crate::exec::channels::{ChannelEvent, Channels};
-use crate::exec::evidence::Outcome;
-use crate::exec::libvirt::{self, xml};
+use crate::exec::dump::DumpAsk;
+use crate::exec::evidence::{Afterwards, Outcome};
+use crate::exec::libvirt::{self, Stands, xml};
 use crate::exec::remembered::Memory;
 use crate::exec::{clock, guest_hook, qemu};
 use crate::types::control::{Denial, Reply, VmCommand};
@@ -61,6 +62,8 @@ pub(crate) enum FromOthers {
     EnablePort(VmId, Told),
     /// What a guest does now; none: it could not be had.
     Sampled(VmId, Option<Sample>),
+    /// Its guest has failed while no agent of this host was there to hear of it.
+    Stands(VmId, Stands),
     /// What its screen shows now; none: it could not be had.
     Glimpsed(VmId, Option<Glimpse>),
     /// Failure information was kept, or not; for people.
@@ -114,6 +117,8 @@ pub(crate) struct GuestSide {
     to_self: ToGuests,
     outcomes: BTreeMap<Ticket, Outcome>,
     memory: Memory,
+    /// An agent that begins has missed what happened before.
+    has_listed: bool,
     /// Version of the document in use.
     settings: u64,
 }
@@ -138,7 +143,8 @@ impl GuestSide {
         guests.step(clock::now(), GuestEvent::Recalled(recalled));
         let (running, outcomes) = (BTreeMap::new(), BTreeMap::new());
         let (channels, to_guests) = (Channels::new(sender), to_self.clone());
-        let side = Self { guests, channels, running, said, others, to_self, outcomes, memory, settings: 0 };
+        let side =
+            Self { guests, channels, running, said, others, to_self, outcomes, memory, has_listed: false, settings: 0 };
         Ok((side, to_guests))
     }
 
@@ -192,6 +198,9 @@ impl GuestSide {
             Next::Others(FromOthers::Glimpsed(vm, glimpse)) => {
                 GuestEvent::Glimpsed { vm, glimpse, unwell: core.unwell_datastores(clock::now()) }
             }
+            // As if it happened now.
+            Next::Others(FromOthers::Stands(vm, Stands::Panicked)) => GuestEvent::Panicked { vm, held: true },
+            Next::Others(FromOthers::Stands(vm, Stands::Watchdog)) => GuestEvent::WatchdogFired(vm, Watchdog::Stands),
             Next::Others(FromOthers::Kept(vm, kept)) => GuestEvent::Kept(vm, kept),
             Next::Others(FromOthers::Word(from, GuestWord::Requested(request))) => {
                 let at = core.whereabouts(&request.target, clock::now());
@@ -246,6 +255,10 @@ impl GuestSide {
                 Some(_) => {}
             }
         }
+        if !std::mem::replace(&mut self.has_listed, true) {
+            let paused = |listed: &&Listed| matches!(listed.domain.state, DomainState::Paused { by_io_error: false });
+            domains.iter().filter(paused).for_each(|listed| self.ask_why_it_stands(listed.domain.vm, executors));
+        }
         let mut sockets = BTreeMap::new();
         for (vm, Running { name, socket, stores, .. }) in now {
             self.take(GuestEvent::Runs { vm, name: name.clone(), stores }, core, executors);
@@ -262,7 +275,7 @@ impl GuestSide {
                 GuestAct::Order { ticket, vm, step } => self.order(ticket, vm, step, executors),
                 GuestAct::Outcome(ticket, result) => {
                     if let Some(outcome) = self.outcomes.remove(&ticket) {
-                        let _ = outcome.send(result); // It waits for so long only.
+                        let _ = outcome.send(Afterwards::Ended(result)); // It waits for so long only.
                     }
                 }
                 GuestAct::Sample(vm) => self.sample(vm, executors),
@@ -313,6 +326,15 @@ impl GuestSide {
         });
     }
 
+    fn ask_why_it_stands(&self, vm: VmId, executors: &Executors) {
+        let to_self = self.to_self.clone();
+        executors.libvirt().activity(vm, CALL, move |statistics| {
+            if let Some(stands) = statistics.and_then(|all| libvirt::stands(&all)) {
+                let _ = to_self.send(FromOthers::Stands(vm, stands));
+            }
+        });
+    }
+
     /// Keeps failure information; the remedy goes on as soon as that is there or has had its time.
     fn keep(&self, ticket: Ticket, vm: VmId, remedy: Remedy, case: Case, executors: &Executors) {
         let (looked, kept) = (self.to_self.clone(), self.to_self.clone());
@@ -336,6 +358,12 @@ impl GuestSide {
             Step::Suspend => order(DomainOrder::Suspend { vm }),
             Step::Reboot => libvirt.reboot(vm, CALL, answered(done)),
             Step::End => qemu::end(self.running.get(&vm).and_then(|running| running.pid), vm, done),
+            Step::Dump { failure, limits } => {
+                let ask = DumpAsk::new(limits, done);
+                if let Some(outcome) = self.outcomes.get(&failure) {
+                    let _ = outcome.send(Afterwards::Dump(ask)); // Dropped it answers by itself.
+                }
+            }
             Step::Move => executors.ask_core(ticket, VmCommand::Move { vm, to: None }),
         }
     }

@@ -5,15 +5,15 @@
 //!                     tail of the console's file ───┘                                      │
 //!            the part under way, statistics, console: until LATE ◄─────────────────────────┘
 //!            a picture without a text screen: its text is read
-//!            classify ──► exec::failures ──► kept ──► … the remedy's outcome is written into the record
+//!            classify ──► exec::failures ──► kept ──► … its memory, if that is wanted first (`dump`)
+//!                                                     … the remedy's outcome is written into the record
 //! ```
 //!
 //! Whatever hangs or fails is recorded as missing with its reason, and holds up the remedy for the case's patience at most. A part
 //! that was under way when the remedy went still counts: libvirt does one thing after the other with a domain. What would be begun
 //! later shows the guest after its remedy, and is not taken; statistics and the console go on over a reset.
 //!
-//! Bounds: `MAX_AT_ONCE` failures are kept at once, one of a VM in `APART`; more remedies go without. A console's file that hangs
-//! costs one thread; `MAX_AT_ONCE` of them, and no console is read any more until one ends.
+//! Bounds: `MAX_AT_ONCE` failures are kept at once, one of a VM in `APART`; more remedies go without.
 //!
 //! Deliberately not here: what the remedy is, how long it may wait, what the text means (`core::guests`), the disk (`failures`).
 
@@ -23,7 +23,6 @@ mod sight;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -31,11 +30,13 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::clock;
+use super::console::Consoles;
+use super::dump::{self, DumpAsk, Dumper};
 use super::failures::Failures;
 use super::libvirt::Part;
 use super::reading::Reader;
 use crate::core::guests::Case;
-use crate::types::failure::{Class, Failure, FailureFile, FailureKind, Family};
+use crate::types::failure::{Class, Failure, FailureFile, FailureKind, Family, MemoryDump};
 use crate::types::guests::Remedy;
 use crate::types::{Time, VmId};
 
@@ -53,8 +54,16 @@ const OUTCOME: Duration = Duration::from_secs(30);
 
 /// Looks at a running domain, like `Libvirt::look`.
 type Look = Box<dyn Fn(VmId, Duration) -> Receiver<Part> + Send + Sync>;
-/// Takes what became of the remedy.
-pub type Outcome = SyncSender<Result<(), String>>;
+/// Takes what comes after the look.
+pub type Outcome = SyncSender<Afterwards>;
+
+/// What comes after the look.
+pub enum Afterwards {
+    /// Its memory is wanted before its remedy.
+    Dump(DumpAsk),
+    /// What became of the remedy.
+    Ended(Result<(), String>),
+}
 
 /// Collects and keeps failure information on this host; cheap to clone.
 #[derive(Clone)]
@@ -63,11 +72,11 @@ pub struct Evidence(Arc<Inner>);
 struct Inner {
     host: String,
     look: Look,
+    dumper: Dumper,
     failures: Arc<Failures>,
     reader: Arc<Reader>,
     busy: Mutex<Busy>,
-    /// Threads that read consoles' files; shared with them, since one may hang for ever.
-    readers: Arc<AtomicUsize>,
+    consoles: Consoles,
 }
 
 /// What is under way.
@@ -96,9 +105,10 @@ impl Evidence {
         failures: Arc<Failures>,
         reader: Arc<Reader>,
         look: impl Fn(VmId, Duration) -> Receiver<Part> + Send + Sync + 'static,
+        dumper: Dumper,
     ) -> Self {
-        let (busy, readers) = (Mutex::default(), Arc::default());
-        Self(Arc::new(Inner { host: host.to_owned(), look: Box::new(look), failures, reader, busy, readers }))
+        let (busy, consoles) = (Mutex::default(), Consoles::default());
+        Self(Arc::new(Inner { host: host.to_owned(), look: Box::new(look), dumper, failures, reader, busy, consoles }))
     }
 
     /// Collects what can be had, calls `go` within the case's patience, once and in any case, and keeps the rest. `go` gives the
@@ -112,7 +122,7 @@ impl Evidence {
         go: impl FnOnce(&Class, Outcome) + Send + 'static,
         kept: impl FnOnce(Result<String, String>) + Send + 'static,
     ) {
-        let (outcome, told) = sync_channel(1);
+        let (outcome, told) = sync_channel(2); // Both, so that the loop never waits.
         let (inner, name) = (Arc::clone(&self.0), case.name.clone());
         let mut class = None;
         let why = match inner.begin(vm) {
@@ -189,7 +199,7 @@ impl Inner {
 
     /// It was started anew: what its console shows so far is of the boot before, also where its kernel says nothing when it begins.
     fn boots(&self, vm: VmId, console: Option<String>) {
-        let booted = console.and_then(|path| sight::booted(path, &self.readers, LATE));
+        let booted = console.and_then(|path| sight::booted(path, &self.consoles, LATE));
         let all = &mut self.busy.lock().unwrap_or_else(PoisonError::into_inner).booted;
         match booted {
             Some(booted) => all.insert(vm, booted),
@@ -208,11 +218,11 @@ impl Inner {
         case: Case,
         go: impl FnOnce(&Class),
         kept: impl FnOnce(Result<String, String>),
-        told: &Receiver<Result<(), String>>,
+        told: &Receiver<Afterwards>,
     ) {
         let (begun, unix_ms) = (clock::now(), clock::unix_ms());
         let booted = self.busy.lock().unwrap_or_else(PoisonError::into_inner).booted.get(&vm).cloned();
-        let mut sight = Sight::new((self.look)(vm, LATE), Arc::clone(&self.readers), Arc::clone(&self.reader), booted);
+        let mut sight = Sight::new((self.look)(vm, LATE), self.consoles.clone(), Arc::clone(&self.reader), booted);
         sight.gather(begun + case.patience(), &case);
         let class = sight.classify(&case);
         self.remember(vm, &class);
@@ -224,6 +234,7 @@ impl Inner {
         // What came late may show the guest after its remedy: it counts only where nothing was seen before.
         let class = if says_nothing(&class) { late } else { class };
         let console = sight.console_path();
+        let defined = sight.defined_system();
         let (mut files, missing) = sight.into_files(waited);
         files.push((F::Messages, messages(&case, begun, unix_ms).into_bytes()));
         let failure = Failure {
@@ -234,12 +245,13 @@ impl Inner {
             unix_ms,
             class,
             cause: case.why.clone(),
-            system: system(&case),
+            system: said_or_defined(&case, defined),
             remedy,
             outcome: String::new(),
             waited_ms: u64::try_from(waited.as_millis()).unwrap_or(u64::MAX),
             files: Vec::new(),
             missing,
+            dump: MemoryDump::NotWanted,
         };
         let (name, class) = (case.name, failure.class.clone());
         let number = match self.failures.keep(failure, &files) {
@@ -248,15 +260,22 @@ impl Inner {
         };
         let line = if class.line.is_empty() { String::new() } else { format!(": {}", class.line) };
         kept(Ok(format!("{name} has failed ({class}{line}); more by `mainstay vm failures {name} --show {number}`")));
-        let outcome = match told.recv_timeout(OUTCOME) {
-            Ok(Ok(())) => {
+        let ended = loop {
+            match told.recv_timeout(OUTCOME) {
+                Ok(Afterwards::Dump(ask)) => dump::write(&self.failures, &self.dumper, vm, number, ask),
+                Ok(Afterwards::Ended(result)) => break Some(result),
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break None,
+            }
+        };
+        let outcome = match ended {
+            Some(Ok(())) => {
                 if remedy.starts_anew() {
                     self.boots(vm, console);
                 }
                 "done".to_owned()
             }
-            Ok(Err(why)) => format!("not done: {why}"),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => "nobody knows".to_owned(),
+            Some(Err(why)) => format!("not done: {why}"),
+            None => "nobody knows".to_owned(),
         };
         if let Err(why) = self.failures.set_outcome(vm, number, &outcome) {
             tracing::warn!("{name}: what became of the remedy is not kept: {why}");
@@ -298,6 +317,14 @@ fn messages(case: &Case, now: Time, unix_ms: u64) -> String {
         text.push_str(&format!("message  {}: {said}\n", clock(*at)));
     }
     text
+}
+
+/// As its agent says, else as its definition does.
+fn said_or_defined(case: &Case, defined: Option<String>) -> String {
+    match (system(case), defined) {
+        (said, Some(defined)) if said.is_empty() => format!("{defined} (by its definition)"),
+        (said, _) => said,
+    }
 }
 
 /// In words; its parts were cleaned when they were heard.

@@ -7,22 +7,27 @@
 //!       7/                   renamed from there when everything in it is on the disk
 //!         failure.json       types::failure::Failure
 //!         screen.txt …       types::failure::FailureFile, those that were kept
+//!         memory.dump        its memory, if that was wanted (`dumps`)
 //! ```
 //!
-//! Limits: `MAX_FAILURES` and `MAX_BYTES` for each VM, the oldest go first; `MAX_VMS` VMs, the one that failed longest ago goes;
+//! Limits: `MAX_FAILURES` and `MAX_BYTES` (without dumps) for each VM, the oldest go first; `MAX_VMS` VMs, the one that failed longest ago goes;
 //! nothing is written when less than `ROOM` would be left on the disk, on which the guard's state lies, too. Names are ours:
 //! numbers and `FailureFile`s.
 //!
 //! Everything blocks: call it on a thread of your own. Not here: what is kept (`exec::evidence`), who may read it (`api`).
 
+mod dumps;
+
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nix::sys::statvfs::statvfs;
 
+pub use self::dumps::NewDump;
 use crate::types::VmId;
 use crate::types::failure::{Failure, FailureFile, KeptFile, MAX_PIECE, Piece};
 
@@ -61,14 +66,32 @@ pub struct Failures {
     folder: PathBuf,
     /// Numbers are given and limits kept by one thread at a time.
     writing: Mutex<()>,
+    /// A dump is being written.
+    dumping: Arc<AtomicBool>,
     room: u64,
 }
 
 impl Failures {
+    /// The same, and what a crash has left of dumps goes. On another thread: the disk may be slow.
+    #[must_use]
+    pub fn open(folder: PathBuf) -> Self {
+        let (this, crashed) = (Self::new(folder.clone()), Self::new(folder));
+        this.dumping.store(true, Ordering::Release); // None is begun before that.
+        let dumping = Arc::clone(&this.dumping);
+        let tidy = move || {
+            crashed.tidy();
+            dumping.store(false, Ordering::Release);
+        };
+        if let Err(error) = std::thread::Builder::new().name("tidy".into()).spawn(tidy) {
+            tracing::warn!("no memory of guests is kept: no thread: {error}");
+        }
+        this
+    }
+
     /// In this folder, which is made when there is something to keep.
     #[must_use]
     pub fn new(folder: PathBuf) -> Self {
-        Self { folder, writing: Mutex::new(()), room: ROOM }
+        Self { folder, writing: Mutex::new(()), dumping: Arc::default(), room: ROOM }
     }
 
     /// Keeps one; its number and files are filled in.
@@ -105,9 +128,14 @@ impl Failures {
     /// When the disk fails; the record is then as it was.
     pub fn set_outcome(&self, vm: VmId, number: u32, outcome: &str) -> Result<(), FailuresError> {
         let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.change(vm, number, |failure| outcome.clone_into(&mut failure.outcome))
+    }
+
+    /// Writes another record in the place of a failure's. Whoever calls holds the lock.
+    fn change(&self, vm: VmId, number: u32, change: impl FnOnce(&mut Failure)) -> Result<(), FailuresError> {
         let place = self.place(vm, number);
         let Some(mut failure) = read(&place) else { return Ok(()) };
-        outcome.clone_into(&mut failure.outcome);
+        change(&mut failure);
         let new = place.join(format!("{NEW}{RECORD}"));
         let _ = fs::remove_file(&new); // Of a crash.
         write(&new, &record(&failure))?;
@@ -144,16 +172,16 @@ impl Failures {
         self.folder.join(vm.to_string()).join(number.to_string())
     }
 
-    fn check_room(&self) -> Result<(), FailuresError> {
+    /// Bytes that may be written before only `room` is left.
+    fn check_room(&self) -> Result<u64, FailuresError> {
         let error = at("nothing is kept in", &self.folder);
         let disk = statvfs(&self.folder).map_err(|why| error(why.into()))?;
         #[allow(clippy::useless_conversion)] // Not everywhere 64 bits.
         let free = u64::from(disk.blocks_available()).saturating_mul(u64::from(disk.fragment_size()));
-        if free < self.room {
+        free.checked_sub(self.room).ok_or_else(|| {
             let why = format!("{} MiB are free there, fewer than {}", free >> 20, self.room >> 20);
-            return Err(error(io::Error::new(io::ErrorKind::StorageFull, why)));
-        }
-        Ok(())
+            error(io::Error::new(io::ErrorKind::StorageFull, why))
+        })
     }
 
     /// The VMs that failed longest ago go when there are too many; the one that just failed stays.
@@ -211,11 +239,15 @@ fn numbers(home: &Path) -> Result<Vec<u32>, FailuresError> {
     Ok(numbers)
 }
 
+/// Without its dump, which has a limit of its own, and which may be on its way there.
 fn size(place: &Path) -> Result<u64, FailuresError> {
     let error = at("cannot list", place);
     let mut size = 0;
     for entry in fs::read_dir(place).map_err(&error)? {
-        size += entry.and_then(|entry| entry.metadata()).map_err(&error)?.len();
+        let entry = entry.map_err(&error)?;
+        if !dumps::is_dump(&entry.file_name()) {
+            size += entry.metadata().map_err(&error)?.len();
+        }
     }
     Ok(size)
 }
@@ -259,12 +291,12 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::types::failure::{Class, FailureKind, Family};
+    use crate::types::failure::{Class, FailureKind, Family, MemoryDump};
     use crate::types::guests::Remedy;
 
     const WEB: VmId = VmId(uuid::Uuid::from_u128(1));
 
-    fn failure(vm: VmId) -> Failure {
+    pub(super) fn failure(vm: VmId) -> Failure {
         let line = "Kernel panic - not syncing: x".to_owned();
         Failure {
             number: 0,
@@ -280,6 +312,7 @@ mod tests {
             waited_ms: 12,
             files: Vec::new(),
             missing: Vec::new(),
+            dump: MemoryDump::NotWanted,
         }
     }
 
@@ -287,7 +320,7 @@ mod tests {
         failures.list(vm).iter().map(|failure| failure.number).collect()
     }
 
-    fn of_size(bytes: usize) -> [(FailureFile, Vec<u8>); 1] {
+    pub(super) fn of_size(bytes: usize) -> [(FailureFile, Vec<u8>); 1] {
         [(FailureFile::Picture, vec![7; bytes])]
     }
 

@@ -1,8 +1,9 @@
-//! A short look at a running guest's screen and at what the guest does.
+//! A short look at a running guest's screen, at the end of its serial console, and at what the guest does.
 //!
 //! ```text
-//!   look: statistics, text memory ── text? ── yes ──► its mark, the text
-//!                                       └ no ──► look: picture ──► its mark; read, if it is the one that is asked for
+//!   look: statistics, console, text memory ── text? ── yes ──► its mark, the text
+//!                        │                       └ no ──► look: picture ──► its mark; read, if it is the one that is asked for
+//!                        └──► the end of its file, if it can be read in time
 //! ```
 //!
 //! `AT_ONCE` are under way at the same time; further ones are refused at once, so that failures that are being kept do not wait for
@@ -15,17 +16,23 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
+use super::console::{Consoles, Tail};
 use super::evidence::screen;
 use super::libvirt::{Part, What, sample};
 use super::program::{Places, bounded};
 use super::reading::{self, Reader};
-use crate::core::guests::{Glimpse, Mark, Shows};
+use crate::core::guests::{ConsoleEnd, Glimpse, Mark, Shows};
 use crate::types::VmId;
 
 /// Looks that are under way.
 const AT_ONCE: usize = 4;
 /// Time for each of the two looks.
 const LOOK: Duration = Duration::from_secs(2);
+
+/// Time for a console's file, beside those.
+const READ: Duration = Duration::from_millis(500);
+/// Bytes of a console of which something is made: its last lines.
+const END: usize = 2048;
 
 /// Looks at a running domain, like `Libvirt::look`.
 type Look = Box<dyn Fn(VmId, What, Duration) -> Receiver<Part> + Send + Sync>;
@@ -37,6 +44,7 @@ pub struct Glances(Arc<Inner>);
 struct Inner {
     look: Look,
     reader: Arc<Reader>,
+    consoles: Consoles,
 }
 
 impl Glances {
@@ -46,7 +54,7 @@ impl Glances {
         reader: Arc<Reader>,
         look: impl Fn(VmId, What, Duration) -> Receiver<Part> + Send + Sync + 'static,
     ) -> Self {
-        Self(Arc::new(Inner { look: Box::new(look), reader }))
+        Self(Arc::new(Inner { look: Box::new(look), reader, consoles: Consoles::default() }))
     }
 
     /// Looks once; a picture is read if it is `read`. `told` is called exactly once, on another thread or here; none: nothing was to
@@ -64,15 +72,21 @@ impl Inner {
         let parts = (self.look)(vm, What::Text, LOOK);
         let Ok(Part::Statistics(Ok(statistics))) = parts.recv_timeout(LOOK) else { return None };
         let sample = sample(&statistics)?;
+        let tail = match parts.recv_timeout(LOOK) {
+            Ok(Part::Console(Ok(Some(path)))) => self.consoles.tail(path).ok(),
+            Ok(Part::Console(_)) => None,
+            Ok(_) | Err(_) => return None,
+        };
         let memory = match parts.recv_timeout(LOOK) {
             Ok(Part::Memory(memory)) => memory,
             Ok(_) | Err(_) => return None,
         };
         let (mark, shows) = match memory.and_then(|memory| screen::text(&memory)) {
             Ok(text) => (mark(text.as_bytes()), Shows::Text(text)),
-            Err(_) => self.picture(vm, read)?,
+            Err(_) => self.picture(vm, read).unwrap_or((Mark(0), Shows::Nothing)),
         };
-        Some(Glimpse { mark, shows, sample })
+        let console = tail.and_then(|tail| tail.recv_timeout(READ).ok()?.ok()).map(end);
+        Some(Glimpse { mark, shows, sample, console })
     }
 
     fn picture(&self, vm: VmId, read: Option<Mark>) -> Option<(Mark, Shows)> {
@@ -90,6 +104,13 @@ impl Inner {
         };
         Some((mark, shows))
     }
+}
+
+/// Its last lines. Their mark is that of all that was written.
+fn end(tail: Tail) -> ConsoleEnd {
+    let end = &tail.bytes[tail.bytes.len().saturating_sub(END)..];
+    let mark = mark(&[&tail.ends.to_le_bytes()[..], &tail.bytes].concat());
+    ConsoleEnd { mark, text: String::from_utf8_lossy(end).into_owned(), written: tail.written }
 }
 
 fn mark(content: &[u8]) -> Mark {
@@ -110,6 +131,10 @@ mod tests {
     /// What is seen of a guest with this text screen (none: graphics) and picture, and what was looked at for it.
     fn seen(text: Option<&str>, picture: &str, read: Option<Mark>) -> (Option<Glimpse>, Vec<What>) {
         let (letters, picture) = (text.map(str::to_owned), picture.as_bytes().to_vec());
+        let folder = tempfile::tempdir().unwrap();
+        let log = folder.path().join("console");
+        std::fs::write(&log, format!("{}\nweb login:", "x".repeat(100_000))).unwrap();
+        let path = log.to_str().unwrap().to_owned();
         let looks = Arc::new(Mutex::new(Vec::new()));
         let looked = Arc::clone(&looks);
         let glances = Glances::new(Arc::new(Reader::new(&["/bin/true"])), move |_, what, _| {
@@ -123,6 +148,7 @@ mod tests {
                 tell.send(Part::Picture(Ok(picture.clone()))).unwrap();
             } else {
                 tell.send(Part::Statistics(Ok(statistics))).unwrap();
+                tell.send(Part::Console(Ok(Some(path.clone())))).unwrap();
                 tell.send(Part::Memory(memory.ok_or_else(String::new))).unwrap();
             }
             told
@@ -130,6 +156,8 @@ mod tests {
         let (tell, told) = channel();
         glances.glance(WEB, read, move |glimpse| tell.send(glimpse).unwrap());
         let glimpse = told.recv_timeout(Duration::from_secs(20)).unwrap();
+        let console = glimpse.as_ref().unwrap().console.as_ref().unwrap();
+        assert!(console.text.ends_with("x\nweb login:") && console.text.len() == END && console.written.is_some());
         (glimpse, std::mem::take(&mut looks.lock().unwrap()))
     }
 

@@ -2,8 +2,10 @@
 pub mod channels;
 pub mod clock;
 pub mod cluster;
+pub mod console;
 pub mod datastore;
 pub mod doctor;
+pub mod dump;
 pub mod evidence;
 pub mod failures;
 pub mod fence;

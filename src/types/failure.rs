@@ -185,6 +185,27 @@ pub struct MissingFile {
     pub why: String,
 }
 
+/// What became of a guest's memory.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MemoryDump {
+    /// Nobody wanted it.
+    #[default]
+    NotWanted,
+    /// It lies on the host that saw the failure: too long to be sent through agents.
+    Kept {
+        /// There.
+        path: String,
+        /// Its length.
+        bytes: u64,
+    },
+    /// It was wanted, and is not there.
+    Missing {
+        /// Why, for people.
+        why: String,
+    },
+}
+
 /// One failure of a guest; its record on disk is this as JSON.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Failure {
@@ -202,7 +223,7 @@ pub struct Failure {
     pub class: Class,
     /// What made Mainstay act: a report or a signal.
     pub cause: String,
-    /// The system inside as its agent has said, for people; empty if it never did.
+    /// The system inside as its agent has said, or its definition says, for people; empty if neither does.
     pub system: String,
     /// What was done.
     pub remedy: Remedy,
@@ -214,6 +235,9 @@ pub struct Failure {
     pub files: Vec<KeptFile>,
     /// What was not.
     pub missing: Vec<MissingFile>,
+    /// What it had in memory.
+    #[serde(default)]
+    pub dump: MemoryDump,
 }
 
 /// All failures of a VM that were found.

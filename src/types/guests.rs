@@ -2,20 +2,25 @@
 //!
 //! Patterns are checked when they are read: a document with a bad one is refused as a whole.
 
+mod monitors;
 mod patterns;
 
 use std::fmt;
-use std::time::Duration;
 
 use mainstay_guest::message::{ReportId, Severity, Verdict};
 use serde::{Deserialize, Serialize};
 
+use self::monitors::all_watched;
+pub use self::monitors::{Monitor, Preset, Watchfulness};
 pub use self::patterns::{BadPattern, Glob, MAX_PATTERN, Pattern};
 use super::failure::FailureAsk;
 use super::{Time, VmId};
 
 /// A document holds at most so many rules, and so many permissions.
 pub const MAX_RULES: usize = 256;
+/// Longest time for a dump, in seconds.
+pub const MAX_DUMP_S: u32 = 600;
+
 /// What is done to a VM.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -32,12 +37,14 @@ pub enum Remedy {
     Migrate,
     /// Paused, for people to look at.
     Suspend,
+    /// Its memory is written to disk, for people to look at; it stands meanwhile, and goes on.
+    Dump,
 }
 
 impl Remedy {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Reset, Self::Reboot, Self::PowerCycle, Self::RestartElsewhere, Self::Migrate, Self::Suspend];
+    pub const ALL: [Self; 7] =
+        [Self::Reset, Self::Reboot, Self::PowerCycle, Self::RestartElsewhere, Self::Migrate, Self::Suspend, Self::Dump];
 
     /// As people write it.
     #[must_use]
@@ -49,6 +56,7 @@ impl Remedy {
             Self::RestartElsewhere => "restart-elsewhere",
             Self::Migrate => "migrate",
             Self::Suspend => "suspend",
+            Self::Dump => "dump",
         }
     }
 
@@ -57,14 +65,18 @@ impl Remedy {
     pub fn starts_anew(self) -> bool {
         match self {
             Self::Reset | Self::Reboot | Self::PowerCycle | Self::RestartElsewhere => true,
-            Self::Migrate | Self::Suspend => false,
+            Self::Migrate | Self::Suspend | Self::Dump => false,
         }
     }
 
-    /// Whether it counts against the limit: what can be done again and again without end. A guest that stands asks for nothing.
+    /// Whether it counts against the limit: what can be done again and again without end. A guest that stands asks for nothing, and
+    /// dumps have a pace of their own.
     #[must_use]
     pub fn counts(self) -> bool {
-        self != Self::Suspend
+        match self {
+            Self::Reset | Self::Reboot | Self::PowerCycle | Self::RestartElsewhere | Self::Migrate => true,
+            Self::Suspend | Self::Dump => false,
+        }
     }
 
     /// Whether the VM runs on another host afterwards.
@@ -72,7 +84,7 @@ impl Remedy {
     pub fn leaves(self) -> bool {
         match self {
             Self::RestartElsewhere | Self::Migrate => true,
-            Self::Reset | Self::Reboot | Self::PowerCycle | Self::Suspend => false,
+            Self::Reset | Self::Reboot | Self::PowerCycle | Self::Suspend | Self::Dump => false,
         }
     }
 }
@@ -164,75 +176,19 @@ impl Default for Limits {
     }
 }
 
-/// How soon silence is taken for failure.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Preset {
-    /// Never.
-    Off,
-    /// 120 s without a beat and I/O; not in the first 480 s.
-    Low,
-    /// 60 s without a beat and I/O; not in the first 240 s.
-    #[default]
-    Medium,
-    /// 30 s without a beat, and 60 s without I/O (or 30, if its CPUs show that it hangs); not in the first 120 s.
-    High,
+/// How much of guests' memory is written to disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Dumps {
+    /// MiB that the dumps of all guests of one host may take together, the oldest go; a guest that has more memory gets none.
+    pub mib: u32,
+    /// Seconds after which one that is not whole is given up; its guest stands meanwhile. At most [`MAX_DUMP_S`].
+    pub within_s: u32,
 }
 
-/// Which guests are watched how. The first that fits decides; one that none fits is not watched.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Monitor {
-    /// Their names.
-    #[serde(default = "Glob::any")]
-    pub vm: Glob,
-    /// The times, where nothing else is said.
-    #[serde(default)]
-    pub preset: Preset,
-    /// Seconds without a beat.
-    #[serde(default)]
-    pub silence_s: Option<u32>,
-    /// Seconds without I/O.
-    #[serde(default)]
-    pub io_s: Option<u32>,
-    /// Seconds after a boot in which nothing is judged.
-    #[serde(default)]
-    pub uptime_s: Option<u32>,
-    /// Seconds between two looks at its screen, whether or not an agent was ever heard. Without it the screen is looked at only while
-    /// an agent that was heard is silent: what a screen shows, people and programs write, and a reset by that alone is for the
-    /// owner to ask for.
-    #[serde(default)]
-    pub screen_s: Option<u32>,
-}
-
-/// The same, as times.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Watchfulness {
-    /// Without a beat.
-    pub silence: Duration,
-    /// Without I/O.
-    pub io: Duration,
-    /// After a boot.
-    pub uptime: Duration,
-    /// Between two looks at its screen; none = only while its agent is silent.
-    pub screen: Option<Duration>,
-}
-
-impl Monitor {
-    fn times(&self) -> Option<Watchfulness> {
-        let (silence, io, uptime) = match self.preset {
-            Preset::Off => return None,
-            Preset::Low => (120, 120, 480),
-            Preset::Medium => (60, 60, 240),
-            Preset::High => (30, 60, 120),
-        };
-        let time = |set: Option<u32>, preset: u32| Duration::from_secs(set.unwrap_or(preset).into());
-        Some(Watchfulness {
-            silence: time(self.silence_s, silence),
-            io: time(self.io_s, io),
-            uptime: time(self.uptime_s, uptime),
-            screen: self.screen_s.map(|screen| Duration::from_secs(screen.into())),
-        })
+impl Default for Dumps {
+    fn default() -> Self {
+        Self { mib: 8192, within_s: 120 }
     }
 }
 
@@ -249,14 +205,12 @@ pub struct GuestSettings {
     /// Of every VM.
     #[serde(default)]
     pub limits: Limits,
+    /// Of every host.
+    #[serde(default)]
+    pub dumps: Dumps,
     /// In this order.
     #[serde(default = "all_watched", rename = "monitor")]
     pub monitors: Vec<Monitor>,
-}
-
-fn all_watched() -> Vec<Monitor> {
-    let (silence_s, io_s, uptime_s, screen_s) = (None, None, None, None);
-    vec![Monitor { vm: Glob::any(), preset: Preset::default(), silence_s, io_s, uptime_s, screen_s }]
 }
 
 impl GuestSettings {
@@ -277,6 +231,9 @@ impl GuestSettings {
         let at_once = |monitor: &Monitor| [monitor.silence_s, monitor.io_s, monitor.screen_s].contains(&Some(0));
         if let Some(n) = self.monitors.iter().position(at_once) {
             return Err(format!("monitor {}: silence_s, io_s and screen_s are at least 1", n + 1));
+        }
+        if self.dumps.within_s == 0 || MAX_DUMP_S < self.dumps.within_s {
+            return Err(format!("dumps: within_s is 1 to {MAX_DUMP_S}"));
         }
         let unfit = |then: &Consequence| match then {
             Consequence::Hook(path) => !path.starts_with('/') || path.chars().any(char::is_control),
@@ -308,7 +265,8 @@ impl Default for GuestSettings {
             within_s: minute(),
             then: Consequence::AsAsked,
         };
-        Self { rules: vec![rule], permissions: Vec::new(), limits: Limits::default(), monitors: all_watched() }
+        let (limits, dumps) = (Limits::default(), Dumps::default());
+        Self { rules: vec![rule], permissions: Vec::new(), limits, dumps, monitors: all_watched() }
     }
 }
 

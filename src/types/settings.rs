@@ -331,8 +331,8 @@ mod tests {
             r#""agent":"fence_ipmilan","level":1,"parameters":{"ip":"10.0.9.1"},"secrets":{"password":"x"},"#,
             r#""fence_at":null,"distrusted":null}]},"foreign_migration":"allow","guests":{"rule":[{"kind":"*","vm":"*","severity":"critical","#,
             r#""message":null,"count":1,"within_s":60,"then":"as-asked"}],"permission":[],"#,
-            r#""limits":{"resets_per_hour":3,"backoff_s":30},"#,
-            r#""monitor":[{"vm":"*","preset":"medium","silence_s":null,"io_s":null,"uptime_s":null,"screen_s":null}]}}"#
+            r#""limits":{"resets_per_hour":3,"backoff_s":30},"dumps":{"mib":8192,"within_s":120},"#,
+            r#""monitor":[{"vm":"*","preset":"medium","silence_s":null,"io_s":null,"uptime_s":null,"screen_s":null,"dump":false}]}}"#
         );
         assert!(text.ends_with(power), "{text}");
         assert_eq!(serde_json::from_str::<ClusterSettings>(&text).unwrap(), document());

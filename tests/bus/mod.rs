@@ -14,7 +14,7 @@ use mainstay::api::dbus::{self, Ask, AskMessage, AskReply, Bus};
 use mainstay::exec::doctor::{Finding, Level};
 use mainstay::types::control::Denial;
 use mainstay::types::failure::{
-    Class, Failure, FailureAsk, FailureFile, FailureKind, FailureList, Family, KeptFile, MissingFile, Piece,
+    Class, Failure, FailureAsk, FailureFile, FailureKind, FailureList, Family, KeptFile, MemoryDump, MissingFile, Piece,
 };
 use mainstay::types::guests::Remedy;
 use mainstay::types::view::{ClusterView, DatastoreView, FenceDeviceView, HostView, NoteView, VIEW_SCHEMA, VmView};
@@ -244,16 +244,20 @@ pub fn example_failures() -> FailureList {
             .map(|file| KeptFile { file, bytes: example_file(file).len() as u64 })
             .to_vec(),
         missing: vec![MissingFile { file: FailureFile::Screen, why: "the screen is in a graphics mode".into() }],
+        dump: MemoryDump::NotWanted,
     };
     let panic = "Kernel panic - not syncing: sysrq triggered crash";
     let hangs = "not done: libvirt does not answer";
     let mut without = failure(4, "a", Family::Unknown, FailureKind::Reported, "", hangs);
     without.files.push(KeptFile { file: FailureFile::Statistics, bytes: 7 });
+    let mut with_memory = failure(3, "a", Family::Linux, FailureKind::Panic, panic, "done");
+    let path = "/var/lib/mainstay/failures/x/3/memory.dump".to_owned();
+    with_memory.dump = MemoryDump::Kept { path, bytes: 300 << 20 };
     FailureList {
         failures: vec![
             failure(1, "a", Family::Linux, FailureKind::Panic, panic, "done"),
             failure(1, "b", Family::Boot, FailureKind::NoBootDevice, "No bootable device.", "done"),
-            failure(3, "a", Family::Linux, FailureKind::Panic, panic, "done"),
+            with_memory,
             without,
         ],
         silent: vec!["c: not heard".into()],

@@ -158,6 +158,9 @@ pub enum VmCommand {
     /// From these it says what kind of failure it was, with the line that says so. What could not be had in time is listed as
     /// missing, with the reason: a remedy never waits longer than half a second.
     ///
+    /// Its memory is kept, too, if the policy says so (cluster guest-policy --help): then the remedy waits for that. It lies in the
+    /// same folder as the rest, where --show names it; it is not in what --export writes.
+    ///
     /// For the console its definition must log it to a file:
     /// <serial type='pty'><log file='/var/log/libvirt/qemu/web-console.log'/></serial>
     ///
@@ -300,7 +303,10 @@ pub enum ClusterCommand {
     /// What follows (then): "note"; "as-asked"; { own = REMEDY }; { other = { vm = "db", remedy = REMEDY } }; or
     /// { hook = "/usr/local/sbin/PROGRAM" }, run on the guest's host with MAINSTAY_VM, MAINSTAY_UUID, MAINSTAY_KIND,
     /// MAINSTAY_SEVERITY and MAINSTAY_MESSAGE in its environment, for at most 60 s. REMEDY is reset, reboot,
-    /// power-cycle, restart-elsewhere, migrate or suspend.
+    /// power-cycle, restart-elsewhere, migrate, suspend or dump (its memory is written to the folder of its failure).
+    ///
+    /// With dump = true in a [[monitor]] a guest's memory is kept before it is reset for what was seen of it. [dumps] has the
+    /// limits: mib = 8192 for all dumps of a host, within_s = 120 for each; the guest stands meanwhile.
     #[command(verbatim_doc_comment)]
     GuestPolicy {
         /// TOML; - is standard input.

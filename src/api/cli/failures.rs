@@ -17,7 +17,7 @@ use super::{agent, status};
 use crate::api::dbus::client::Agent;
 use crate::api::dbus::resolve;
 use crate::types::VmId;
-use crate::types::failure::{Failure, FailureFile, FailureKind, FailureList};
+use crate::types::failure::{Failure, FailureFile, FailureKind, FailureList, MemoryDump};
 use crate::types::view::VIEW_SCHEMA;
 
 /// Runs it.
@@ -102,7 +102,10 @@ fn lines(out: &Out, failures: &[Failure]) -> String {
     for failure in failures {
         let second = second(failure.unix_ms);
         let first = format!("{:<number$}  {:<host$}  {second:<when$}  ", failure.number, failure.host);
-        let head = format!("{}; {}", failure.class, remedy(failure));
+        let mut head = format!("{}; {}", failure.class, remedy(failure));
+        if let MemoryDump::Kept { bytes, .. } = &failure.dump {
+            head.push_str(&format!("; memory kept, {}", mib(*bytes)));
+        }
         lines.push(format!("{first}{}", out.paint(&head, tone(failure))));
         lines.push(out.wrapped(&" ".repeat(first.chars().count()), &reason(failure)));
     }
@@ -155,6 +158,7 @@ fn fields(out: &Out, failure: &Failure) -> String {
         ("Waited", Word::plain(format!("{} ms for what is kept", failure.waited_ms))),
         ("Kept", Word::plain(kept.join(", "))),
         ("Missing", Word::plain(printable(&missing.join("; ")))),
+        ("Memory", Word::plain(printable(&memory(failure)))),
     ])
 }
 
@@ -175,7 +179,24 @@ async fn archive(out: &mut Out, json: bool, agent: &Agent, failure: &Failure, fi
         written
     });
     written.map_err(|error| Trouble::new(FAILED, what, error.to_string(), "name a new file where there is room"))?;
-    super::vm::done(out, json, &failure.name, &format!("failure {} is in {}", failure.number, file.display()))
+    let mut text = format!("failure {} is in {}", failure.number, file.display());
+    if let MemoryDump::Kept { .. } = &failure.dump {
+        text.push_str(&format!("; without its memory: {}", printable(&memory(failure))));
+    }
+    super::vm::done(out, json, &failure.name, &text)
+}
+
+/// What became of it; where it lies, since it is too long for an archive.
+fn memory(failure: &Failure) -> String {
+    match &failure.dump {
+        MemoryDump::NotWanted => String::new(),
+        MemoryDump::Kept { path, bytes } => format!("{} on host {}: {path}", mib(*bytes), failure.host),
+        MemoryDump::Missing { why } => format!("not kept: {why}"),
+    }
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
 }
 
 fn tar(failure: &Failure, parts: &[(&str, Vec<u8>)]) -> std::io::Result<Vec<u8>> {

@@ -32,6 +32,8 @@ const COLUMNS: usize = 80;
 pub struct Shown<'a> {
     /// What its agent has said of its system.
     pub system: Option<&'a System>,
+    /// What its definition says of it, as libosinfo does: `http://microsoft.com/win/10`.
+    pub defined: Option<&'a str>,
     /// Its panic device has fired: what the hypervisor says of it.
     pub panicked: Option<&'a str>,
     /// The text screen, in rows.
@@ -94,6 +96,28 @@ const TABLE: &[Row] = &[
     (&["the root account is locked"], F::Linux, K::Emergency),
 ];
 
+/// By these sites libosinfo names Linux systems; others are unknown.
+const LINUX: &[&str] = &[
+    "//almalinux.org/",
+    "//alpinelinux.org/",
+    "//altlinux.org/",
+    "//archlinux.org/",
+    "//centos.org/",
+    "//debian.org/",
+    "//fedoraproject.org/",
+    "//gentoo.org/",
+    "//libosinfo.org/linux/",
+    "//mageia.org/",
+    "//manjaro.org/",
+    "//nixos.org/",
+    "//opensuse.org/",
+    "//oracle.com/ol/",
+    "//redhat.com/",
+    "//rockylinux.org/",
+    "//suse.com/",
+    "//ubuntu.com/",
+];
+
 /// A new boot: what stands above is of an earlier one.
 const FRESH: &[&str] = &["linux version ", "seabios (version", "booting from ", "bdsdxe: starting "];
 
@@ -113,11 +137,11 @@ pub fn classify(shown: &Shown<'_>) -> Class {
     match (found, shown.panicked) {
         (Some(found), None) => found,
         (Some(found), Some(_)) if 2 <= says_more(&found) => found,
-        (_, Some(why)) => Class { family: family(shown.system), kind: K::Panic, line: clean(why) },
+        (_, Some(why)) => Class { family: family(shown), kind: K::Panic, line: clean(why) },
         (None, None) if shown.sign.is_some() => shown.sign.cloned().expect("it was just seen"),
         (None, None) => {
             let kind = if shown.reported { K::Reported } else { K::Unknown };
-            Class { family: family(shown.system), kind, line: String::new() }
+            Class { family: family(shown), kind, line: String::new() }
         }
     }
 }
@@ -149,8 +173,12 @@ pub fn advice(kind: FailureKind) -> Option<&'static str> {
     }
 }
 
-fn family(system: Option<&System>) -> Family {
-    match system.map(|system| system.id.as_str()) {
+/// The agent knows better than the definition.
+fn family(shown: &Shown<'_>) -> Family {
+    let defined = shown.defined.unwrap_or_default();
+    match shown.system.map(|system| system.id.as_str()) {
+        None | Some("") if defined.contains("//microsoft.com/win") => F::Windows,
+        None | Some("") if LINUX.iter().any(|site| defined.contains(site)) => F::Linux,
         None | Some("") => F::Unknown,
         Some(id) if id.contains("windows") => F::Windows,
         Some(_) => F::Linux,

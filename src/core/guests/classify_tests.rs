@@ -208,6 +208,23 @@ fn no_remedy_without_advice_and_no_advice_with_one() {
 }
 
 #[test]
+fn the_system_is_as_the_agent_says_or_the_definition() {
+    let linux = System { id: "debian".to_owned(), ..System::default() };
+    let silent = System::default();
+    for (system, defined, expected) in [
+        (None, Some("http://microsoft.com/win/10"), F::Windows),
+        (None, Some("http://debian.org/debian/12"), F::Linux),
+        (Some(&silent), Some("http://debian.org/debian/12"), F::Linux),
+        (None, Some("http://freebsd.org/freebsd/14.0"), F::Unknown),
+        (None, None, F::Unknown),
+        (Some(&linux), Some("http://microsoft.com/win/10"), F::Linux),
+    ] {
+        let class = classify(&Shown { system, defined, ..Shown::default() });
+        assert_eq!((class.family, class.kind), (expected, K::Unknown), "{defined:?}");
+    }
+}
+
+#[test]
 fn what_was_read_on_a_picture_is_known_in_spite_of_wrong_letters() {
     for (text, kind, line) in [
         (

@@ -56,7 +56,7 @@ pub use self::recent::{Case, FoundBy, PATIENCE_MESSAGE, PATIENCE_MONITORING};
 use self::remedies::History;
 use self::reports::Counts;
 use self::screen::Screen;
-pub use self::screen::{Glimpse, Mark, Shows};
+pub use self::screen::{ConsoleEnd, Glimpse, Mark, Shows};
 use self::signs::Signs;
 pub use self::signs::Watchdog;
 pub use self::steps::Step;
@@ -389,7 +389,7 @@ impl Guests {
     fn runs(&mut self, now: Time, vm: VmId, name: String, stores: Option<Vec<DatastoreId>>) {
         let guest = self.vms.entry(vm).or_default();
         (guest.name, guest.stores) = (name, stores);
-        guest.screen.runs();
+        guest.screen.runs(now);
         self.runs_again(now, vm);
     }
 

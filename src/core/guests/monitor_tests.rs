@@ -72,7 +72,7 @@ fn story(monitor: Monitor) -> Story {
 /// 10 s without beats and I/O, not in the first 20 s.
 fn quick() -> Monitor {
     let (silence_s, io_s, uptime_s) = (Some(10), Some(10), Some(20));
-    Monitor { vm: Glob::any(), preset: Preset::Medium, silence_s, io_s, uptime_s, screen_s: None }
+    Monitor { vm: Glob::any(), preset: Preset::Medium, silence_s, io_s, uptime_s, screen_s: None, dump: false }
 }
 
 impl Story {

@@ -10,6 +10,9 @@
 //!
 //! The first remedy is not held up; before the n-th of an hour lie `backoff` × 2^(n−2) since the one before it, and `backoff` ×
 //! 2^(n−1) after the n-th that failed in a row, at most ×32. A move counts as well: it costs the host more than a reset.
+//!
+//! A dump does not count, and is denied within `DUMPS_APART` of the last. What is wanted while it is written waits for its end: it has
+//! not mended anything.
 
 use std::time::Duration;
 
@@ -28,6 +31,8 @@ pub(super) const MAX_CAUSES: usize = 64;
 
 /// What libvirt tells of a VM in this time after a remedy was begun may be its effect.
 const JUST_NOW: Duration = Duration::from_secs(10);
+/// Between two dumps of one VM: it stands meanwhile, and the disk has room for a few.
+const DUMPS_APART: Duration = Duration::from_secs(600);
 /// After more failures in a row the wait gets no longer.
 const MAX_DOUBLINGS: u32 = 5;
 
@@ -77,6 +82,10 @@ pub(super) struct History {
     wanted: Option<Wanted>,
     /// People were told that it needs attention.
     told: bool,
+    /// When its memory was last written, or that was begun.
+    dumped: Option<Time>,
+    /// What is wanted when its memory is written.
+    afterwards: Vec<(Remedy, Cause, String)>,
     /// When the last one failed, and how many have in a row; the last was not.
     failed: Option<(Time, u32)>,
 }
@@ -95,7 +104,14 @@ impl History {
 
     /// Who waits for the remedy that is wanted.
     pub(super) fn causes(&self) -> usize {
-        self.wanted.as_ref().map_or(0, |wanted| wanted.causes.len())
+        self.wanted.as_ref().map_or(0, |wanted| wanted.causes.len() + self.afterwards.len())
+    }
+
+    /// Whether its memory may be written now; then that is taken for done.
+    pub(super) fn may_dump(&mut self, now: Time) -> bool {
+        let may = self.dumped.is_none_or(|at| DUMPS_APART <= now.since(at));
+        self.dumped = if may { Some(now) } else { self.dumped };
+        may
     }
 
     /// Something is done to it, or was moments ago.
@@ -165,12 +181,20 @@ impl Guests {
             return self.tell(vm, &[cause], &Answer::new(Verdict::Denied, "it does not run on this host"));
         };
         if let Some(wanted) = &mut guest.history.wanted {
-            if MAX_CAUSES <= wanted.causes.len() {
+            if MAX_CAUSES <= wanted.causes.len() + guest.history.afterwards.len() {
                 return self.tell(vm, &[cause], &Answer::new(Verdict::Denied, "too many wait for the same already"));
+            }
+            if wanted.remedy == Remedy::Dump && remedy != Remedy::Dump {
+                guest.history.afterwards.push((remedy, cause, why.to_owned()));
+                return self.tell(vm, &[cause], &Answer::new(Verdict::Delayed, "its memory is being written first"));
             }
             wanted.causes.push(cause);
             let text = format!("a {} is on its way", wanted.remedy);
             return self.tell(vm, &[cause], &Answer::new(Verdict::Delayed, text));
+        }
+        if remedy == Remedy::Dump && !guest.history.may_dump(now) {
+            let why = format!("its memory was written less than {} s ago", DUMPS_APART.as_secs());
+            return self.tell(vm, &[cause], &Answer::new(Verdict::Denied, why));
         }
         match guest.history.may(now, remedy, limits) {
             May::Never => {
@@ -236,10 +260,10 @@ impl Guests {
         }
         let answer = match ended {
             Ended::Done => {
-                guest.history.failed = None;
+                guest.history.failed = guest.history.failed.filter(|_| !remedy.counts());
                 if remedy.starts_anew() {
                     guest.watch.boots(now);
-                    guest.screen.boots();
+                    guest.screen.boots(now);
                     guest.recent.boots();
                 }
                 Answer::new(Verdict::Done, remedy.name())
@@ -250,8 +274,10 @@ impl Guests {
                 Answer::new(Verdict::Denied, format!("no {remedy}: {why}"))
             }
             Ended::Failed(why) => {
-                let times = guest.history.failed.map_or(1, |(_, times)| times.saturating_add(1));
-                guest.history.failed = Some((now, times));
+                if remedy.counts() {
+                    let times = guest.history.failed.map_or(1, |(_, times)| times.saturating_add(1));
+                    guest.history.failed = Some((now, times));
+                }
                 guest.watch.judge_again();
                 guest.screen.judge_again();
                 let text = format!("{name}: the {remedy} failed: {why}");
@@ -262,13 +288,19 @@ impl Guests {
         let ids: Vec<ReportId> = wanted.causes.iter().filter_map(|cause| cause.id()).collect();
         self.remember(now, vm, &ids, &answer);
         self.tell(vm, &wanted.causes, &answer);
+        let afterwards = self.vms.get_mut(&vm).map(|guest| std::mem::take(&mut guest.history.afterwards));
+        for (remedy, cause, why) in afterwards.unwrap_or_default() {
+            self.remedy(now, vm, remedy, cause, &why);
+        }
     }
 
     /// The master's order. The same one again gets the same answer.
     pub(super) fn ordered(&mut self, now: Time, id: ReportId, vm: VmId, remedy: Remedy, why: &str) {
         let known = self.vms.get(&vm).and_then(|guest| guest.answers.of(id).cloned());
         let waits = |guest: &super::Guest| {
-            guest.history.wanted.as_ref().is_some_and(|wanted| wanted.causes.contains(&Cause::Order(id)))
+            let (history, cause) = (&guest.history, Cause::Order(id));
+            history.wanted.as_ref().is_some_and(|wanted| wanted.causes.contains(&cause))
+                || history.afterwards.iter().any(|(_, of, _)| *of == cause)
         };
         match known {
             Some(answer) if answer.verdict.is_last() => {

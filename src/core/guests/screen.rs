@@ -1,5 +1,5 @@
-//! What a guest's screen says of it. A panic or stop screen that stands is a failure at once; a prompt or a firmware's last word is
-//! told to people.
+//! What a guest's screen says of it, or its serial console. A panic or stop screen that stands is a failure at once; a prompt or a
+//! firmware's last word is told to people.
 //!
 //! ```text
 //!   its agent is silent ── looked at each second ──┐
@@ -13,6 +13,10 @@
 //! Anybody can write "Kernel panic" on a screen, and leave it there: so a screen alone resets nothing. Whose beats come is well,
 //! whatever it shows; one that does I/O is not stuck; a screen that changes is not the last word. As with silence, a guest that is
 //! paused, or whose storage is in trouble, is not judged. The minimum uptime does not count: a screen is no guess.
+//!
+//! A console counts as a screen that shows its last line, if that is the end of a panic: a kernel says nothing after that, and whoever
+//! boots nearly always does. So that an old panic is not taken for a new one where a boot says nothing there, the file must have been
+//! written since the guest is known to run here, and since its last boot. Without that the screen counts.
 //!
 //! A picture is read by a program, which is dear: only one that has stood as above, so that it would count, and once. A desktop whose
 //! clock moves, or that works, costs no more than its pictures.
@@ -48,6 +52,19 @@ pub struct Glimpse {
     pub shows: Shows,
     /// What the guest does.
     pub sample: Sample,
+    /// The end of its serial console, if that could be read.
+    pub console: Option<ConsoleEnd>,
+}
+
+/// The end of a serial console.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ConsoleEnd {
+    /// The same as long as nothing is written.
+    pub mark: Mark,
+    /// Its last lines.
+    pub text: String,
+    /// When it was last written, if its file's clock can be believed.
+    pub written: Option<Time>,
 }
 
 /// Stands for what a screen shows; compared only.
@@ -63,13 +80,15 @@ pub enum Shows {
     Picture,
     /// The text on a picture; empty if it cannot be read.
     Read(String),
+    /// There is none, or it could not be had.
+    Nothing,
 }
 
 /// The screen of one guest.
 #[derive(Debug, Default)]
 pub(super) struct Screen {
-    /// It runs here.
-    runs: bool,
+    /// It runs here, or has booted, since.
+    runs: Option<Time>,
     /// A look is under way, since.
     asked: Option<Time>,
     looked: Time,
@@ -82,6 +101,7 @@ pub(super) struct Screen {
 #[derive(Clone, Debug)]
 struct Standing {
     mark: Mark,
+    place: Place,
     since: Time,
     /// Since then its CPUs spin or stand; none = they do neither.
     stuck: Option<Time>,
@@ -93,15 +113,22 @@ struct Standing {
     used: bool,
 }
 
+/// Where it is seen.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    Screen,
+    Console,
+}
+
 enum Verdict {
     Nothing,
     Waits(Class),
-    Failed(Class, Duration),
+    Failed(Class, Place, Duration),
 }
 
 impl Screen {
-    pub(super) fn runs(&mut self) {
-        self.runs = true;
+    pub(super) fn runs(&mut self, now: Time) {
+        self.runs.get_or_insert(now);
     }
 
     /// It does not run here any more.
@@ -110,12 +137,14 @@ impl Screen {
     }
 
     /// It was started anew by a remedy.
-    pub(super) fn boots(&mut self) {
+    pub(super) fn boots(&mut self, now: Time) {
+        self.runs = self.runs.map(|_| now);
         (self.standing, self.acted) = (None, None);
     }
 
     /// It was started anew by somebody else: a remedy that is still to come is not needed.
-    pub(super) fn changes(&mut self) {
+    pub(super) fn changes(&mut self, now: Time) {
+        self.runs = self.runs.map(|_| now);
         self.standing = None;
     }
 
@@ -133,7 +162,7 @@ impl Screen {
 
     /// When the next look is wanted, or the answer to the last one is overdue.
     pub(super) fn due(&self, limits: Option<Watchfulness>, watch: &Watch) -> Option<Time> {
-        let limits = limits.filter(|_| self.runs)?;
+        let limits = limits.filter(|_| self.runs.is_some())?;
         if let Some(asked) = self.asked {
             return Some(asked + GAP);
         }
@@ -151,37 +180,58 @@ impl Screen {
     fn take(&mut self, now: Time, glimpse: Option<Glimpse>, storage_well: bool, pace: Duration) {
         (self.asked, self.looked) = (None, now);
         let before = self.standing.take().filter(|standing| now.since(standing.at) <= GAP + pace);
-        let Some(Glimpse { mark, shows, sample }) = glimpse else {
+        let Some(Glimpse { mark, shows, sample, console }) = glimpse else {
             self.standing = before; // A look that failed says nothing.
             return;
         };
         if !sample.runs || !storage_well {
             return;
         }
+        let is_read = console.is_some();
+        let panic = console.and_then(|console| Some((console.mark, self.panic_on(&console)?)));
+        if panic.is_none() && shows == Shows::Nothing {
+            // Nor does a screen that could not be had; but a console that goes on does.
+            self.standing = before.filter(|standing| !is_read || matches!(standing.place, Place::Screen));
+            return;
+        }
+        let (mark, place, said) = match panic {
+            Some((mark, class)) => (mark, Place::Console, Some(class)),
+            None => (mark, Place::Screen, None),
+        };
         let before = before.filter(|standing| standing.mark == mark);
-        let class = match (before.as_ref().and_then(|standing| standing.class.clone()), shows) {
+        let known = before.as_ref().and_then(|standing| standing.class.clone()).or(said);
+        let class = match (known, shows) {
             (Some(known), _) => Some(known),
-            (None, Shows::Picture) => None,
+            (None, Shows::Picture | Shows::Nothing) => None,
             (None, Shows::Text(text)) => Some(classify(&Shown { screen: Some(&text), ..Shown::default() })),
             (None, Shows::Read(text)) => Some(classify(&Shown { picture: Some(&text), ..Shown::default() })),
         };
         let used = before.as_ref().is_some_and(|standing| standing.used);
         let still = before.filter(|standing| standing.sample.io == sample.io);
         let (since, stuck) = still.map_or((now, Some(now)), |standing| (standing.since, standing.stuck(now, sample)));
-        self.standing = Some(Standing { mark, since, stuck, sample, at: now, class, used });
+        self.standing = Some(Standing { mark, place, since, stuck, sample, at: now, class, used });
     }
 
-    fn verdict(&mut self, now: Time, limits: Watchfulness) -> Verdict {
+    /// The end of a panic, if that is the last that was written, in this boot.
+    fn panic_on(&self, console: &ConsoleEnd) -> Option<Class> {
+        let (runs, written) = (self.runs?, console.written?);
+        let last = console.text.lines().rev().find(|line| !line.trim().is_empty())?;
+        let class = classify(&Shown { console: Some(last), ..Shown::default() });
+        (runs < written && matches!(class.kind, K::Panic | K::OutOfMemory)).then_some(class)
+    }
+
+    fn verdict(&mut self, limits: Watchfulness) -> Verdict {
         let Some(standing) = self.standing.as_mut().filter(|standing| !standing.used) else { return Verdict::Nothing };
         let Some(class) = &standing.class else { return Verdict::Nothing };
-        let stood = now.since(standing.since);
+        // As far as it was looked at.
+        let stood = standing.at.since(standing.since);
         let verdict = match class.kind {
             K::Panic | K::OutOfMemory | K::StopScreen => {
-                if !standing.is_stuck(now) && stood < limits.io {
+                if !standing.is_stuck(standing.at) && stood < limits.io {
                     return Verdict::Nothing;
                 }
                 self.acted = Some(standing.mark);
-                Verdict::Failed(class.clone(), stood)
+                Verdict::Failed(class.clone(), standing.place, stood)
             }
             K::NoBootDevice | K::BootLoader | K::Initramfs | K::Emergency if WAITS <= stood => {
                 Verdict::Waits(class.clone())
@@ -235,16 +285,20 @@ impl Guests {
         if guest.watch.is_well(now) {
             return;
         }
-        match guest.screen.verdict(now, limits) {
+        match guest.screen.verdict(limits) {
             Verdict::Nothing => {}
             Verdict::Waits(class) => {
                 let advice = advice(class.kind).unwrap_or("look at its console");
                 let text = format!("{} shows: {class} ({}); nothing is done: {advice}", guest.name, class.line);
                 self.note(now, vm, Note::warning("guest-screen", text));
             }
-            Verdict::Failed(class, stood) => {
+            Verdict::Failed(class, place, stood) => {
                 guest.recent.shows(&class);
-                let why = format!("its screen has shown for {} s: {class} ({})", stood.as_secs(), class.line);
+                let seen = match place {
+                    Place::Screen => "its screen has shown",
+                    Place::Console => "its serial console has ended",
+                };
+                let why = format!("{seen} for {} s: {class} ({})", stood.as_secs(), class.line);
                 self.remedy(now, vm, Remedy::Reset, Cause::Monitor, &why);
             }
         }

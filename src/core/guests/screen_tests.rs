@@ -20,6 +20,10 @@ struct Shown {
     text: &'static str,
     /// In a graphics mode.
     is_picture: bool,
+    /// Without a screen.
+    is_blind: bool,
+    /// On its serial console, and when that was written, in tenths.
+    console: Option<(&'static str, u64)>,
     beats: bool,
     io: u64,
     cpu: f64,
@@ -27,8 +31,17 @@ struct Shown {
     storage_well: bool,
 }
 
-const FINE: Shown =
-    Shown { text: "web login:", is_picture: false, beats: false, io: 1, cpu: 0.1, runs: true, storage_well: true };
+const FINE: Shown = Shown {
+    text: "web login:",
+    is_picture: false,
+    is_blind: false,
+    console: None,
+    beats: false,
+    io: 1,
+    cpu: 0.1,
+    runs: true,
+    storage_well: true,
+};
 /// Halted.
 const STOPPED: Shown = Shown { text: STOP, io: 0, cpu: 0.0, ..FINE };
 
@@ -46,7 +59,7 @@ struct Story {
 /// A guest without an agent, looked at so often.
 fn story(screen_s: Option<u32>) -> Story {
     let (silence_s, io_s, uptime_s) = (Some(10), Some(20), Some(20));
-    let monitor = Monitor { vm: Glob::any(), preset: Preset::Medium, silence_s, io_s, uptime_s, screen_s };
+    let monitor = Monitor { vm: Glob::any(), preset: Preset::Medium, silence_s, io_s, uptime_s, screen_s, dump: false };
     let limits = Limits { resets_per_hour: 3, backoff_s: 30 };
     let settings = GuestSettings { monitors: vec![monitor], limits, ..GuestSettings::default() };
     let (told, signs) = (Vec::new(), Vec::new());
@@ -64,7 +77,7 @@ impl Story {
 
     fn step(&mut self, shown: Shown, event: GuestEvent) {
         for act in self.guests.step(self.time(), event) {
-            let Shown { text, is_picture, runs, storage_well, .. } = shown;
+            let Shown { text, is_picture, is_blind, console, runs, storage_well, .. } = shown;
             let sample = Sample { runs, io: self.io, cpu: self.cpu, cpus: 2 };
             let unwell = if storage_well { Vec::new() } else { vec![STORE] };
             match act {
@@ -72,6 +85,7 @@ impl Story {
                 GuestAct::Glance { vm, read } => {
                     let mark = Mark(text.bytes().fold(7, |mark, byte| mark * 31 % 1_000_003 + u64::from(byte)));
                     let shows = match (is_picture, read == Some(mark)) {
+                        _ if is_blind => Shows::Nothing,
                         (false, _) => Shows::Text(text.to_owned()),
                         (true, false) => Shows::Picture,
                         (true, true) => {
@@ -79,7 +93,12 @@ impl Story {
                             Shows::Read(text.to_owned())
                         }
                     };
-                    let glimpse = Some(Glimpse { mark, shows, sample });
+                    let console = console.map(|(text, written)| ConsoleEnd {
+                        mark: Mark(written),
+                        text: text.to_owned(),
+                        written: Some(Time::ZERO + Duration::from_secs(1000) + Duration::from_millis(written * 100)),
+                    });
+                    let glimpse = Some(Glimpse { mark, shows, sample, console });
                     self.step(shown, GuestEvent::Glimpsed { vm, glimpse, unwell });
                 }
                 GuestAct::Keep { ticket, case, .. } => {
@@ -200,4 +219,52 @@ fn resets_have_their_limits_and_one_that_is_not_needed_any_more_is_not_done() {
         let told = story.goes(60, FINE);
         assert_eq!(told, ["34 web is heard again, or shows something else: nothing is done any more"]);
     }
+}
+
+const PANIC: &str =
+    "[ 9.1] Kernel Offset: disabled\r\n[ 9.2] ---[ end Kernel panic - not syncing: sysrq triggered crash ]---\r\n";
+
+#[test]
+fn a_panic_that_ends_a_console_is_as_good_as_a_screen() {
+    for is_blind in [true, false] {
+        let mut story = story(Some(2));
+        assert_eq!(story.goes(61, Shown { is_blind, console: Some(("web login:", 300)), ..FINE }), NOTHING);
+        let told = story.goes(10, Shown { text: "", is_blind, console: Some((PANIC, 605)), ..STOPPED });
+        let why =
+            "its serial console has ended for 4 s: Linux panic (Kernel panic - not syncing: sysrq triggered crash)";
+        assert_eq!(told, [format!("66 web: reset: {why}"), "66 reset".to_owned()]);
+        assert_eq!(story.signs, [FailureKind::Panic]);
+    }
+}
+
+#[test]
+fn a_console_that_may_be_of_another_boot_or_goes_on_counts_nothing() {
+    let of = |text, written| Shown { text: "", console: Some((text, written)), ..STOPPED };
+    for (what, shown) in [
+        ("it was written before the guest was seen", of(PANIC, 0)),
+        ("somebody may log in", of("Kernel panic - not syncing: x\nweb login:", 5)),
+        ("it goes on", of("Kernel panic - not syncing: x\nCall Trace:", 5)),
+        ("it does I/O", Shown { io: 1, ..of(PANIC, 5) }),
+        ("its agent is heard", Shown { beats: true, ..of(PANIC, 5) }),
+        ("an oops may be survived", of("Oops: 0002 [#1] PREEMPT SMP NOPTI", 5)),
+        ("a prompt on it says nothing", of("grub> ", 5)),
+    ] {
+        assert_eq!(story(Some(2)).goes(300, shown), NOTHING, "{what}");
+    }
+    let mut booted = story(Some(2));
+    booted.goes(10, of("", 5));
+    booted.step(FINE, GuestEvent::Rebooted(WEB));
+    assert_eq!(booted.goes(300, of(PANIC, 50)), NOTHING, "its boot says nothing on it");
+}
+
+#[test]
+fn what_was_seen_once_has_not_stood() {
+    let blind = |console| Shown { text: "", is_blind: true, console, ..STOPPED };
+    let mut goes_on = story(Some(2));
+    assert_eq!(goes_on.goes(3, blind(Some((PANIC, 5)))), NOTHING);
+    assert_eq!(goes_on.goes(300, blind(Some(("web login:", 25)))), NOTHING, "it has booted");
+    let mut unread = story(Some(2));
+    assert_eq!(unread.goes(3, blind(Some((PANIC, 5)))), NOTHING);
+    assert_eq!(unread.goes(10, blind(None)), NOTHING, "looks that show nothing");
+    assert_eq!(unread.goes(3, blind(Some((PANIC, 5)))).last().unwrap(), "14 reset", "seen again");
 }

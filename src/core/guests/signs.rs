@@ -119,7 +119,7 @@ impl Guests {
     pub(super) fn rebooted(&mut self, now: Time, vm: VmId) {
         self.watch(vm, |watch| watch.boots(now));
         if let Some(guest) = self.vms.get_mut(&vm) {
-            guest.screen.changes();
+            guest.screen.changes(now);
         }
         if let Some(Guest { name, signs, history, recent, .. }) = self.vms.get_mut(&vm)
             && !history.acts(now)

@@ -3,6 +3,8 @@
 //! ```text
 //!   Looking ── it would not help ────────────────────────────────────► refused
 //!      │ it helps, and that it is begun is on disk, or had its time (`memory`)
+//!      ├─ what monitoring found, and its memory is wanted ── Dump, whatever comes of it, then as below
+//!      ├─ dump ────────────► Dump ───────────────────────────────────► done
 //!      ├─ reset ───────────► Reset ── its CPUs stand ──► Resume ─────► done
 //!      ├─ suspend ─────────► Suspend ────────────────────────────────► done
 //!      ├─ reboot ──────────► its agent is asked, or Reboot ─► Boots ─► done
@@ -26,7 +28,7 @@ use mainstay_guest::message::{Order, ToGuest};
 use super::memory::PATIENCE;
 use super::{FoundBy, GuestAct, Guests};
 use crate::types::failure::Class;
-use crate::types::guests::Remedy;
+use crate::types::guests::{Dumps, Remedy};
 use crate::types::{Ticket, Time, VmId};
 
 /// A look has a shorter time of its own; then the remedy is carried out without.
@@ -58,6 +60,13 @@ pub enum Step {
     End,
     /// Move it to another host while it runs.
     Move,
+    /// Write its memory to what is kept of its failure.
+    Dump {
+        /// Of the look by which that is kept.
+        failure: Ticket,
+        /// How much, and how long.
+        limits: Dumps,
+    },
 }
 
 /// How far it has come.
@@ -115,11 +124,11 @@ impl Underway {
         self.ended || self.lost
     }
 
-    /// It is over in a moment, unless something hangs. A boot, a return and a move take longer, and need nobody in the middle.
+    /// It is over in a moment, unless something hangs. A boot, a return, a move and a dump take longer.
     fn is_short(&self) -> bool {
         match self.stage {
-            Stage::Looking | Stage::Saving => self.remedy != Remedy::Migrate,
-            Stage::Doing(Step::Move) | Stage::Boots | Stage::Returns | Stage::Denied => false,
+            Stage::Looking | Stage::Saving => !matches!(self.remedy, Remedy::Migrate | Remedy::Dump),
+            Stage::Doing(Step::Move | Step::Dump { .. }) | Stage::Boots | Stage::Returns | Stage::Denied => false,
             Stage::Doing(Step::Reset | Step::Resume | Step::Suspend | Step::Reboot | Step::End) => true,
         }
     }
@@ -170,15 +179,31 @@ impl Guests {
     }
 
     fn begin(&mut self, now: Time, ticket: Ticket) {
-        if self.underway[&ticket].ended {
+        let Underway { vm, remedy, by, look, ended, .. } = self.underway[&ticket];
+        let guest = self.vms.get_mut(&vm);
+        let wanted = |name: &str| self.settings.watchfulness(name).is_some_and(|watched| watched.dump);
+        if !ended
+            && by == FoundBy::Monitoring
+            && remedy.starts_anew()
+            && guest.is_some_and(|guest| wanted(&guest.name) && guest.history.may_dump(now))
+        {
+            return self.order(now, ticket, Step::Dump { failure: look, limits: self.settings.dumps });
+        }
+        self.begin_remedy(now, ticket);
+    }
+
+    fn begin_remedy(&mut self, now: Time, ticket: Ticket) {
+        let Underway { remedy, look, ended, .. } = self.underway[&ticket];
+        if ended {
             return self.is_gone(now, ticket);
         }
-        match self.underway[&ticket].remedy {
+        match remedy {
             Remedy::Reset => self.order(now, ticket, Step::Reset),
             Remedy::Suspend => self.order(now, ticket, Step::Suspend),
             Remedy::Reboot => self.ask_to_reboot(now, ticket),
             Remedy::PowerCycle | Remedy::RestartElsewhere => self.order(now, ticket, Step::End),
             Remedy::Migrate => self.move_away(now, ticket),
+            Remedy::Dump => self.order(now, ticket, Step::Dump { failure: look, limits: self.settings.dumps }),
         }
     }
 
@@ -191,6 +216,12 @@ impl Guests {
                 true => self.order(now, ticket, Step::Resume), // They stand also after a reset.
                 false => self.end(now, ticket, Ended::Done),
             },
+            (Step::Dump { .. }, Ok(())) if underway.remedy == Remedy::Dump => self.end(now, ticket, Ended::Done),
+            (Step::Dump { .. }, Err(why)) if underway.remedy == Remedy::Dump => {
+                self.end(now, ticket, Ended::Failed(why));
+            }
+            // Its failure's record says what became of it; the remedy is worth more.
+            (Step::Dump { .. }, _) => self.begin_remedy(now, ticket),
             (Step::Resume | Step::Suspend | Step::Move, Ok(())) => self.end(now, ticket, Ended::Done),
             (Step::Reboot, Ok(())) => underway.waits(Stage::Boots, now + REBOOT),
             (Step::Reboot, Err(_)) => self.order(now, ticket, Step::Reset),
@@ -227,7 +258,7 @@ impl Guests {
         (underway.ended, underway.lost) = (false, true);
         match underway.remedy {
             Remedy::RestartElsewhere => self.move_away(now, ticket),
-            Remedy::Reset | Remedy::Reboot | Remedy::PowerCycle | Remedy::Migrate | Remedy::Suspend => {
+            Remedy::Reset | Remedy::Reboot | Remedy::PowerCycle | Remedy::Migrate | Remedy::Suspend | Remedy::Dump => {
                 self.end(now, ticket, Ended::Done);
             }
         }
@@ -250,6 +281,9 @@ impl Guests {
         for ticket in due {
             match self.underway[&ticket].stage {
                 Stage::Looking | Stage::Saving => self.begin(now, ticket),
+                Stage::Doing(Step::Dump { .. }) if self.underway[&ticket].remedy != Remedy::Dump => {
+                    self.begin_remedy(now, ticket);
+                }
                 Stage::Doing(step) => {
                     self.end(now, ticket, Ended::Failed(format!("nobody says what became of it ({step:?})")))
                 }

@@ -66,6 +66,9 @@ impl Story {
             for act in self.guests.step(Time::ZERO + Duration::from_secs(self.second), event) {
                 match act {
                     GuestAct::Keep { ticket, .. } => events.push(GuestEvent::Looked(ticket, unknown())),
+                    GuestAct::Order { ticket, step: Step::Dump { failure, .. }, .. } => {
+                        all.push(format!("Dump of {} {}", failure.0, ticket.0));
+                    }
                     GuestAct::Order { ticket, step, .. } => all.push(format!("{step:?} {}", ticket.0)),
                     GuestAct::Say(_, ToGuest::Ask { ask, order }) => all.push(format!("asked {order:?} {ask}")),
                     GuestAct::Say(_, ToGuest::Answer { verdict, why, .. }) => all.push(format!("{verdict}: {why}")),
@@ -229,4 +232,72 @@ fn an_orderly_end_waits_for_what_is_to_be_remembered() {
     assert!(guests.would_be_cut_off());
     guests.step(Time::ZERO, GuestEvent::Saved(2));
     assert!(!guests.would_be_cut_off());
+}
+
+#[test]
+fn a_dump_does_not_count_but_has_its_pace() {
+    let mut story = story(Remedy::Dump);
+    assert_eq!(story.reports(), ["Dump of 1 2"]);
+    assert_eq!(story.done(2, Ok(())), ["outcome 1: Ok(())", "done: dump"]);
+    assert_eq!(story.reports(), ["denied: its memory was written less than 600 s ago"]);
+    story.passes(600);
+    assert_eq!(story.reports(), ["Dump of 3 4"]);
+    let failed = story.done(4, Err("no room"));
+    assert_eq!(failed, ["outcome 3: Err(\"no room\")", "denied: the dump failed: no room"]);
+    assert_eq!(story.guests.vms[&WEB].history.counted(), 0);
+}
+
+#[test]
+fn what_is_wanted_during_a_dump_follows_it() {
+    let mut story = story(Remedy::Dump);
+    story.reports();
+    let order =
+        GuestWord::Ordered { id: ReportId([9; 16]), vm: WEB, remedy: Remedy::Reset, why: "app says so".to_owned() };
+    assert_eq!(story.happens(GuestEvent::Told(order.clone())), [""; 0]);
+    assert_eq!(story.happens(GuestEvent::Told(order)), [""; 0], "the same again");
+    assert_eq!(story.happens(GuestEvent::Panicked { vm: WEB, held: true }), [""; 0]);
+    assert_eq!(
+        story.done(2, Err("libvirt is down")),
+        ["outcome 1: Err(\"libvirt is down\")", "denied: the dump failed: libvirt is down", "Reset 4"],
+        "one for both, at once"
+    );
+}
+
+/// Guests that are watched have their memory kept before they are reset.
+fn dumped_first() -> Story {
+    let mut story = story(Remedy::Reset);
+    let mut settings = story.guests.settings.clone();
+    settings.monitors[0].dump = true;
+    story.happens(GuestEvent::Settings(settings));
+    story
+}
+
+#[test]
+fn what_monitoring_finds_is_dumped_first_and_reset_whatever_comes_of_that() {
+    for (result, outcome) in [(Ok(()), "fine"), (Err("no room"), "failed")] {
+        let mut story = dumped_first();
+        assert_eq!(story.happens(GuestEvent::Panicked { vm: WEB, held: true }), ["Dump of 1 2"]);
+        assert_eq!(story.done(2, result), ["Reset 3"], "{outcome}");
+        assert_eq!(story.done(3, Ok(())), ["Resume 4"]);
+        assert_eq!(story.done(4, Ok(())), ["outcome 1: Ok(())"]);
+        story.passes(60);
+        assert_eq!(
+            story.happens(GuestEvent::Panicked { vm: WEB, held: true }),
+            ["Reset 6"],
+            "not in each of its boots"
+        );
+    }
+    let mut hangs = dumped_first();
+    hangs.happens(GuestEvent::Panicked { vm: WEB, held: true });
+    assert_eq!(hangs.passes(900), ["Reset 3"], "nobody says what became of the dump");
+    let mut gone = dumped_first();
+    gone.happens(GuestEvent::Panicked { vm: WEB, held: true });
+    gone.happens(GuestEvent::Ended(WEB));
+    assert_eq!(gone.done(2, Err("QEMU has died")), ["outcome 1: Err(\"it does not run here any more\")"]);
+}
+
+#[test]
+fn what_a_message_asks_for_is_not_held_up_by_a_dump() {
+    let mut story = dumped_first();
+    assert_eq!(story.reports(), ["Reset 2"]);
 }

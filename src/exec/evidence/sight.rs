@@ -1,44 +1,21 @@
 //! What has been seen of a failed guest so far, part by part.
 
-use std::fs::{File, OpenOptions};
-use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
-use super::{MAX_AT_ONCE, picture, says_nothing, screen};
-use crate::core::guests::classify::{Shown, classify};
+use super::{picture, says_nothing, screen};
+use crate::core::guests::classify::{Shown, classify, clean};
 use crate::core::guests::{Case, FoundBy};
 use crate::exec::clock;
+use crate::exec::console::{Consoles, Tail};
 use crate::exec::libvirt::Part;
 use crate::exec::reading::{self, Reader};
 use crate::types::Time;
 use crate::types::failure::{Class, FailureFile as F, MissingFile};
 
-/// Bytes of the console that are kept.
-pub(super) const TAIL: u64 = 64 * 1024;
 /// Bytes of statistics that are kept.
 const MAX_STATISTICS: usize = 256 * 1024;
-
-/// The end of a console's file.
-#[derive(Debug)]
-pub(super) struct Tail {
-    /// At most [`TAIL`].
-    pub(super) bytes: Vec<u8>,
-    /// How long the whole file was.
-    pub(super) ends: u64,
-}
-
-impl Tail {
-    /// What was written since the file was so long. All of it, if it is another file by now: a shorter one.
-    pub(super) fn since(&self, before: u64) -> &[u8] {
-        let fresh = self.ends.checked_sub(before).and_then(|fresh| usize::try_from(fresh).ok()).unwrap_or(usize::MAX);
-        &self.bytes[self.bytes.len().saturating_sub(fresh)..]
-    }
-}
 
 /// A console's file, and how long it was when its guest was last started anew by a remedy: what stands before is of another boot.
 #[derive(Clone, Debug)]
@@ -50,7 +27,7 @@ pub(super) struct Booted {
 /// What has been seen so far.
 pub(super) struct Sight {
     parts: Receiver<Part>,
-    readers: Arc<AtomicUsize>,
+    consoles: Consoles,
     reader: Arc<Reader>,
     booted: Option<Booted>,
     /// Of the console.
@@ -58,6 +35,8 @@ pub(super) struct Sight {
     tail: Option<Receiver<Result<Tail, String>>>,
     /// No part comes any more.
     ended: bool,
+    /// What its definition says of the system inside.
+    system: Option<String>,
     screen: Option<Result<String, String>>,
     picture: Option<Result<Vec<u8>, String>>,
     console: Option<Result<Tail, String>>,
@@ -68,20 +47,16 @@ pub(super) struct Sight {
 }
 
 impl Sight {
-    pub(super) fn new(
-        parts: Receiver<Part>,
-        readers: Arc<AtomicUsize>,
-        reader: Arc<Reader>,
-        booted: Option<Booted>,
-    ) -> Self {
+    pub(super) fn new(parts: Receiver<Part>, consoles: Consoles, reader: Arc<Reader>, booted: Option<Booted>) -> Self {
         Self {
             parts,
-            readers,
+            consoles,
             reader,
             booted,
             path: None,
             tail: None,
             ended: false,
+            system: None,
             screen: None,
             picture: None,
             console: None,
@@ -116,7 +91,7 @@ impl Sight {
         while !self.ended && !self.is_complete() {
             let Ok(part) = self.parts.recv_timeout(until.since(clock::now())) else { break };
             match part {
-                Part::Console(_) | Part::Statistics(_) => self.put(part),
+                Part::System(_) | Part::Console(_) | Part::Statistics(_) => self.put(part),
                 Part::Memory(_) | Part::Picture(_) if under_way => self.put(part),
                 Part::Memory(_) => self.screen = Some(Err(too_late(waited))),
                 Part::Picture(_) => self.picture = Some(Err(too_late(waited))),
@@ -164,8 +139,9 @@ impl Sight {
 
     fn put(&mut self, part: Part) {
         match part {
+            Part::System(system) => self.system = system,
             Part::Console(Ok(Some(path))) => {
-                match tail(path.clone(), &self.readers) {
+                match self.consoles.tail(path.clone()) {
                     Ok(tail) => self.tail = Some(tail),
                     Err(why) => self.console = Some(Err(why)),
                 }
@@ -198,6 +174,7 @@ impl Sight {
         let console = console.map(String::from_utf8_lossy);
         classify(&Shown {
             system: case.system.as_ref(),
+            defined: self.system.as_deref(),
             panicked: case.panicked.as_deref(),
             screen: self.screen.as_ref().and_then(|screen| screen.as_deref().ok()),
             picture: self.read.as_ref().and_then(|read| read.as_deref().ok()),
@@ -205,6 +182,11 @@ impl Sight {
             sign: case.sign.as_ref(),
             reported: case.by == FoundBy::Message,
         })
+    }
+
+    /// The system inside, as its definition names it.
+    pub(super) fn defined_system(&self) -> Option<String> {
+        self.system.as_deref().map(clean)
     }
 
     /// The console's file, if it has been seen.
@@ -250,43 +232,8 @@ fn lines(all: &[(String, String)]) -> String {
     text
 }
 
-/// Reads the end of a console's file on a thread of its own: it may lie on storage that hangs.
-fn tail(path: String, readers: &Arc<AtomicUsize>) -> Result<Receiver<Result<Tail, String>>, String> {
-    if MAX_AT_ONCE <= readers.fetch_add(1, Ordering::Relaxed) {
-        readers.fetch_sub(1, Ordering::Relaxed);
-        return Err(format!("the files of {MAX_AT_ONCE} consoles do not answer already"));
-    }
-    let (tell, told) = sync_channel(1);
-    let count = Arc::clone(readers);
-    let reading = std::thread::Builder::new().name("console".into()).spawn(move || {
-        let read = read_tail(Path::new(&path)).map_err(|error| format!("{path}: {error}"));
-        count.fetch_sub(1, Ordering::Relaxed);
-        let _ = tell.send(read); // Nobody waits for a late one.
-    });
-    match reading {
-        Ok(_) => Ok(told),
-        Err(error) => {
-            readers.fetch_sub(1, Ordering::Relaxed);
-            Err(format!("no thread: {error}"))
-        }
-    }
-}
-
 /// A guest has been started anew: how long its console's file is now. None if that is not known in time.
-pub(super) fn booted(path: String, readers: &Arc<AtomicUsize>, within: Duration) -> Option<Booted> {
-    let tail = tail(path.clone(), readers).ok()?.recv_timeout(within).ok()?.ok()?;
+pub(super) fn booted(path: String, consoles: &Consoles, within: Duration) -> Option<Booted> {
+    let tail = consoles.tail(path.clone()).ok()?.recv_timeout(within).ok()?.ok()?;
     Some(Booted { path, ends: tail.ends })
-}
-
-pub(super) fn read_tail(path: &Path) -> io::Result<Tail> {
-    // Not blocking: a FIFO without a writer would hang.
-    let file: File = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY).open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::Error::other("no regular file"));
-    }
-    let mut bytes = vec![0; usize::try_from(metadata.len().min(TAIL)).unwrap_or(0)];
-    let length = file.read_at(&mut bytes, metadata.len().saturating_sub(TAIL))?;
-    bytes.truncate(length);
-    Ok(Tail { bytes, ends: metadata.len() })
 }

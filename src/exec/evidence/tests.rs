@@ -3,9 +3,9 @@
 use std::sync::mpsc::Sender;
 use std::sync::mpsc::channel;
 
-use super::sight::{TAIL, Tail, read_tail};
 use super::*;
 use crate::core::guests::FoundBy;
+use crate::exec::console::{MAX_READERS, TAIL};
 
 const WEB: VmId = VmId(uuid::Uuid::from_u128(1));
 const LONG: Duration = Duration::from_secs(20);
@@ -36,19 +36,30 @@ struct Bench {
     _folder: tempfile::TempDir,
 }
 
+/// One that is never asked.
+fn no_dump() -> Dumper {
+    Box::new(|_, _, _, _, _| panic!("nobody wants its memory"))
+}
+
 fn bench(look: impl Fn(&SyncSender<Part>) + Send + Sync + 'static, hangs: bool) -> Bench {
     let folder = tempfile::tempdir().unwrap();
     let failures = Arc::new(Failures::new(folder.path().join("failures")));
     let kept = Mutex::new(Vec::new());
     let reader = Arc::new(Reader::new(&[]));
-    let evidence = Evidence::new("a", Arc::clone(&failures), reader, move |_, _| {
-        let (tell, told) = sync_channel(16);
-        look(&tell);
-        if hangs {
-            kept.lock().unwrap().push(tell);
-        }
-        told
-    });
+    let evidence = Evidence::new(
+        "a",
+        Arc::clone(&failures),
+        reader,
+        move |_, _| {
+            let (tell, told) = sync_channel(16);
+            look(&tell);
+            if hangs {
+                kept.lock().unwrap().push(tell);
+            }
+            told
+        },
+        no_dump(),
+    );
     Bench { evidence, failures, _folder: folder }
 }
 
@@ -63,7 +74,7 @@ impl Bench {
             Remedy::Reset,
             case(by),
             move |class, outcome| {
-                outcome.send(result).unwrap();
+                outcome.send(Afterwards::Ended(result)).unwrap();
                 went.send(Ok((class.clone(), clock::now().since(begun)))).unwrap();
             },
             move |kept| tell.send(Err(kept)).unwrap(),
@@ -96,6 +107,7 @@ fn everything_is_kept_and_the_remedy_goes_as_soon_as_it_is_there() {
     let path = log.to_str().unwrap().to_owned();
     let bench = bench(
         move |tell| {
+            tell.send(Part::System(Some("http://debian.org/\u{1b}debian/12".to_owned()))).unwrap();
             tell.send(Part::Console(Ok(Some(path.clone())))).unwrap();
             tell.send(Part::Memory(Ok(memory("GNU GRUB  version 2.06")))).unwrap();
             tell.send(Part::Picture(Ok(picture()))).unwrap();
@@ -106,6 +118,7 @@ fn everything_is_kept_and_the_remedy_goes_as_soon_as_it_is_there() {
     let (class, waited, failure) = bench.take(FoundBy::Monitoring, Ok(()));
     assert!(waited < Case::patience(&case(FoundBy::Monitoring)), "nothing more was to come: {waited:?}");
     assert_eq!(class.to_string(), "Linux panic");
+    assert_eq!(failure.system, "http://debian.org/debian/12 (by its definition)");
     assert_eq!((failure.outcome.as_str(), failure.class.line.as_str()), ("done", "Kernel panic - not syncing: sysrq"));
     let all = vec!["screen.txt", "screen.png", "console.log", "statistics.txt", "messages.txt"];
     assert_eq!(names(&failure), (all, vec![]));
@@ -184,39 +197,9 @@ fn too_many_at_once_go_without() {
     }
     let why = told.recv_timeout(LONG).unwrap().unwrap_err();
     assert_eq!(why, "web: failure information is not kept: that of 16 guests is being kept already");
-    for _ in 0..MAX_AT_ONCE {
+    for _ in 0..MAX_READERS {
         assert!(told.recv_timeout(LONG).unwrap().is_ok());
     }
-}
-
-#[test]
-fn a_console_that_is_no_file_is_not_read() {
-    let folder = tempfile::tempdir().unwrap();
-    let fifo = folder.path().join("fifo");
-    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    for (path, expected) in [
-        (fifo.as_path(), "no regular file"),
-        (folder.path(), "no regular file"),
-        (&folder.path().join("none"), "No such file"),
-    ] {
-        let why = read_tail(path).unwrap_err().to_string();
-        assert!(why.contains(expected), "{why}");
-    }
-}
-
-#[test]
-fn a_console_says_what_is_of_this_boot() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("console");
-    std::fs::write(&path, "Kernel panic - not syncing: old\n").unwrap();
-    let before = read_tail(&path).unwrap().ends;
-    std::fs::write(&path, "Kernel panic - not syncing: old\nup 1\n").unwrap();
-    let tail = read_tail(&path).unwrap();
-    assert_eq!(tail.since(before), b"up 1\n");
-    assert_eq!(tail.since(tail.ends), b"");
-    assert_eq!(tail.since(tail.ends + 1), tail.bytes, "another file");
-    let long = Tail { bytes: b"tail".to_vec(), ends: 1 << 40 };
-    assert_eq!(long.since(7), b"tail", "more was written than is kept");
 }
 
 #[test]
@@ -260,14 +243,20 @@ fn pictured(script: &str) -> Bench {
     }
     let failures = Arc::new(Failures::new(folder.path().join("failures")));
     let reader = Arc::new(Reader::new(&[program.to_str().unwrap()]));
-    let evidence = Evidence::new("a", Arc::clone(&failures), reader, |_, _| {
-        let (tell, told) = sync_channel(16);
-        tell.send(Part::Console(Ok(None))).unwrap();
-        tell.send(Part::Memory(Ok(vec![0xff; 0x8000]))).unwrap();
-        tell.send(Part::Picture(Ok(b"P6 2 1 255\nrgbRGB".to_vec()))).unwrap();
-        tell.send(Part::Statistics(Ok(Vec::new()))).unwrap();
-        told
-    });
+    let evidence = Evidence::new(
+        "a",
+        Arc::clone(&failures),
+        reader,
+        |_, _| {
+            let (tell, told) = sync_channel(16);
+            tell.send(Part::Console(Ok(None))).unwrap();
+            tell.send(Part::Memory(Ok(vec![0xff; 0x8000]))).unwrap();
+            tell.send(Part::Picture(Ok(b"P6 2 1 255\nrgbRGB".to_vec()))).unwrap();
+            tell.send(Part::Statistics(Ok(Vec::new()))).unwrap();
+            told
+        },
+        no_dump(),
+    );
     Bench { evidence, failures, _folder: folder }
 }
 

@@ -1,5 +1,5 @@
-//! What is done for guests beside the core's orders, which know nothing of what is inside a VM: a guest is asked to reboot, or is given
-//! the port of Mainstay's agent.
+//! What is done for guests beside the core's orders, which know nothing of what is inside a VM: a guest is asked to reboot, is given
+//! the port of Mainstay's agent, or has its memory written to a file.
 //!
 //! ```text
 //!   port ── its definition has none ────► attached to the definition; libvirt adds a controller
@@ -9,6 +9,7 @@
 //!
 //! Not here: when, and for whom (`core::guests`, people).
 
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
 
@@ -29,6 +30,17 @@ pub(super) enum Help {
     Reboot { vm: VmId },
     /// Give it the port, and say what was done.
     AddPort { vm: VmId, told: SyncSender<Port> },
+    /// Write its memory here, if it has no more bytes than that.
+    Dump { vm: VmId, to: PathBuf, format: DumpFormat, most: u64 },
+}
+
+/// How memory is written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DumpFormat {
+    /// Compressed, for `crash` and `makedumpfile`.
+    Kdump,
+    /// As it is.
+    Elf,
 }
 
 /// What became of a port.
@@ -55,7 +67,29 @@ pub(super) fn help(uri: &str, session: &mut Option<Session>, order: &Help, withi
             let _ = told.send(port); // Whoever asked may have gone.
             Ok(DomainAnswer::Done)
         }
+        Help::Dump { vm, to, format, most } => {
+            let domain = session.domain(*vm).map_err(|error| failure(&error))?;
+            dump(&domain, to, *format, *most).map(|()| DomainAnswer::Done)
+        }
     })
+}
+
+fn dump(domain: &Domain, to: &Path, format: DumpFormat, most: u64) -> Result<(), DomainFailure> {
+    let kib = domain.get_max_memory().map_err(|error| failure(&error))?;
+    if most >> 10 < kib {
+        let (has, most) = (kib >> 10, most >> 20);
+        let text =
+            format!("its {has} MiB of memory are not written: there is room for {most} MiB, or no more are allowed");
+        return Err(DomainFailure::Capacity(text));
+    }
+    let to = to.to_str().ok_or_else(|| DomainFailure::Host(format!("{} is no text", to.display())))?;
+    let format = match format {
+        DumpFormat::Kdump => sys::VIR_DOMAIN_CORE_DUMP_FORMAT_KDUMP_ZLIB,
+        DumpFormat::Elf => sys::VIR_DOMAIN_CORE_DUMP_FORMAT_RAW,
+    };
+    // Live: libvirt leaves the guest's CPUs to QEMU, which lets them go in any case when it is done, also when that failed.
+    let flags = sys::VIR_DUMP_MEMORY_ONLY | sys::VIR_DUMP_LIVE;
+    domain.core_dump_with_format(to, format, flags).map(drop).map_err(|error| failure(&error))
 }
 
 fn add_port(domain: &Domain) -> Result<Port, DomainFailure> {

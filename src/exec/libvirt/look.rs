@@ -1,7 +1,7 @@
 //! A look at a running domain, for its failure information: what libvirt can show of a guest that may not answer any more.
 //!
 //! ```text
-//!   Look ──► worker of the lane "look" ──► Console, Memory, Picture, Statistics ──► told one by one, as they come
+//!   Look ──► worker of the lane "look" ──► System, Console, Memory, Picture, Statistics ──► told one by one, as they come
 //! ```
 //!
 //! Each part is told as soon as it is there: a monitor that hangs at one of them costs that one and those behind it. What needs no
@@ -51,7 +51,7 @@ pub enum What {
     Everything,
     /// What it does: statistics, fewer of them.
     Activity,
-    /// The same, and the text screen's memory.
+    /// The same, where its console is, and the text screen's memory.
     Text,
     /// A picture only.
     Picture,
@@ -60,6 +60,8 @@ pub enum What {
 /// A part of what was seen, or why it is missing.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Part {
+    /// The system inside, as its definition names it.
+    System(Option<String>),
     /// The file on this host to which its serial console is written; none if its definition has none.
     Console(Result<Option<String>, String>),
     /// Memory of the text screen: cells of letter and colour.
@@ -80,13 +82,15 @@ pub(super) fn look(uri: &str, session: &mut Option<Session>, look: &Look, within
         let memory = || Part::Memory(peek(&domain, TEXT_SCREEN.0, TEXT_SCREEN.1).map_err(why));
         let _ = match look.what {
             What::Everything => {
-                told(Part::Console(console(&domain).map_err(why)))
+                let (system, console) = definition(&domain);
+                told(Part::System(system))
+                    && told(console)
                     && told(memory())
                     && told(Part::Picture(picture(session, &domain)))
                     && told(Part::Statistics(statistics(&domain, 0).map_err(why)))
             }
             What::Activity => told(activity()),
-            What::Text => told(activity()) && told(memory()),
+            What::Text => told(activity()) && told(definition(&domain).1) && told(memory()),
             What::Picture => told(Part::Picture(picture(session, &domain))),
         };
         Ok(DomainAnswer::Done)
@@ -99,7 +103,7 @@ pub(super) fn look(uri: &str, session: &mut Option<Session>, look: &Look, within
         let parts = match look.what {
             What::Everything => vec![console, memory, picture, statistics],
             What::Activity => vec![statistics],
-            What::Text => vec![statistics, memory],
+            What::Text => vec![statistics, console, memory],
             What::Picture => vec![picture],
         };
         parts.into_iter().for_each(|part| drop(look.parts.send(part)));
@@ -111,9 +115,17 @@ fn why(error: Error) -> String {
     format!("libvirt: {}", error.message().trim())
 }
 
-fn console(domain: &Domain) -> Result<Option<String>, Error> {
-    // A definition that cannot be read has no console that we know of.
-    Ok(xml::parse(&domain.get_xml_desc(0)?).ok().and_then(|found| found.console_log))
+/// What its definition says: the system, the console.
+fn definition(domain: &Domain) -> (Option<String>, Part) {
+    match domain.get_xml_desc(0) {
+        Ok(text) => {
+            // One that cannot be read has no console, and no system, that we know of.
+            let found = xml::parse(&text).ok().map(|found| (found.system, found.console_log));
+            let (system, console) = found.unwrap_or_default();
+            (system, Part::Console(Ok(console)))
+        }
+        Err(error) => (None, Part::Console(Err(why(error)))),
+    }
 }
 
 fn picture(session: &Session, domain: &Domain) -> Result<Vec<u8>, String> {
@@ -161,9 +173,49 @@ pub fn sample(statistics: &[(String, String)]) -> Option<Sample> {
     })
 }
 
+/// Why a domain's CPUs stand, when its guest is the reason: also for whoever has missed the event.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stands {
+    /// Its kernel has panicked, and its QEMU was kept.
+    Panicked,
+    /// Its watchdog has fired.
+    Watchdog,
+}
+
+/// That, out of its statistics.
+#[must_use]
+pub fn stands(statistics: &[(String, String)]) -> Option<Stands> {
+    let number = |name: &str| -> Option<u32> { statistics.iter().find(|(of, _)| of == name)?.1.parse().ok() };
+    match (number("state.state")?, number("state.reason")?) {
+        (sys::VIR_DOMAIN_CRASHED, _) | (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_CRASHED) => {
+            Some(Stands::Panicked)
+        }
+        (sys::VIR_DOMAIN_PAUSED, sys::VIR_DOMAIN_PAUSED_WATCHDOG) => Some(Stands::Watchdog),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whose_guest_is_why_it_stands() {
+        for (state, reason, expected) in [
+            ("6", "1", Some(Stands::Panicked)),
+            ("3", "10", Some(Stands::Panicked)),
+            ("3", "6", Some(Stands::Watchdog)),
+            ("3", "1", None), // By a person.
+            ("3", "5", None), // By an I/O error.
+            ("1", "1", None),
+            ("5", "6", None),
+        ] {
+            let told = [("state.state", state), ("state.reason", reason)];
+            let told = told.map(|(name, value)| (name.to_owned(), value.to_owned()));
+            assert_eq!(stands(&told), expected, "{state} {reason}");
+        }
+        assert_eq!(stands(&[]), None);
+    }
 
     #[test]
     fn activity_is_what_the_guest_does_itself() {

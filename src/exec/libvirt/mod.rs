@@ -35,10 +35,10 @@ use std::time::Duration;
 use crate::types::VmId;
 use crate::types::vm::{DomainAnswer, DomainChange, DomainFailure, DomainInfo, DomainOrder, HostCapacity};
 use help::Help;
-pub use help::Port;
+pub use help::{DumpFormat, Port};
 use lane::{Lane, Shape, Work};
 use look::Look;
-pub use look::{Part, What, sample};
+pub use look::{Part, Stands, What, sample, stands};
 use session::{Places, carry_out};
 pub use watch::text_of;
 use watch::{Heard, Watcher};
@@ -186,6 +186,28 @@ impl Libvirt {
             (DomainAnswer::Done | DomainAnswer::Listed(_), Err(_)) => told(Err(DomainFailure::Timeout)),
         };
         self.inner.help.ask(Help::AddPort { vm, told: tell }, within, Box::new(told));
+    }
+
+    /// Writes a running domain's memory to this path, if it has no more bytes than that. One answer comes, at the deadline at the
+    /// latest; libvirt goes on then, until nobody reads what it writes.
+    #[must_use]
+    pub fn dump(
+        &self,
+        vm: VmId,
+        to: PathBuf,
+        format: DumpFormat,
+        most: u64,
+        within: Duration,
+    ) -> Receiver<Result<(), String>> {
+        let (tell, told) = sync_channel(1);
+        let answer = move |answer| {
+            let _ = tell.send(match answer {
+                DomainAnswer::Done | DomainAnswer::Listed(_) => Ok(()),
+                DomainAnswer::Failed(why) => Err(text_of(&why)),
+            });
+        };
+        self.inner.help.ask(Help::Dump { vm, to, format, most }, within, Box::new(answer));
+        told
     }
 
     /// Looks at a running domain. Parts come as they are seen, each once. The channel closes when nothing more will come; while a

@@ -119,6 +119,8 @@ pub struct DomainXml {
     pub watchdog: Option<String>,
     /// File on the host to which its first serial console is written, or copied.
     pub console_log: Option<String>,
+    /// The system inside, as whoever made the definition has said (libosinfo): `http://microsoft.com/win/10`.
+    pub system: Option<String>,
     /// Folders of the host that the guest sees.
     pub shares: Vec<String>,
     /// Devices of the host are passed through.
@@ -234,6 +236,9 @@ impl Parser {
                 self.found.nvram_by_libvirt = !stateless && (flash || self.found.nvram_by_libvirt);
             }
             ["domain", "os", "nvram", "source"] => self.found.nvram = source(element)?.map(|(path, _)| path),
+            ["domain", "metadata", "libosinfo:libosinfo", "libosinfo:os"] => {
+                self.found.system = attribute(element, "id")?;
+            }
             ["domain", "metadata", name] => {
                 let name = (*name).to_owned();
                 self.metadata(&name, element)?;

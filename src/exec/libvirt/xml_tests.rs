@@ -334,6 +334,23 @@ fn a_running_domain_says_its_generation() {
 }
 
 #[test]
+fn the_system_inside_as_libosinfo_names_it() {
+    let with = |metadata: &str| {
+        let xml = format!(
+            "<domain><name>w</name><uuid>11111111-2222-3333-4444-555555555555</uuid><memory>1</memory><vcpu>1</vcpu>\
+             <metadata>{metadata}</metadata></domain>"
+        );
+        parse(&xml).unwrap().system
+    };
+    let of = "<libosinfo:libosinfo xmlns:libosinfo='http://libosinfo.org/xmlns/libvirt/domain/1.0'>\
+              <libosinfo:os id='http://debian.org/debian/12'/></libosinfo:libosinfo>";
+    assert_eq!(with(of).as_deref(), Some("http://debian.org/debian/12"));
+    for other in ["", "<a:b xmlns:a='c'><a:os id='x'/></a:b>", "<os id='x'/>"] {
+        assert_eq!(with(other), None, "{other}");
+    }
+}
+
+#[test]
 fn where_a_console_is_written() {
     let with = |devices: &str| {
         let xml = format!(

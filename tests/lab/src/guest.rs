@@ -29,6 +29,9 @@ use crate::root::{GUEST_FILES, fnv};
 pub const CONSOLES: &str = "var/log/mainstay-lab";
 /// Name of the port of Mainstay's agent inside.
 const CHANNEL: &str = "org.mainstay.guest.0";
+/// As virt-install writes it.
+const SYSTEM: &str = "<metadata><libosinfo:libosinfo xmlns:libosinfo='http://libosinfo.org/xmlns/libvirt/domain/1.0'>\
+    <libosinfo:os id='http://libosinfo.org/linux/2022'/></libosinfo:libosinfo></metadata>";
 const MEMORY_MIB: u32 = 96;
 /// With systemd.
 const DEBIAN_MIB: u32 = 256;
@@ -221,6 +224,7 @@ impl Guest {
         self.define_by(host, &self.talking(accelerator, talking))
     }
 
+    /// Its QEMU stays when its kernel panics, and its definition says what runs in it.
     fn talking(&self, accelerator: Accelerator, talking: Talking) -> String {
         let panic = if talking.panic_device { "<panic model='isa'/>" } else { "" };
         let channel = format!(
@@ -230,7 +234,8 @@ impl Guest {
         );
         let words = format!("quiet {}</cmdline>", talking.words);
         let xml = self.xml(accelerator).replacen("</devices>", &channel, 1).replacen("quiet</cmdline>", &words, 1);
-        xml.replacen("<on_crash>destroy<", "<on_crash>preserve<", 1)
+        let system = format!("{SYSTEM}\n  <memory");
+        xml.replacen("<on_crash>destroy<", "<on_crash>preserve<", 1).replacen("<memory", &system, 1)
     }
 
     /// Defines it with Debian on a second disk, which is a copy of this image, and a channel to the agent inside.

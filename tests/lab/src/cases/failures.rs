@@ -14,6 +14,8 @@ pub struct Failure {
     pub files: Vec<File>,
     pub system: String,
     pub number: u32,
+    /// `{"kept": {"path": …, "bytes": …}}`, or a word, or why there is none.
+    pub dump: serde_json::Value,
 }
 
 /// What it was.

@@ -1,11 +1,14 @@
 //! A guest fails, and says nothing; what is kept of it.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
 use super::{
     HEARD, NAME, ORDER, Talker, Talkers, USUAL, clear, demand, often, remedies, reset_after, reset_after_a_look,
+    set_policy,
 };
 use crate::agents;
 use crate::cases::Ground;
@@ -26,6 +29,10 @@ const LATER: Duration = Duration::from_secs(2);
 const SOON: &str = "[[monitor]]\nsilence_s = 4\nio_s = 4\nuptime_s = 8\n";
 /// So long after a failure a further one is kept, and the guest is up for long enough.
 const APART: Duration = Duration::from_secs(10);
+/// By these nothing is taken for silence in this case's time; and what a panic on a console takes to be seen and to stand: the whole
+/// I/O window, since a CPU that spins does not get all of its time on a busy machine.
+const PATIENT: &str = "[[monitor]]\nsilence_s = 120\nio_s = 6\nuptime_s = 1\n";
+const CONSOLE: Duration = Duration::from_secs(12);
 /// A cluster's own limit, with waits that a case can afford: 1 s, then 2 s.
 const THREE: &str = "[limits]\nresets_per_hour = 3\nbackoff_s = 1\n";
 const DEVICE: Talking = Talking { panic_device: true, words: "" };
@@ -48,6 +55,8 @@ pub fn fail(ground: &mut Ground) -> Result<()> {
     let mut took = reset_after(ground, "crash", "crashing", talker, talker)?;
     ground.within("reset after a panic that was told", took, PANIC)?;
     kept.panic()?;
+    dumped(ground, talker, &mut kept)?;
+    unheard(ground, talker, &mut kept)?;
     mute(ground, talker)?;
     stall(ground, talker)?;
     clear(ground)?;
@@ -57,6 +66,12 @@ pub fn fail(ground: &mut Ground) -> Result<()> {
     kept.will_be();
     took = reset_after(ground, "crash", "crashing", &talkers.0[0], &talkers.0[0])?;
     ground.within("reset after a panic that nobody tells", took, SILENCE + LATER)?;
+    kept.panic()?;
+    // Its screen is blank: only its serial console tells before its silence would.
+    set_policy(&host, &often(PATIENT))?;
+    kept.will_be();
+    took = reset_after(ground, "crash", "crashing", &talkers.0[0], &talkers.0[0])?;
+    ground.within("reset after a panic that only the console shows", took, CONSOLE)?;
     kept.panic()?;
     clear(ground)
 }
@@ -81,6 +96,49 @@ fn spins_deaf(talker: &Talker) -> Result<()> {
         Ok((flags & INTERRUPTS == 0 && halted == 0 && registers()?.0 == at).then_some(at))
     })?;
     demand(registers()?.0 == at, "it went on")
+}
+
+/// It panics while there is no agent of its host.
+fn unheard(ground: &mut Ground, talker: &Talker, kept: &mut Kept) -> Result<()> {
+    kept.will_be();
+    let (boots, marks) = (talker.console.count("up "), talker.console.count("crashing"));
+    agents::ask(&talker.host, ORDER, &["systemctl", "stop", "mainstayd.service"])?;
+    talker.tell(ground, "crash")?;
+    talker.console.wait_more("crashing", marks)?;
+    std::thread::sleep(Duration::from_secs(1));
+    agents::ask(&talker.host, ORDER, &["systemctl", "start", "mainstayd.service"])?;
+    let began = Instant::now();
+    talker.console.wait_more("up ", boots)?;
+    ground.figure(format!(
+        "panicked without an agent: booted {:.1} s after that one's start",
+        began.elapsed().as_secs_f64()
+    ));
+    talker.console.wait_more_after("up ", HEARD)?;
+    let system = kept.panic()?.system;
+    demand(system.ends_with("(by its definition)"), &format!("nobody has told this agent that it is {system}"))
+}
+
+/// Its memory is kept before it is reset, once in a while.
+fn dumped(ground: &mut Ground, talker: &Talker, kept: &mut Kept) -> Result<()> {
+    set_policy(&talker.host, &often(&format!("{SOON}dump = true\n")))?;
+    for is_first in [true, false] {
+        kept.will_be();
+        let took = reset_after(ground, "crash", "crashing", talker, talker)?;
+        let dump = kept.panic()?.dump;
+        if !is_first {
+            demand(dump == "not-wanted", &format!("its memory was kept twice: {dump}"))?;
+            continue;
+        }
+        let path = dump["kept"]["path"].as_str().with_context(|| format!("its memory is not kept: {dump}"))?;
+        let path = talker.host.root_inside()?.join(path.trim_start_matches('/'));
+        let memory = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        demand(memory.starts_with(b"makedumpfile"), "its memory is no kdump")?;
+        demand(dump["kept"]["bytes"] == memory.len(), &format!("{} bytes, not {dump}", memory.len()))?;
+        let mode = fs::metadata(&path)?.permissions().mode();
+        demand(mode & 0o7777 == 0o600, &format!("others may read it: {mode:o}"))?;
+        ground.figure(format!("{} KiB of memory kept; from the panic to the remedy {took:?}", memory.len() >> 10));
+    }
+    set_policy(&talker.host, &often(SOON))
 }
 
 /// Of a kernel that panics in each boot.
@@ -167,13 +225,14 @@ impl Kept {
         Ok(newest)
     }
 
-    fn panic(&mut self) -> Result<()> {
+    fn panic(&mut self) -> Result<Failure> {
         const REASON: &str = "Kernel panic - not syncing: sysrq triggered crash";
         let failure = self.newest()?;
         let Class { family, kind, line } = &failure.class;
         let right = (family.as_str(), kind.as_str()) == ("linux", "panic") && line.contains(REASON);
         demand(right, &format!("it was a Linux panic, not {:?}", failure.class))?;
-        demand(self.text(&failure, "console.log")?.contains(REASON), "the console does not hold the reason")
+        demand(self.text(&failure, "console.log")?.contains(REASON), "the console does not hold the reason")?;
+        Ok(failure)
     }
 
     /// Nothing is to be seen on its screen, and its console ends with the mark.
