@@ -13,6 +13,7 @@
 
 mod answers;
 mod devices;
+mod ending;
 mod executors;
 mod facts;
 mod failures;
@@ -39,6 +40,7 @@ use crate::types::guard::GuardReport;
 use crate::types::view::{ClusterView, VIEW_SCHEMA};
 
 use answers::Answers;
+use ending::Ending;
 use executors::Executors;
 use guests::GuestSide;
 
@@ -107,18 +109,18 @@ async fn member(
     };
     let mut core = Core::new(me, cluster.settings.clone());
     let mut executors = Executors::start(&config, &here, &cluster, &answers, events.clone()).await?;
-    let output = core.start(clock::now());
-    executors.carry_out(output);
+    executors.carry_out(core.start(clock::now()));
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
     let (mut watchdog, mut capacity) = (watchdog(), tokio::time::interval(CAPACITY_PERIOD));
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    loop {
+    let mut ending = Ending::new()?;
+    while !ending.is_over(guests.would_be_cut_off()) {
         let event = tokio::select! {
             biased;
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            () = ending.told() => {
+                guests.leave(&core, &executors);
+                continue;
+            }
             // What happened comes before what is due: after a stall of ours, beats that wait are no silence.
             Some(event) = happened.recv() => event,
             () = sleep_until(core.next_due()) => Event::Due,
@@ -150,7 +152,7 @@ async fn member(
         executors.carry_out(output);
     }
     tracing::info!("ending; VMs and the guard go on");
-    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    guests.flush().await;
     serving.abort();
     Ok(())
 }

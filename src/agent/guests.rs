@@ -33,6 +33,8 @@ use crate::types::{BootId, DatastoreId, HostId, Ticket, VmId};
 const WAITING: usize = 256;
 /// libvirt's time for one step of a remedy.
 const CALL: Duration = Duration::from_secs(10);
+/// For answers that are on their way to guests when the agent ends.
+const FLUSH: Duration = Duration::from_millis(200);
 /// For a hook.
 const HOOK: Duration = Duration::from_secs(60);
 /// Records of failures that wait for the outcome of their remedy; there is one of each VM. The oldest go first.
@@ -154,6 +156,21 @@ impl GuestSide {
             Some(said) = self.said.recv() => Next::Said(said),
             () = sleep_until(due) => Next::Due,
         }
+    }
+
+    /// The agent is about to end; whether something is to be waited for, a moment only, says `would_be_cut_off`.
+    pub(crate) fn leave(&mut self, core: &Core, executors: &Executors) {
+        self.take(GuestEvent::Leaves, core, executors);
+    }
+
+    /// A remedy would be cut off in the middle, or its answer on its way.
+    pub(crate) fn would_be_cut_off(&self) -> bool {
+        self.guests.would_be_cut_off() || !self.others.is_empty()
+    }
+
+    /// Gives guests what was said to them.
+    pub(crate) async fn flush(&self) {
+        self.channels.flush(FLUSH).await;
     }
 
     pub(crate) fn step(&mut self, next: Next, core: &Core, executors: &Executors) {

@@ -98,6 +98,17 @@ impl Channels {
             let _ = channel.queue.try_send(message);
         }
     }
+
+    /// Waits until all that was said is on its way, at most so long.
+    pub async fn flush(&self, within: Duration) {
+        const LOOK: Duration = Duration::from_millis(1);
+        let said = async {
+            while self.open.values().any(|channel| channel.queue.capacity() < QUEUE) {
+                sleep(LOOK).await;
+            }
+        };
+        let _ = timeout(within, said).await; // Who does not read hears it no later than it would anyway: it says again what waits.
+    }
 }
 
 /// One guest's task.

@@ -21,5 +21,7 @@ pub mod program;
 pub mod qemu;
 pub mod reading;
 pub mod remembered;
+#[cfg(test)]
+mod scratch;
 pub mod state;
 pub mod store;

@@ -188,6 +188,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::exec::scratch::Scratch;
 
     fn note(unix_ms: u64, host: &str, vm: Option<&str>) -> NoteView {
         NoteView {
@@ -244,7 +245,7 @@ mod tests {
 
     #[test]
     fn kept_over_a_restart() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Scratch::new();
         let mut book = NoteBook::open(folder.path());
         book.add(note(1, "a", Some("web")));
         book.add(note(2, "a", None));
@@ -269,7 +270,7 @@ mod tests {
 
     #[test]
     fn without_a_disk_notes_stay_in_memory() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Scratch::new();
         let file = folder.path().join("file");
         std::fs::write(&file, "").unwrap();
         let mut book = NoteBook::open(&file);

@@ -312,6 +312,7 @@ fn guarded<T>(work: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::exec::scratch::Scratch;
 
     fn filled(folder: &Path, count: usize) {
         let (mut store, said) = Store::open(folder).unwrap();
@@ -329,7 +330,7 @@ mod tests {
 
     #[test]
     fn what_was_synced_is_there_again() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Scratch::new();
         filled(folder.path(), 100);
         filled(folder.path(), 1);
         let (all, said) = notes(folder.path());
@@ -340,7 +341,7 @@ mod tests {
 
     #[test]
     fn the_oldest_go_first() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Scratch::new();
         let (mut store, _) = Store::open(folder.path()).unwrap();
         for number in 0..KEPT + 2 * SLACK {
             store.append(Table::Tickets, &number.to_be_bytes()).unwrap();
@@ -355,7 +356,7 @@ mod tests {
     /// Cut at every so many bytes, overwritten, removed: it opens, empty with a line or whole without one.
     #[test]
     fn damage_is_noticed_and_costs_only_the_store() {
-        let fresh = tempfile::tempdir().unwrap();
+        let fresh = Scratch::new();
         filled(fresh.path(), 300);
         let whole = fs::read(fresh.path().join("store/db")).unwrap();
         let mut damages: Vec<Vec<u8>> = (0..8).map(|part| whole[..whole.len() * part / 8].to_vec()).collect();
@@ -379,14 +380,14 @@ mod tests {
 
     #[test]
     fn a_folder_that_cannot_be_used_is_told() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Scratch::new();
         fs::write(folder.path().join("file"), "").unwrap();
         assert!(matches!(Store::open(&folder.path().join("file")), Err(StoreError::Unusable { .. })));
     }
 
     #[test]
     fn a_store_in_use_is_left_alone() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Scratch::new();
         filled(folder.path(), 3);
         let (first, _) = Store::open(folder.path()).unwrap();
         assert!(matches!(Store::open(folder.path()), Err(StoreError::Unusable { why, .. }) if why == LOCKED));
@@ -396,7 +397,7 @@ mod tests {
 
     #[test]
     fn doubt_sets_it_aside() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = Scratch::new();
         filled(folder.path(), 3);
         let (mut store, _) = Store::open(folder.path()).unwrap();
         assert!(matches!(store.doubt("an entry is no note"), StoreError::Broken(_)));

@@ -142,6 +142,8 @@ pub enum GuestEvent {
     Saved(u64),
     /// Another agent, or this one, about an order or a decision; a request comes as `Requested`.
     Told(GuestWord),
+    /// The agent is about to end. What is asked from now on is asked again, of the next one.
+    Leaves,
     /// Something that was put off is due.
     Due,
 }
@@ -273,6 +275,8 @@ pub struct Guests {
     memory: VecDeque<Remembered>,
     saves: u64,
     saved: u64,
+    /// The agent is about to end.
+    leaves: bool,
     acts: Vec<GuestAct>,
 }
 
@@ -302,6 +306,7 @@ impl Guests {
             GuestEvent::Ran(ticket, result) => self.ran(now, ticket, result),
             GuestEvent::Saved(number) => self.saved(now, number),
             GuestEvent::Told(word) => self.told(now, word),
+            GuestEvent::Leaves => self.leaves = true,
             GuestEvent::Due => self.due(now),
         }
         std::mem::take(&mut self.acts)
@@ -327,6 +332,7 @@ impl Guests {
         match word {
             GuestWord::Requested(_) => {} // Comes as `Requested`, with what the core knows.
             GuestWord::Failures(_) | GuestWord::EnablePort { .. } => {} // Answered beside the core.
+            GuestWord::Ordered { .. } if self.leaves => {}
             GuestWord::Ordered { id, vm, remedy, why } => self.ordered(now, id, vm, remedy, &why),
             GuestWord::Begun { vm, ids, remedy } => self.begun_elsewhere(now, vm, &ids, remedy),
             GuestWord::Obeyed { id, answer } => self.obeyed(id, &answer),
@@ -410,6 +416,7 @@ impl Guests {
                 guest.boot = Some(beat.boot);
                 guest.watch.beats(now, &beat);
             }
+            FromGuest::Report(_) if self.leaves => {}
             FromGuest::Report(report) => self.reported(now, vm, &report),
             FromGuest::Leaves => guest.watch.leaves(),
             FromGuest::Outcome { ask, result } => self.guest_answered(now, vm, ask, &result),

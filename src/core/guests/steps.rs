@@ -124,6 +124,15 @@ impl Underway {
         self.ended || self.lost
     }
 
+    /// It is over in a moment, unless something hangs. A boot, a return, a move and a dump take longer.
+    fn is_short(&self) -> bool {
+        match self.stage {
+            Stage::Looking | Stage::Saving => !matches!(self.remedy, Remedy::Migrate | Remedy::Dump),
+            Stage::Doing(Step::Move | Step::Dump { .. }) | Stage::Boots | Stage::Returns | Stage::Denied => false,
+            Stage::Doing(Step::Reset | Step::Resume | Step::Suspend | Step::Reboot | Step::End) => true,
+        }
+    }
+
     fn waits(&mut self, stage: Stage, until: Time) {
         (self.stage, self.until) = (stage, until);
     }
@@ -140,6 +149,12 @@ pub(super) enum Ended {
 }
 
 impl Guests {
+    /// An orderly end of the agent would cut off a step that is over in a moment, or what is remembered of one.
+    #[must_use]
+    pub fn would_be_cut_off(&self) -> bool {
+        self.saved < self.saves || self.underway.values().any(Underway::is_short)
+    }
+
     /// What its guest shows was kept, or had its time.
     pub(super) fn looked(&mut self, now: Time, ticket: Ticket, class: &Class) {
         let Some(underway) = self.underway.get_mut(&ticket) else { return };

@@ -198,6 +198,43 @@ fn whatever_hangs_has_its_time() {
 }
 
 #[test]
+fn an_orderly_end_waits_for_what_is_over_in_a_moment() {
+    let waits = |story: &Story| story.guests.would_be_cut_off();
+    let mut reset = story(Remedy::Reset);
+    assert!(!waits(&reset), "nothing is under way");
+    reset.reports();
+    assert!(waits(&reset));
+    reset.happens(GuestEvent::Leaves);
+    assert_eq!(reset.done(2, Ok(())), ["outcome 1: Ok(())", "done: reset"]);
+    assert!(!waits(&reset));
+    assert_eq!(reset.reports(), [""; 0], "it is said again to the next agent");
+
+    let mut cycle = story(Remedy::PowerCycle);
+    cycle.reports();
+    assert!(waits(&cycle));
+    cycle.done(2, Ok(()));
+    assert!(!waits(&cycle), "the core starts it again, of this agent or of the next");
+
+    let mut moves = story(Remedy::Migrate);
+    moves.reports();
+    assert!(!waits(&moves));
+
+    let mut reboots = story(Remedy::Reboot);
+    reboots.beats(1);
+    reboots.reports();
+    assert!(!waits(&reboots), "it takes as long as the guest likes");
+}
+
+#[test]
+fn an_orderly_end_waits_for_what_is_to_be_remembered() {
+    let mut guests = story(Remedy::Reset).guests;
+    (guests.saves, guests.saved) = (2, 1);
+    assert!(guests.would_be_cut_off());
+    guests.step(Time::ZERO, GuestEvent::Saved(2));
+    assert!(!guests.would_be_cut_off());
+}
+
+#[test]
 fn a_dump_does_not_count_but_has_its_pace() {
     let mut story = story(Remedy::Dump);
     assert_eq!(story.reports(), ["Dump of 1 2"]);

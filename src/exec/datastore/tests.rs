@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc;
 use std::time::Duration;
 
-use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::beats::BeatFile;
 use super::*;
 use crate::exec::clock;
+use crate::exec::scratch::Scratch;
 use crate::types::store::{After, ClaimsOf, CompleteRead, StoreFailure};
 use crate::types::*;
 use crate::wire::record::{self, BLOCK};
@@ -37,8 +37,8 @@ fn roster(generation: u64, hosts: u8) -> Roster {
 }
 
 /// A datastore with members 10, 11, 12 (indices 0, 1, 2).
-fn prepared() -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
+fn prepared() -> Scratch {
+    let dir = Scratch::new();
     prepare(dir.path(), &roster(1, 3), host(10)).unwrap();
     dir
 }

@@ -17,12 +17,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use uuid::Uuid;
 
+use crate::cache;
 use crate::command::{check, run};
 use crate::guest_disk::{COMMAND_SECTOR, DISK_BYTES, SECTOR};
 use crate::host::Host;
 use crate::initramfs::{Archive, find};
 use crate::product;
-use crate::root::{CACHE, GUEST_FILES, fnv};
+use crate::root::{GUEST_FILES, fnv};
 
 /// Where consoles of guests go in a host's root.
 pub const CONSOLES: &str = "var/log/mainstay-lab";
@@ -70,14 +71,9 @@ pub fn initrd(root: &Path) -> Result<PathBuf> {
     let agent = product::guest_agent()?;
     let key =
         fnv(&[format!("{PROGRAM}{DISK}{TALK}{MODULES:?}{version}{}", root.display()).as_bytes(), &agent].concat());
-    let path = Path::new(CACHE).join(format!("guest-{key:016x}"));
-    if path.exists() {
+    let path = cache::path("guest", key);
+    if cache::is_there(&path)? {
         return Ok(path);
-    }
-    for entry in fs::read_dir(CACHE)?.flatten() {
-        if entry.file_name().to_string_lossy().starts_with("guest-") {
-            fs::remove_file(entry.path())?;
-        }
     }
     let mut archive = Archive::default();
     for folder in ["proc", "sys", "dev", "modules", "run", "var", "etc", "root"] {
@@ -94,7 +90,7 @@ pub fn initrd(root: &Path) -> Result<PathBuf> {
     }
     let part = path.with_extension("part");
     fs::write(&part, archive.finish())?;
-    fs::rename(part, &path)?;
+    cache::keep(&part, &path)?;
     Ok(path)
 }
 
@@ -122,8 +118,9 @@ pub fn probe(host: &Host, initrd: &Path) -> Result<Accelerator> {
     let kernel = fs::read_to_string("/proc/version")?;
     let processors = fs::read_to_string("/proc/cpuinfo")?;
     let model = processors.lines().find(|line| line.starts_with("model name")).unwrap_or_default();
-    let answer = Path::new(CACHE).join(format!("kvm-{:016x}", fnv(format!("{kernel}{model}{initrd:?}").as_bytes())));
-    if let Ok(text) = fs::read_to_string(&answer) {
+    let answer = cache::path("kvm", fnv(format!("{kernel}{model}{initrd:?}").as_bytes()));
+    if cache::is_there(&answer)? {
+        let text = fs::read_to_string(&answer)?;
         return Ok(if text == "works" { Accelerator::Kvm } else { Accelerator::Tcg });
     }
     // The guest says that it is up and ends; a kernel that does not get that far is ended.
@@ -133,7 +130,9 @@ pub fn probe(host: &Host, initrd: &Path) -> Result<Accelerator> {
          2>&1 </dev/null | grep -q '^up '"
     );
     let works = host.exec(&["sh", "-c", &script])?.status.success();
-    fs::write(&answer, if works { "works" } else { "fails" })?;
+    let part = answer.with_extension("part");
+    fs::write(&part, if works { "works" } else { "fails" })?;
+    cache::keep(&part, &answer)?;
     Ok(if works { Accelerator::Kvm } else { Accelerator::Tcg })
 }
 
@@ -198,7 +197,7 @@ impl Guest {
 
     /// Tells the guest something through its disk: `poweroff`, `reboot`, `crash`; `report` and `ask VM WORDS`: it has its agent ask
     /// for a reset of itself or of another, with these words (`later VM WORDS`: 4 s later); `stream`, `tally`: many reports, and what became of them; until its
-    /// next boot `busy`, `spin` and `hang` (nothing else runs, or nothing at all), `mute` (no agent), `flood KIND` (what a hostile
+    /// next boot `busy`, `spin` and `hang` (without interrupts, or nothing runs), `mute` (no agent), `flood KIND` (what a hostile
     /// guest says: `reports`, `junk`, `halves`, `lengths`).
     pub fn tell(&self, store: &Path, word: &str) -> Result<()> {
         use std::os::unix::fs::FileExt;

@@ -16,8 +16,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::cache;
 use crate::command::{check, run};
-use crate::root::{CACHE, fnv, in_root, put};
+use crate::root::{fnv, in_root, put};
 use crate::{package, product};
 
 /// Larger than what is in it by what a journal needs.
@@ -69,6 +70,8 @@ while sleep 0.3; do
     dd if=/dev/zero of=/dev/vda bs=512 seek=1 count=1 oflag=direct conv=notrunc 2>/dev/null
     case $word in
     fail)
+        # The agent's two connections: early in a boot there is no bus yet, and it looks again each second.
+        until [ \"$(busctl --no-pager --no-legend list | grep -c mainstay-guest)\" -ge 2 ]; do sleep 0.1; done
         pid=$(systemctl show --value --property=MainPID mainstay-guest)
         echo \"resident $(grep VmHWM /proc/$pid/status)\" >/dev/console
         echo failing >/dev/console
@@ -85,24 +88,19 @@ const WANTED: &str = "etc/systemd/system/multi-user.target.wants";
 pub fn image(root: &Path) -> Result<PathBuf> {
     let agent = product::guest_agent()?;
     let key = fnv(&[format!("{LEFT_OUT:?}{FILES:?}{SIZE}{}", root.display()).as_bytes(), &agent].concat());
-    let path = Path::new(CACHE).join(format!("debian-{key:016x}"));
-    if path.exists() {
+    let path = cache::path("debian", key);
+    if cache::is_there(&path)? {
         return Ok(path);
     }
-    for entry in fs::read_dir(CACHE)?.flatten() {
-        if entry.file_name().to_string_lossy().starts_with("debian-") {
-            fs::remove_file(entry.path())?;
-        }
-    }
     eprintln!("building a guest with Debian in {}", path.display());
-    let folder = tempfile::tempdir_in(CACHE)?;
+    let folder = tempfile::tempdir_in(cache::FOLDER)?;
     fill(root, &folder.path().join("root")).context("filling the guest's root")?;
     let part = folder.path().join("image");
     run("truncate", ["--size", SIZE, &part.display().to_string()])?;
     let mut command = Command::new("mke2fs");
     command.args(["-q", "-t", "ext4", "-m", "0", "-d"]).args([&folder.path().join("root"), &part]);
     check(&mut command)?;
-    fs::rename(part, &path)?;
+    cache::keep(&part, &path)?;
     Ok(path)
 }
 

@@ -24,7 +24,7 @@ use crate::cgroup::Group;
 use crate::guest::{Accelerator, Guest};
 use crate::host::{Host, MOST, Power};
 use crate::storage::Storage;
-use crate::{command, guest, mounts, network, packages, power, product, root};
+use crate::{command, guest, mounts, network, packages, power, product, root, space};
 
 /// What outlives a restart of the machine.
 pub const STATE: &str = "/var/lib/mainstay-lab";
@@ -76,6 +76,7 @@ impl Lab {
         if wish.hosts == 0 || MOST < wish.hosts {
             bail!("a lab has 1 to {MOST} hosts");
         }
+        space::for_lab()?;
         packages::for_lab()?;
         let lock = lock()?;
         let mut lab = match read_state()? {

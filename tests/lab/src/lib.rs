@@ -1,7 +1,8 @@
 //! Mainstay's lab: hosts, guests, faults and judges on one machine, driven by `cargo lab`.
 //!
 //! ```text
-//! cli ──► lab ──┬─► packages, root     what must be there: programs of the machine, the hosts' file system
+//! cli ──► lab ──┬─► packages, space, cache, root
+//!               │                      what must be there: programs of the machine, room on its disks, the hosts' file system
 //!               ├─► network            the switch, and cuts
 //!               ├─► storage            the datastore, and its faults
 //!               ├─► power              the hosts' power switch, and its faults
@@ -18,6 +19,7 @@
 pub mod agents;
 pub mod bench;
 pub mod boot_sector;
+pub mod cache;
 pub mod cases;
 pub mod cgroup;
 pub mod chaos;
@@ -40,6 +42,7 @@ pub mod processes;
 pub mod product;
 pub mod root;
 pub mod sim;
+pub mod space;
 pub mod storage;
 pub mod test;
 

@@ -1,7 +1,7 @@
 //! The file system that all hosts share below their overlays, built once and cached.
 //!
 //! ```text
-//! /var/cache/mainstay-lab/
+//! cache::FOLDER
 //!   root-HASH/            complete; HASH covers the recipe below, the mirror and the files put in
 //!   root-HASH.part/       being built; removed at the next try
 //! ```
@@ -18,10 +18,9 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use crate::cache;
 use crate::command::{check, run};
 
-/// Where finished roots are kept.
-pub const CACHE: &str = "/var/cache/mainstay-lab";
 /// Raise it when the recipe changes in a way that the texts below do not show.
 const RECIPE: u32 = 1;
 const SUITE: &str = "bookworm";
@@ -149,19 +148,18 @@ const ENABLED: &[&str] = &[
 /// The cached root, built first if need be.
 pub fn ensure() -> Result<PathBuf> {
     let mirror = Mirror::of_this_machine()?;
-    let root = Path::new(CACHE).join(format!("root-{}", key(&mirror)));
-    if root.is_dir() {
+    let root = cache::path("root", key(&mirror));
+    if cache::is_there(&root)? {
         return Ok(root);
     }
     let part = root.with_extension("part");
-    remove(&part)?;
+    cache::remove(&part)?;
     fs::create_dir_all(&part)?;
     eprintln!("building the hosts' root in {} (about two minutes, once)", root.display());
     build(&part, &mirror).inspect_err(|_| {
-        let _ = remove(&part);
+        let _ = cache::remove(&part);
     })?;
-    fs::rename(&part, &root)?;
-    remove_older(&root)?;
+    cache::keep(&part, &root)?;
     Ok(root)
 }
 
@@ -248,35 +246,15 @@ pub fn put(root: &Path, path: &str, mode: u32, text: &str) -> Result<()> {
     write().with_context(|| format!("writing {}", to.display()))
 }
 
-fn key(mirror: &Mirror) -> String {
+fn key(mirror: &Mirror) -> u64 {
     let recipe = format!("{RECIPE} {mirror:?} {PACKAGES:?} {FILES:?} {MASKED:?} {ENABLED:?} {DPKG}");
-    format!("{:016x}", fnv(recipe.as_bytes()))
+    fnv(recipe.as_bytes())
 }
 
 /// A short name for a text; not against anybody's intent.
 pub fn fnv(bytes: &[u8]) -> u64 {
     let sum = bytes.iter().fold(0xcbf2_9ce4_8422_2325, |sum, b| (sum ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3));
     (sum ^ (sum >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93) ^ (sum >> 32) // Spread, so that near texts differ plainly.
-}
-
-fn remove(folder: &Path) -> Result<()> {
-    if folder.is_dir() {
-        fs::remove_dir_all(folder).with_context(|| format!("removing {}", folder.display()))?;
-    }
-    Ok(())
-}
-
-/// Roots of older recipes are of no use any more; one that a running lab still uses is left alone.
-fn remove_older(current: &Path) -> Result<()> {
-    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
-    for entry in fs::read_dir(CACHE)? {
-        let path = entry?.path();
-        let is_root = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("root-"));
-        if is_root && path != current && !mounts.contains(&*path.to_string_lossy()) {
-            remove(&path)?;
-        }
-    }
-    Ok(())
 }
 
 /// Where Debian's packages come from.

@@ -6,7 +6,7 @@
 //!                                                                                         └─ failed ─► target/lab-logs/CASE.txt
 //! ```
 //!
-//! What does not come to its end has failed, and so have a case whose lab could not be made healthy and a test that is
+//! Before it begins it looks whether there is room (`space`). What does not come to its end has failed, and so have a case whose lab could not be made healthy and a test that is
 //! ignored: nothing is skipped in silence.
 
 use std::io::Write as _;
@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail};
 use crate::cases::{self, Case, Ground, report};
 use crate::command;
 use crate::lab::{Lab, Wish};
-use crate::{bench, package, packages, product, sim};
+use crate::{bench, package, packages, product, sim, space};
 
 const HOSTS: u8 = 3;
 /// Stories that the simulator plays: some four minutes on two cores.
@@ -69,9 +69,11 @@ impl Score {
             Err(why) => {
                 self.failed += 1;
                 println!("FAILED {took:6.1} s");
-                for line in format!("{why:#}").lines() {
-                    println!("           {line}");
+                let mut text = format!("{why:#}");
+                if text.contains("No space left on device") {
+                    text = format!("{text}\n{}", space::cure());
                 }
+                text.lines().for_each(|line| println!("           {line}"));
             }
         }
         let _ = std::io::stdout().flush();
@@ -109,6 +111,11 @@ pub fn run(selection: &Selection) -> Result<ExitCode> {
     let chosen = cases::matching(selection.only.as_deref());
     if chosen.is_empty() {
         bail!("no case has {:?} in its name; `cargo lab test --list` names all", selection.only);
+    }
+    if selection.skip_build_checks || selection.only.is_some() {
+        space::for_lab()?
+    } else {
+        space::for_tests()?
     }
     packages::for_tests()?;
     let mut score = Score::new();

@@ -11,7 +11,7 @@ fn on_small_tmpfs(test: impl FnOnce(&Path) + Send + 'static) {
         unshare(CloneFlags::CLONE_NEWNS).expect("these tests run as root");
         let none: Option<&str> = None;
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
-        let dir = tempfile::tempdir().unwrap();
+        let dir = Scratch::new();
         mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), Some("size=2m")).unwrap();
         prepare(dir.path(), &roster(1, 3), host(10)).unwrap();
         test(dir.path());
@@ -87,7 +87,7 @@ fn a_read_only_datastore_is_read_and_refuses_writes() {
 
 #[test]
 fn a_missing_datastore_is_not_made() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = Scratch::new();
     let store = agent(dir.path(), 10);
     for order in [StoreOrder::ReadAll, StoreOrder::ReadClaims(ClaimsOf::All), create(&claim(1, 10), None)] {
         let failure = failed(ask(&store, order));

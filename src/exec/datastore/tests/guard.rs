@@ -222,7 +222,7 @@ fn a_late_list_write_is_mended_before_the_next_beat() {
 
 #[test]
 fn what_cannot_be_opened_says_why() {
-    let empty = tempfile::tempdir().unwrap();
+    let empty = Scratch::new();
     let failure = BeatFile::open(empty.path(), CLUSTER, host(10)).err().unwrap();
     assert!(matches!(failure, StoreFailure::Missing { .. }) && failure.to_string().contains("mounted"), "{failure}");
     assert!(std::fs::read_dir(empty.path()).unwrap().next().is_none(), "nothing is made where nothing is mounted");

@@ -5,7 +5,7 @@
 //!                                                             │
 //!                                     power button pressed ───┴──► power off
 //!                                     command sector ────────────► power off, reboot, crash, report, ask VM, stream, or, until
-//!                                                                  the next boot: be busy, spin, hang, lose the agent, flood
+//!                                                                  the next boot: be busy, spin deaf, hang, lose the agent, flood
 //! ```
 //!
 //! With "debian" on the kernel's command line the system on /dev/vdb takes over after the modules.
@@ -34,12 +34,13 @@ use guest_disk::{
 const AGENT: &str = "/mainstay-guest";
 const SIGKILL: i32 = 9;
 const SIGSTOP: i32 = 19;
-const SCHED_FIFO: i32 = 1;
 const O_DIRECT: i32 = 0o40000;
 const O_SYNC: i32 = 0o4010000;
 const MS_MOVE: u64 = 8192;
 const RB_POWER_OFF: i32 = 0x4321_fedc;
 const RB_AUTOBOOT: i32 = 0x0123_4567;
+const RB_KEXEC: i32 = 0x4558_4543;
+const SYS_KEXEC_LOAD: i64 = 246;
 const SYS_FINIT_MODULE: i64 = 313;
 const CLOCK_BOOTTIME: i32 = 7;
 /// Failed writes that are remembered: a minute of them.
@@ -49,7 +50,6 @@ unsafe extern "C" {
     fn mount(source: *const i8, target: *const i8, kind: *const i8, flags: u64, data: *const i8) -> i32;
     fn reboot(how: i32) -> i32;
     fn kill(pid: i32, signal: i32) -> i32;
-    fn sched_setscheduler(pid: i32, policy: i32, parameters: *const i32) -> i32;
     fn sync();
     fn syscall(number: i64, ...) -> i64;
     fn clock_gettime(clock: i32, time: *mut [i64; 2]) -> i32;
@@ -335,16 +335,30 @@ fn reboot_keeping(disk: &File) -> ! {
     end_with(RB_AUTOBOOT)
 }
 
-/// The guest's CPUs do nothing but this until it is reset: no timer, no kernel thread gets in.
-fn spin() -> ! {
-    let _ = std::fs::write("/proc/sys/kernel/sched_rt_runtime_us", "-1");
-    say("spinning");
-    let priority = [99_i32];
-    // SAFETY: `priority` has the layout of a sched_param and outlives the call; 0 is this thread.
-    unsafe { sched_setscheduler(0, SCHED_FIFO, priority.as_ptr()) };
-    loop {
-        std::hint::spin_loop();
+/// The guest's CPU does nothing but this until it is reset, with its interrupts off: a "kernel" of two instructions takes over from
+/// Linux, since a program may not switch them off.
+fn spin() -> io::Result<()> {
+    const CODE: [u8; 3] = [0xfa, 0xeb, 0xfe]; // cli; here: jmp here
+    const AT: usize = 1 << 20; // Any page of memory does; entered in 64-bit mode, where it is mapped to itself.
+    const PAGE: usize = 4096;
+    let segment = Segment { from: CODE.as_ptr(), length: CODE.len(), to: AT, room: PAGE };
+    // SAFETY: `segment` has the layout of a kexec_segment; it and the code outlive the call, which copies both.
+    if unsafe { syscall(SYS_KEXEC_LOAD, AT, 1_usize, &raw const segment, 0_usize) } < 0 {
+        let why = io::Error::last_os_error();
+        say(&format!("cannot spin: {why}"));
+        return Err(why);
     }
+    say("spinning");
+    end_with(RB_KEXEC)
+}
+
+/// What Linux calls a kexec_segment.
+#[repr(C)]
+struct Segment {
+    from: *const u8,
+    length: usize,
+    to: usize,
+    room: usize,
 }
 
 /// All that has the agent's name as its first argument.

@@ -2,7 +2,7 @@
 //! it.
 //!
 //! ```text
-//!   ask, report ─► mainstay-guest report --wait ─► "reporting", "reported: …"
+//!   ask, report ─► mainstay-guest report --wait ─► "reporting", maybe "accepted", "reported: …"
 //!   stream ─► the agent's socket, a report each 100 ms ─► tally: "tally: written, accepted, answered, …"
 //!   flood KIND ─► agent killed ─► the port itself, as fast as it takes it
 //!   kept ─► what the agent's spool holds, carried over a reboot by way of the disk: the rest of this guest lies in memory
@@ -12,7 +12,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -28,18 +28,36 @@ const HEADER: usize = 20;
 
 /// Has the agent ask for something. The line before is the moment from which the host's answer is counted.
 pub fn report(message: &str, ask: &[&str]) {
+    report_and(message, ask, || {});
+}
+
+/// The same; and what is to be done when the agent has accepted it.
+fn report_and(message: &str, ask: &[&str], accepted: impl Fn()) {
     say("reporting");
     let report = ["report", "--kind", "app/lab", "--message", message, "--wait", "20", "--ask"];
-    match Command::new(AGENT).args(report).args(ask).output() {
-        Ok(output) => say(&format!("reported: {}", String::from_utf8_lossy(&output.stdout).replace('\n', "; "))),
+    let mut said = String::new();
+    let heard = Command::new(AGENT).args(report).args(ask).stdout(Stdio::piped()).spawn().and_then(|mut child| {
+        for line in child.stdout.take().map(BufReader::new).into_iter().flat_map(BufRead::lines) {
+            let line = line?;
+            if line.ends_with("is kept until the host has answered it") {
+                accepted();
+            }
+            said.push_str(&format!("{line}; "));
+        }
+        child.wait()
+    });
+    match heard {
+        Ok(_) => say(&format!("reported: {said}")),
         Err(why) => say(&format!("reported: {why}")),
     }
 }
 
-/// For another VM, named first; what follows is the message.
+/// For another VM, named first. What follows is the message; with one it is said, too, when the agent has accepted it.
 pub fn ask(words: &str) {
-    let (name, message) = words.split_once(' ').unwrap_or((words, "asked by the lab"));
-    report(message, &["reset-vm", name]);
+    match words.split_once(' ') {
+        Some((name, message)) => report_and(message, &["reset-vm", name], || say("accepted")),
+        None => report("asked by the lab", &["reset-vm", words]),
+    }
 }
 
 // ---- stream -----------------------------------------------------------------------------------------------------------

@@ -73,7 +73,6 @@ fn heard(debian: &Talker, boots: usize) -> Result<()> {
 }
 
 fn unit_fails(ground: &mut Ground, debian: &Talker) -> Result<()> {
-    std::thread::sleep(LIMIT); // The bus comes up at about the same time as what writes here.
     let began = Moment::now();
     debian.tell(ground, "fail")?;
     let marked = debian.console.wait_more("failing", 0)?;

@@ -78,18 +78,21 @@ pub fn flood(ground: &mut Ground) -> Result<()> {
 /// How much people had to read.
 fn told(ground: &mut Ground, since: Moment) -> Result<()> {
     let notes = agents::all_notes(&ground.hosts_on(), Moment::now().since(since));
-    let mut most = 0;
+    let mut lines = 0;
     for (name, _) in HOSTILE {
         let of = |note: &&agents::Note| since <= note.at() && note.vm.as_deref() == Some(name);
         let sums = |note: &&agents::Note| note.kind == "guest-channel" || note.text.contains("that were not told");
         let (sums, single): (Vec<_>, Vec<_>) = notes.iter().filter(of).partition(sums);
-        most = most.max(sums.len() + single.len());
-        demand(single.len() <= AT_ONCE, &format!("{} lines about {name}: {single:?}", single.len()))?;
+        lines = lines.max(sums.len() + single.len());
+        // After those at once one a minute is told, and need not sum up.
+        let later = Moment::now().since(since).as_secs() / APART.as_secs();
+        let most = AT_ONCE + usize::try_from(later)?;
+        demand(single.len() <= most, &format!("{} lines about {name}: {single:?}", single.len()))?;
         let close = sums.windows(2).find(|two| two[1].at().since(two[0].at()) < APART);
         demand(close.is_none(), &format!("two lines within a minute that sum up: {close:?}"))?;
     }
     let seconds = Moment::now().since(since).as_secs();
-    ground.figure(format!("at most {most} lines about one guest in {seconds} s"));
+    ground.figure(format!("at most {lines} lines about one guest in {seconds} s"));
     Ok(())
 }
 

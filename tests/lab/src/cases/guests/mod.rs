@@ -180,9 +180,21 @@ fn remedies(ground: &Ground, since: Moment, name: &str) -> usize {
 
 /// One guest is told something; from the mark on its console to the reset of the target, which is heard again afterwards.
 fn reset_after(ground: &Ground, order: &str, mark: &str, guest: &Talker, target: &Talker) -> Result<Duration> {
+    reset_after_a_look(ground, (order, mark), guest, target, || Ok(()))
+}
+
+/// The same; the guest that was told is looked at as soon as its mark is there.
+fn reset_after_a_look(
+    ground: &Ground,
+    (order, mark): (&str, &str),
+    guest: &Talker,
+    target: &Talker,
+    look: impl FnOnce() -> Result<()>,
+) -> Result<Duration> {
     let (boots, marks, began) = (target.console.count("up "), guest.console.count(mark), Moment::now());
     guest.tell(ground, order)?;
     let marked = guest.console.wait_more(mark, marks)?;
+    look()?;
     let is = |note: &agents::Note| {
         note.kind == "guest-remedy" && note.host == target.host.name() && note.vm.as_deref() == Some(target.name())
     };

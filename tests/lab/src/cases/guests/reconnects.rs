@@ -15,11 +15,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 
-use super::{Console, HEARD, NAME, ORDER, Talker, Talkers, clear, demand, often};
+use super::{Console, HEARD, NAME, ORDER, Talker, Talkers, clear, demand, often, remedies};
 use crate::agents;
 use crate::cases::Ground;
 use crate::guest::Talking;
 use crate::host::Host;
+use crate::judge::Moment;
 use crate::lab::wait;
 use crate::processes::{self, AGENT};
 
@@ -87,6 +88,7 @@ struct Case {
 struct Asked {
     number: u32,
     boots: usize,
+    accepted: usize,
     reported: usize,
 }
 
@@ -98,6 +100,7 @@ impl Case {
         let asked = Asked {
             number: self.asked,
             boots: base.console.count("up "),
+            accepted: talker.console.count("accepted"),
             reported: talker.console.count("reported: "),
         };
         let marks = talker.console.count("reporting");
@@ -108,6 +111,12 @@ impl Case {
 }
 
 impl Asked {
+    /// The agent inside has it, and keeps it until it is answered.
+    fn wait_accepted(self, console: &Console) -> Result<Asked> {
+        console.wait_more("accepted", self.accepted)?;
+        Ok(self)
+    }
+
     /// The other was reset for it, once, and hears its host again. What comes late would come meanwhile.
     fn done_once(&self, talkers: &Talkers) -> Result<()> {
         let base = &talkers.0[1].console;
@@ -166,7 +175,9 @@ impl Case {
             agents::ask(&host, ORDER, &["systemctl", "restart", "mainstayd.service"])?;
         }
         let took = heard_since(Instant::now(), &talker.console, heard)?;
-        self.cut_off += u32::from(asked.done_once_or_cut_off(talkers)?);
+        let cut_off = asked.done_once_or_cut_off(talkers)?;
+        demand(run % 2 == 1 || !cut_off, &format!("request {}: an orderly restart has cut it off", asked.number))?;
+        self.cut_off += u32::from(cut_off);
         Ok(took)
     }
 
@@ -199,8 +210,7 @@ impl Case {
         if stands {
             processes::signal(agent, Signal::SIGSTOP)?;
         }
-        let asked = self.ask(ground, talkers);
-        std::thread::sleep(Duration::from_millis(300)); // It is accepted by then.
+        let asked = self.ask(ground, talkers).and_then(|asked| asked.wait_accepted(&talker.console));
         let (kept, starts) = (talker.console.count("kept: "), talker.console.count("agent starts"));
         let told = talker.tell(ground, "reboot").and_then(|()| talker.console.wait_more("kept: ", kept));
         processes::signal(agent, Signal::SIGCONT)?;
@@ -221,7 +231,7 @@ impl Case {
 /// waiting then, which was answered meanwhile: it says that again. On a disk of its own: libvirt lays a new one over the old one.
 fn goes_back(ground: &Ground, host: &Host, run: u32) -> Result<Duration> {
     let talkers = Talkers::begin(ground, &[(NAME, host), (BASE, host)], Talking::default(), &often(PERMISSION))?;
-    let (talker, base, mut case) = (&talkers.0[0], &talkers.0[1].console, Case { asked: 0, cut_off: 0 });
+    let (began, talker, mut case) = (Moment::now(), &talkers.0[0], Case { asked: 0, cut_off: 0 });
     let agent = *processes::named(host, AGENT)?.first().context("there is no agent")?;
     let memory = format!("{MEMORY},snapshot=external");
     let create = ["virsh", "-q", "snapshot-create-as", NAME, SNAPSHOT, "--memspec", &memory];
@@ -229,8 +239,7 @@ fn goes_back(ground: &Ground, host: &Host, run: u32) -> Result<Duration> {
     let waits = run % 2 == 1;
     if waits {
         processes::signal(agent, Signal::SIGSTOP)?;
-        let asked = case.ask(ground, &talkers);
-        std::thread::sleep(Duration::from_millis(300)); // It is accepted by then.
+        let asked = case.ask(ground, &talkers).and_then(|asked| asked.wait_accepted(&talker.console));
         let made = later(ground, talker).and_then(|()| agents::ask(host, ORDER, &create)); // libvirt asks nobody who stands still.
         processes::signal(agent, Signal::SIGCONT)?;
         made?;
@@ -239,9 +248,8 @@ fn goes_back(ground: &Ground, host: &Host, run: u32) -> Result<Duration> {
         later(ground, talker).and_then(|()| agents::ask(host, ORDER, &create))?;
     }
     talker.console.wait_more("reported: ", usize::from(waits))?;
-    let boots = 2 + usize::from(waits);
-    base.wait_more("up ", boots - 1)?;
-    base.wait_more_after("up ", HEARD)?;
+    let resets = 1 + usize::from(waits);
+    were_reset(ground, began, resets)?;
 
     // Of one that runs libvirt would end it and start it at once, before the claim is back: that is refused.
     agents::ask(host, ORDER, &["virsh", "-q", "destroy", NAME])?;
@@ -251,9 +259,12 @@ fn goes_back(ground: &Ground, host: &Host, run: u32) -> Result<Duration> {
     agents::ask(host, ORDER, &["virsh", "-q", "snapshot-revert", NAME, SNAPSHOT])?;
     let took = heard_since(Instant::now(), &talker.console, 0)?;
     talker.console.wait_more("reported: ", usize::from(waits))?;
-    base.wait_more("up ", boots)?;
+    were_reset(ground, began, resets + 1)?;
+    // What comes late would come meanwhile.
+    let base = &talkers.0[1].console;
+    base.wait_more("up ", base.count("up "))?;
     base.wait_more_after("up ", HEARD)?;
-    let more = base.count("up ") - boots;
+    let more = remedies(ground, began, BASE) - resets;
     demand(
         more == 1,
         &format!("{more} resets after it was put back: the new request is done once, the old one not again"),
@@ -266,6 +277,11 @@ fn goes_back(ground: &Ground, host: &Host, run: u32) -> Result<Duration> {
         }
     }
     Ok(took)
+}
+
+/// The other guest, so often. Not counted by its boots: on a busy machine a reset may come in the middle of one.
+fn were_reset(ground: &Ground, since: Moment, times: usize) -> Result<()> {
+    wait(ORDER, "the other guest's resets", || Ok((times <= remedies(ground, since, BASE)).then_some(())))
 }
 
 /// The guest will ask in a few seconds of its own time.
