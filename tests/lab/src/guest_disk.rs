@@ -1,15 +1,15 @@
 //! What a lab guest writes to its own disk, shared by the guest and the judge of single writers.
 //!
 //! ```text
-//! sector (512 bytes)   0          1           2 … 2 + RING                     30720 …
-//!                   ┌──────────┬───────────┬────────────────────────────────┬─────────────────────┐
-//!                   │ head     │ command   │ ring: entry `counter` lies at  │ what outlives an    │
-//!                   │ (latest) │ lab→guest │ sector 2 + counter % RING      │ orderly reboot      │
-//!                   └──────────┴───────────┴────────────────────────────────┴─────────────────────┘
+//! sector (512 bytes)   0          2 … 2 + RING                     30720 …               31744
+//!                   ┌──────────┬────────────────────────────────┬─────────────────────┬───────────┐
+//!                   │ head     │ ring: entry `counter` lies at  │ what outlives an    │ command   │
+//!                   │ (latest) │ sector 2 + counter % RING      │ orderly reboot      │ lab→guest │
+//!                   └──────────┴────────────────────────────────┴─────────────────────┴───────────┘
 //!
-//! every 100 ms:  read head ──► write entry ──► write head      (all O_DIRECT | O_SYNC, one sector each)
-//!                    │             ▲
-//!                    └─ `previous` ┘   what the head said just before this write
+//! every 100 ms:  obey the command; read head ──► write entry ──► write head      (all O_DIRECT | O_SYNC, one sector each)
+//!                                      │             ▲
+//!                                      └─ `previous` ┘   what the head said just before this write
 //! ```
 //!
 //! Entries form a chain: each names the stamp it found in the head. With one writer it is always its own last one, or,
@@ -37,8 +37,9 @@ pub const SECTOR: usize = 512;
 pub const DISK_BYTES: u64 = 16 << 20;
 /// Sector of the latest record.
 pub const HEAD_SECTOR: u64 = 0;
-/// Sector of the lab's word to the guest.
-pub const COMMAND_SECTOR: u64 = 1;
+/// Sector of the lab's word to the guest. In a block of its own: where the storage takes whole blocks of 4 KiB only, QEMU reads and
+/// writes the neighbours of what its guest writes, too, and a word that came between would be lost.
+pub const COMMAND_SECTOR: u64 = 31_744;
 /// First sector of the ring.
 pub const RING_SECTOR: u64 = 2;
 /// Entries in the ring: 50 minutes of them.

@@ -159,7 +159,7 @@ fn open_disk() -> Option<File> {
 }
 
 #[repr(align(4096))]
-struct Buffer([u8; 2 * SECTOR]);
+struct Buffer([u8; SECTOR]);
 
 #[repr(align(4096))]
 struct Kept([u8; KEPT_BYTES]);
@@ -195,9 +195,11 @@ struct Writer {
 
 impl Writer {
     fn write(&mut self, disk: &File) -> io::Result<()> {
-        let mut buffer = Box::new(Buffer([0; 2 * SECTOR]));
+        let mut buffer = Box::new(Buffer([0; SECTOR]));
+        disk.read_exact_at(&mut buffer.0, COMMAND_SECTOR * SECTOR as u64)?;
+        self.obey(disk, &buffer.0)?;
         disk.read_exact_at(&mut buffer.0, HEAD_SECTOR * SECTOR as u64)?;
-        let head = match parse(&buffer.0[..SECTOR], Place::Head) {
+        let head = match parse(&buffer.0, Place::Head) {
             Sector::Record(record) => record,
             Sector::Empty => Record::default(),
             Sector::Broken => {
@@ -205,8 +207,6 @@ impl Writer {
                 Record::default()
             }
         };
-        let command = buffer.0[SECTOR..].to_vec();
-        self.obey(disk, &command)?;
 
         let expected = self.last.is_none() || self.last == Some(head.stamp) || self.tried.contains(&head.stamp);
         let counter = if expected { head.stamp.counter } else { self.last.unwrap_or_default().counter } + 1;
@@ -220,8 +220,8 @@ impl Writer {
         }
         self.tried.push(stamp);
         for (place, sector) in [(Place::Ring, ring_sector(counter)), (Place::Head, HEAD_SECTOR)] {
-            buffer.0[..SECTOR].copy_from_slice(&record.to_bytes(place));
-            disk.write_all_at(&buffer.0[..SECTOR], sector * SECTOR as u64)?;
+            buffer.0 = record.to_bytes(place);
+            disk.write_all_at(&buffer.0, sector * SECTOR as u64)?;
         }
         self.last = Some(stamp);
         self.tried.clear();
@@ -235,8 +235,8 @@ impl Writer {
         if word.is_empty() {
             return Ok(());
         }
-        let zeros = Box::new(Buffer([0; 2 * SECTOR]));
-        disk.write_all_at(&zeros.0[..SECTOR], COMMAND_SECTOR * SECTOR as u64)?;
+        let zeros = Box::new(Buffer([0; SECTOR]));
+        disk.write_all_at(&zeros.0, COMMAND_SECTOR * SECTOR as u64)?;
         match word {
             b"poweroff" => end_with(RB_POWER_OFF),
             b"reboot" => reboot_keeping(disk),
