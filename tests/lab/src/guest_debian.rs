@@ -18,6 +18,7 @@ use anyhow::{Context, Result};
 
 use crate::cache;
 use crate::command::{check, run};
+use crate::guest_disk::COMMAND_SECTOR;
 use crate::root::{fnv, in_root, put};
 use crate::{package, product};
 
@@ -59,15 +60,16 @@ const FILES: &[(&str, u32, &str)] = &[
         0o755,
         "#!/bin/sh
 echo \"up $(cat /proc/sys/kernel/random/boot_id)\" >/dev/console
+sector=$(cat /etc/lab-command-sector)
 n=0
 while sleep 0.2; do
     n=$((n + 1))
     echo $n >/var/lab-count && sync /var/lab-count && echo \"wrote $n\" >/dev/console
 done &
 while sleep 0.3; do
-    word=$(dd if=/dev/vda bs=512 skip=1 count=1 iflag=direct 2>/dev/null | tr -d '\\0')
+    word=$(dd if=/dev/vda bs=512 skip=$sector count=1 iflag=direct 2>/dev/null | tr -d '\\0')
     [ \"$word\" ] || continue
-    dd if=/dev/zero of=/dev/vda bs=512 seek=1 count=1 oflag=direct conv=notrunc 2>/dev/null
+    dd if=/dev/zero of=/dev/vda bs=512 seek=$sector count=1 oflag=direct conv=notrunc 2>/dev/null
     case $word in
     fail)
         # The agent's two connections: early in a boot there is no bus yet, and it looks again each second.
@@ -87,7 +89,8 @@ const WANTED: &str = "etc/systemd/system/multi-user.target.wants";
 /// The image of its root file system, built if its parts have changed.
 pub fn image(root: &Path) -> Result<PathBuf> {
     let agent = product::guest_agent()?;
-    let key = fnv(&[format!("{LEFT_OUT:?}{FILES:?}{SIZE}{}", root.display()).as_bytes(), &agent].concat());
+    let key =
+        fnv(&[format!("{LEFT_OUT:?}{FILES:?}{COMMAND_SECTOR}{SIZE}{}", root.display()).as_bytes(), &agent].concat());
     let path = cache::path("debian", key);
     if cache::is_there(&path)? {
         return Ok(path);
@@ -117,6 +120,7 @@ fn fill(from: &Path, root: &Path) -> Result<()> {
     for (path, mode, text) in FILES {
         put(root, path, *mode, text)?;
     }
+    put(root, "etc/lab-command-sector", 0o644, &format!("{COMMAND_SECTOR}\n"))?;
     symlink("/etc/systemd/system/lab-orders.service", root.join(WANTED).join("lab-orders.service"))?;
     Ok(())
 }
