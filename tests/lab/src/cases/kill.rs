@@ -100,8 +100,8 @@ pub fn leased_locks(ground: &mut Ground) -> Result<()> {
     if starts.iter().any(|start| start.ran < ended) {
         bail!("started {} after the kill, when the locks were still held", seconds(last.since(killed)));
     }
-    ground.within("after that, started", last.since(ended), AFTER_LOCKS)?;
-    ground.demand_started(&guests, killed, &victim, super::LEASE + AFTER_LOCKS)
+    ground.demand_started(&guests, killed, &victim, super::LEASE + AFTER_LOCKS)?;
+    ground.within_at_its_pace("after that, started", ended, &starts, AFTER_LOCKS)
 }
 
 pub fn local_exclude(ground: &mut Ground) -> Result<()> {

@@ -9,7 +9,7 @@
 //! - `ground`: the words in which cases are told. `restore`: from whatever a case left to a healthy lab.
 //! - `guests`, `homes`, `images`, `kill`, `power`, `freeze`, `cut`, `storage`, `people`, `restarts`, `guards`, `moves`, `foreign`, `junk`,
 //!   `remedies`, `chaos`: the cases.
-//! - `report`: what is kept of a case that failed.
+//! - `pace`: what a limit is held against on a slow machine. `report`: what is kept of a case that failed.
 //!
 //! Cases are ordered by setting, since another kind of locks needs other mounts, and thus a power loss of all hosts.
 //! Limits are those promised for a single run; medians are the benches' (`bench.rs`).
@@ -27,6 +27,7 @@ mod images;
 mod junk;
 mod kill;
 mod moves;
+mod pace;
 mod people;
 mod power;
 mod remedies;
