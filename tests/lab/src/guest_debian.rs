@@ -49,7 +49,11 @@ const FILES: &[(&str, u32, &str)] = &[
     ("etc/hostname", 0o644, "debian\n"),
     ("etc/fstab", 0o644, ""),
     ("etc/systemd/system/mainstay-guest.service.d/lab.conf", 0o644, "[Service]\nStandardError=journal+console\n"),
-    ("etc/systemd/system/lab-fails.service", 0o644, "[Service]\nType=oneshot\nExecStart=/bin/false\n"),
+    (
+        "etc/systemd/system/lab-fails.service",
+        0o644,
+        "[Service]\nType=oneshot\nExecStart=/bin/sh -c 'echo failing >/dev/console; exit 1'\n",
+    ),
     (
         "etc/systemd/system/lab-orders.service",
         0o644,
@@ -76,7 +80,6 @@ while sleep 0.3; do
         until [ \"$(busctl --no-pager --no-legend list | grep -c mainstay-guest)\" -ge 2 ]; do sleep 0.1; done
         pid=$(systemctl show --value --property=MainPID mainstay-guest)
         echo \"resident $(grep VmHWM /proc/$pid/status)\" >/dev/console
-        echo failing >/dev/console
         systemctl --no-block start lab-fails.service
         ;;
     esac

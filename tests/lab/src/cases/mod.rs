@@ -234,7 +234,7 @@ pub const ALL: &[Case] = &[
     ),
     case(
         "guest-floods",
-        "four hostile guests for 15 s (--full: 5 min): an agent's CPU at most 5 %, memory flat, others reset within 250 ms",
+        "four hostile guests for 15 s (--full: 5 min): an agent's CPU at most 5 %, memory flat, others reset within 250 ms (median)",
         guests::flood,
     ),
     case(
