@@ -40,7 +40,7 @@ mod local;
 mod members;
 mod moving;
 pub mod note;
-mod placement;
+pub mod placement;
 mod policy;
 mod power;
 mod proofs;

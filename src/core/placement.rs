@@ -1,7 +1,14 @@
 //! Where a VM can run: hosts that are there, reach its storage, answer with libvirt and have the memory; of those the
 //! one with the most memory left. The answer names for every other host why not.
 //!
-//! Deliberately simple: networks, CPU models, affinity and joint placement come with the full engine.
+//! Deliberately simple: the joint search (`search`), which knows rules, is not asked yet.
+
+mod board;
+pub mod foresight;
+pub mod order;
+pub mod rules;
+pub mod search;
+pub mod site;
 
 use super::Core;
 use crate::types::{HostId, Time, VmId, VmRecord};
@@ -22,6 +29,20 @@ pub enum WhyNot {
     NoLibvirt,
     /// Too little memory.
     NoMemory { short_mib: u64 },
+    /// Too few large pages.
+    NoHugepages { short_mib: u64 },
+    /// More vCPUs than it may have.
+    NoVcpus { short: u64 },
+    /// Late writes of that host cannot be excluded: it alone may run it.
+    Tied { to: String },
+    /// Others come first, and need what is free there.
+    Kept,
+    /// A placement rule, by its number.
+    Rule { number: usize },
+    /// These must be on one host, and are on another.
+    NotTogether { with: Vec<VmId> },
+    /// One of these is there, and they must be on a host each.
+    NotApart { from: Vec<VmId> },
     /// It failed there just now.
     Failed(String),
 }
@@ -34,6 +55,13 @@ impl std::fmt::Display for WhyNot {
             Self::NoDatastore(name) => write!(f, "has no lease on {name}"),
             Self::NoLibvirt => f.write_str("libvirt does not answer there"),
             Self::NoMemory { short_mib } => write!(f, "{short_mib} MiB of memory short"),
+            Self::NoHugepages { short_mib } => write!(f, "{short_mib} MiB of large pages short"),
+            Self::NoVcpus { short } => write!(f, "{short} vCPUs more than it may have"),
+            Self::Tied { to } => write!(f, "late writes tie it to {to}"),
+            Self::Kept => f.write_str("what is free there is kept for others"),
+            Self::Rule { number } => write!(f, "placement rule {number} forbids it"),
+            Self::NotTogether { .. } => f.write_str("others that it must be with are elsewhere"),
+            Self::NotApart { .. } => f.write_str("another that it must not be with is there"),
             Self::Failed(why) => write!(f, "failed there: {why}"),
         }
     }

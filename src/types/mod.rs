@@ -14,6 +14,7 @@ pub mod guests;
 pub mod ids;
 pub mod power;
 pub mod record;
+pub mod rules;
 pub mod settings;
 pub mod store;
 pub mod time;

@@ -37,6 +37,12 @@ impl Glob {
         Self::new("*").expect("short, and an expression")
     }
 
+    /// Whether it may fit several names.
+    #[must_use]
+    pub fn is_pattern(&self) -> bool {
+        self.text.contains('*')
+    }
+
     /// Whether the whole name fits.
     #[must_use]
     pub fn fits(&self, name: &str) -> bool {

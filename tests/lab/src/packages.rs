@@ -40,7 +40,10 @@ const BUILD: &[Need] = &[
 ];
 
 /// For the product's own tests.
-const TESTS: &[Need] = &[Need { file: "bin/dbus-daemon", package: "dbus-daemon" }];
+const TESTS: &[Need] = &[
+    Need { file: "bin/dbus-daemon", package: "dbus-daemon" },
+    Need { file: "lib/x86_64-linux-gnu/pkgconfig/cbc.pc", package: "coinor-libcbc-dev" },
+];
 
 /// Makes sure that the lab can run here.
 pub fn for_lab() -> Result<()> {

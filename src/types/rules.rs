@@ -1,0 +1,380 @@
+//! What an administrator wants of VMs beyond running, one part of the cluster's settings: which come first, which wait for others, which
+//! belong together, and what has to stay free for a failure.
+//!
+//! ```text
+//!  priority     highest ─► high ─► medium ─► low ─► lowest          never: is not restarted
+//!  dependency   app waits for db until it is ready, at most so long
+//!  affinity     together | apart, must | should           between VMs
+//!  placement    only | not, must | should                 between VMs and hosts
+//!  admission    what a start must leave free
+//!  limits       starts at once, vCPUs for each CPU
+//! ```
+//!
+//! VMs are named by patterns: they come and go, and a rule stays. What a rule means for the VMs of now is in `core/placement/rules.rs`.
+
+use serde::{Deserialize, Serialize};
+
+use super::guests::Glob;
+
+/// A document holds at most so many rules of each kind.
+pub const MAX_RULES: usize = 256;
+/// Longest time that one VM waits for another, in seconds.
+pub const MAX_WAIT_S: u32 = 3600;
+
+/// Who comes first when not all can be started at once, or at all.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Priority {
+    /// Before all others.
+    Highest,
+    /// Before most.
+    High,
+    /// If nothing is said.
+    #[default]
+    Medium,
+    /// After most.
+    Low,
+    /// After all others; may be stopped to make room for them, where that is allowed.
+    Lowest,
+    /// Is not restarted.
+    Never,
+}
+
+impl Priority {
+    /// All, the first first.
+    pub const ALL: [Self; 6] = [Self::Highest, Self::High, Self::Medium, Self::Low, Self::Lowest, Self::Never];
+
+    /// As people write it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Highest => "highest",
+            Self::High => "high",
+            Self::Medium => "medium",
+            Self::Low => "low",
+            Self::Lowest => "lowest",
+            Self::Never => "never",
+        }
+    }
+}
+
+/// Whether a rule may be broken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Force {
+    /// A VM rather waits.
+    Must,
+    /// It is broken before a VM waits.
+    #[default]
+    Should,
+}
+
+/// What a rule between VMs wants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Tie {
+    /// On one host.
+    Together,
+    /// On a host each.
+    Apart,
+}
+
+/// What a rule between VMs and hosts wants.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Where {
+    /// On these hosts.
+    Only,
+    /// On others.
+    Not,
+}
+
+/// When a VM that others wait for is ready.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ready {
+    /// It was started.
+    #[default]
+    Started,
+    /// The agent inside was heard.
+    Agent,
+    /// An application inside has said that it is ready.
+    Application,
+}
+
+/// Who comes first.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PriorityRule {
+    /// Which VMs; of several rules the first that fits one counts.
+    pub vms: Vec<Glob>,
+    /// Their priority.
+    pub priority: Priority,
+}
+
+/// Some VMs wait for others.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DependencyRule {
+    /// Who waits.
+    pub vms: Vec<Glob>,
+    /// For all of these.
+    pub after: Vec<Glob>,
+    /// Until when.
+    #[serde(default)]
+    pub ready: Ready,
+    /// And so many seconds more.
+    #[serde(default)]
+    pub delay_s: u32,
+    /// At most so many seconds, from when nothing else keeps it from starting; then it starts, and that is said.
+    #[serde(default = "within_s")]
+    pub within_s: u32,
+}
+
+fn within_s() -> u32 {
+    600
+}
+
+/// A rule between VMs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AffinityRule {
+    /// Which VMs.
+    pub vms: Vec<Glob>,
+    /// How.
+    pub tie: Tie,
+    /// How strictly.
+    #[serde(default)]
+    pub force: Force,
+}
+
+/// A rule between VMs and hosts.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostRule {
+    /// Which VMs.
+    pub vms: Vec<Glob>,
+    /// Which hosts.
+    pub hosts: Vec<Glob>,
+    /// How.
+    pub place: Where,
+    /// How strictly.
+    #[serde(default)]
+    pub force: Force,
+}
+
+/// What a start must leave possible.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Admission {
+    /// Nothing.
+    #[default]
+    Off,
+    /// Any so many hosts may fail, and all VMs find a place on the others.
+    HostFailures(u32),
+    /// So many percent of memory and CPUs of all hosts stay free.
+    Percent(u32),
+    /// These hosts run nothing until another fails.
+    Dedicated(Vec<Glob>),
+}
+
+/// How much at once.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Starts at once on one host.
+    pub starts_per_host: u32,
+    /// Starts at once from one datastore.
+    pub starts_per_datastore: u32,
+    /// vCPUs of VMs for each logical CPU of a host; none = any number.
+    pub vcpus_per_cpu: Option<u32>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { starts_per_host: 4, starts_per_datastore: 16, vcpus_per_cpu: None }
+    }
+}
+
+/// The document.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct VmRules {
+    /// Who comes first.
+    #[serde(rename = "priority")]
+    pub priorities: Vec<PriorityRule>,
+    /// Who waits for whom.
+    #[serde(rename = "dependency")]
+    pub dependencies: Vec<DependencyRule>,
+    /// VMs and VMs.
+    #[serde(rename = "affinity")]
+    pub affinities: Vec<AffinityRule>,
+    /// VMs and hosts.
+    #[serde(rename = "placement")]
+    pub placements: Vec<HostRule>,
+    /// What a start must leave possible.
+    pub admission: Admission,
+    /// How much at once.
+    pub limits: Limits,
+}
+
+/// Why a document is refused, whatever VMs there are.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum BadRules {
+    /// Too many.
+    #[error("at most {MAX_RULES} rules of a kind, not {count} of {kind}")]
+    Many {
+        /// `priority`, `dependency`, `affinity` or `placement`.
+        kind: &'static str,
+        /// How many.
+        count: usize,
+    },
+    /// A rule about nothing.
+    #[error("{kind} rule {number} names no {what}")]
+    Empty {
+        /// Which kind of rule.
+        kind: &'static str,
+        /// From one.
+        number: usize,
+        /// What is missing.
+        what: &'static str,
+    },
+    /// A VM would wait too long, or not at all.
+    #[error("dependency rule {number}: within_s and delay_s are 1 to {MAX_WAIT_S} and 0 to {MAX_WAIT_S} seconds")]
+    Wait {
+        /// From one.
+        number: usize,
+    },
+    /// No start at all.
+    #[error("{what} has to be 1 or more")]
+    Nothing {
+        /// Which limit.
+        what: &'static str,
+    },
+    /// Not a share.
+    #[error("admission: percent is 1 to 99, not {0}")]
+    Percent(u32),
+}
+
+impl VmRules {
+    /// Whether it makes sense, whatever VMs there are.
+    ///
+    /// # Errors
+    /// The first thing that does not.
+    pub fn check(&self) -> Result<(), BadRules> {
+        let names = |globs: &[Glob]| !globs.is_empty();
+        let kinds = [
+            ("priority", self.priorities.len()),
+            ("dependency", self.dependencies.len()),
+            ("affinity", self.affinities.len()),
+            ("placement", self.placements.len()),
+        ];
+        if let Some((kind, count)) = kinds.into_iter().find(|(_, count)| MAX_RULES < *count) {
+            return Err(BadRules::Many { kind, count });
+        }
+        let priorities = self.priorities.iter().map(|rule| ("priority", "VMs", names(&rule.vms)));
+        all_named(priorities)?;
+        all_named(self.dependencies.iter().map(|rule| ("dependency", "VMs", names(&rule.vms))))?;
+        all_named(self.dependencies.iter().map(|rule| ("dependency", "VMs to wait for", names(&rule.after))))?;
+        all_named(self.affinities.iter().map(|rule| ("affinity", "VMs", names(&rule.vms))))?;
+        all_named(self.placements.iter().map(|rule| ("placement", "VMs", names(&rule.vms))))?;
+        all_named(self.placements.iter().map(|rule| ("placement", "hosts", names(&rule.hosts))))?;
+        let waits = |rule: &DependencyRule| (1..=MAX_WAIT_S).contains(&rule.within_s) && rule.delay_s <= MAX_WAIT_S;
+        if let Some(n) = self.dependencies.iter().position(|rule| !waits(rule)) {
+            return Err(BadRules::Wait { number: n + 1 });
+        }
+        self.check_amounts()
+    }
+
+    fn check_amounts(&self) -> Result<(), BadRules> {
+        let hosts = match &self.admission {
+            Admission::Off => 1,
+            Admission::HostFailures(hosts) => *hosts as usize,
+            Admission::Percent(percent) if !(1..100).contains(percent) => return Err(BadRules::Percent(*percent)),
+            Admission::Percent(_) => 1,
+            Admission::Dedicated(hosts) => hosts.len(),
+        };
+        let amounts = [
+            ("admission: hosts", hosts),
+            ("limits: starts_per_host", self.limits.starts_per_host as usize),
+            ("limits: starts_per_datastore", self.limits.starts_per_datastore as usize),
+            ("limits: vcpus_per_cpu", self.limits.vcpus_per_cpu.unwrap_or(1) as usize),
+        ];
+        match amounts.into_iter().find(|(_, amount)| *amount == 0) {
+            Some((what, _)) => Err(BadRules::Nothing { what }),
+            None => Ok(()),
+        }
+    }
+}
+
+fn all_named(rules: impl Iterator<Item = (&'static str, &'static str, bool)>) -> Result<(), BadRules> {
+    for (n, (kind, what, named)) in rules.enumerate() {
+        if !named {
+            return Err(BadRules::Empty { kind, number: n + 1, what });
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<VmRules, String> {
+        let rules: VmRules = toml::from_str(text).map_err(|why| why.message().to_owned())?;
+        rules.check().map_err(|why| why.to_string())?;
+        Ok(rules)
+    }
+
+    #[test]
+    fn a_document_is_read_or_refused_with_its_reason() {
+        for (text, expected) in [
+            ("", ""),
+            ("[[priority]]\nvms = [\"db*\"]\npriority = \"highest\"", ""),
+            ("[[priority]]\nvms = []\npriority = \"low\"", "priority rule 1 names no VMs"),
+            ("[[dependency]]\nvms = [\"app\"]\nafter = [\"db\"]\nready = \"agent\"\ndelay_s = 5", ""),
+            ("[[dependency]]\nvms = [\"app\"]\nafter = []", "dependency rule 1 names no VMs to wait for"),
+            (
+                "[[dependency]]\nvms = [\"app\"]\nafter = [\"db\"]\nwithin_s = 0",
+                "dependency rule 1: within_s and delay_s are 1 to 3600 and 0 to 3600 seconds",
+            ),
+            ("[[affinity]]\nvms = [\"dns*\"]\ntie = \"apart\"\nforce = \"must\"", ""),
+            (
+                "[[affinity]]\nvms = [\"dns*\"]\ntie = \"near\"",
+                "unknown variant `near`, expected `together` or `apart`",
+            ),
+            ("[[placement]]\nvms = [\"a\"]\nhosts = [\"h1\"]\nplace = \"only\"", ""),
+            ("[[placement]]\nvms = [\"a\"]\nhosts = []\nplace = \"not\"", "placement rule 1 names no hosts"),
+            ("admission = \"off\"", ""),
+            ("admission = { host-failures = 1 }", ""),
+            ("admission = { host-failures = 0 }", "admission: hosts has to be 1 or more"),
+            ("admission = { percent = 100 }", "admission: percent is 1 to 99, not 100"),
+            ("admission = { dedicated = [\"spare*\"] }", ""),
+            ("[limits]\nstarts_per_host = 0", "limits: starts_per_host has to be 1 or more"),
+            (
+                "[limits]\nstarts = 1",
+                "unknown field `starts`, expected one of `starts_per_host`, `starts_per_datastore`, `vcpus_per_cpu`",
+            ),
+        ] {
+            assert_eq!(read(text).err().unwrap_or_default(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_printed_is_read_again() {
+        let text = "admission = { host-failures = 1 }\n[[priority]]\nvms = [\"db*\"]\npriority = \"high\"\n\
+                    [[placement]]\nvms = [\"a\"]\nhosts = [\"h1\"]\nplace = \"only\"\n[limits]\nvcpus_per_cpu = 8";
+        for rules in [read(text).unwrap(), VmRules::default()] {
+            assert_eq!(read(&toml::to_string(&rules).unwrap()), Ok(rules));
+        }
+    }
+
+    #[test]
+    fn what_is_not_said_has_a_default() {
+        let rules = read("[[dependency]]\nvms = [\"app\"]\nafter = [\"db\"]").unwrap();
+        assert_eq!(rules.dependencies[0].ready, Ready::Started);
+        assert_eq!(rules.dependencies[0].within_s, 600);
+        assert_eq!((rules.limits.starts_per_host, rules.limits.starts_per_datastore), (4, 16));
+        assert_eq!(rules.admission, Admission::Off);
+    }
+}
