@@ -105,14 +105,19 @@ impl Table {
         self.end_all(vm);
     }
 
-    /// The memory of copies that stand after a lapse may be older than their disks; and so may that of a copy which has come
-    /// under another host's claim and waits for its word: a later claim, by which others ran the VM, may be gone.
+    /// The memory of copies that stand after a lapse may be older than their disks, whether or not they are being claimed anew; and so
+    /// may that of a copy which has come under another host's claim and waits for its word: a later claim, by which others ran the VM,
+    /// may be gone.
     pub fn outdate(&mut self, home: DatastoreId) {
         let waits = |row: &Row| row.home == home && row.foreign && !row.is_over();
-        let waiting: Vec<Tenure> = self.rows.iter().filter(|(_, row)| waits(row)).map(|(at, _)| *at).collect();
-        for at in waiting.into_iter().chain(self.lapsed_on(home)) {
+        let stood = |row: &Row| row.home == home && matches!(row.phase, Phase::Over { why: Over::Lapsed, .. });
+        let again = |at: &Tenure| self.held(at.vm, home).is_none();
+        let waiting = self.rows.iter().filter(|(_, row)| waits(row)).map(|(at, _)| *at);
+        let standing = self.rows.iter().filter(|(_, row)| stood(row)).map(|(at, _)| *at).filter(again);
+        let old: BTreeSet<VmId> = waiting.chain(standing).chain(self.lapsed_on(home)).map(|at| at.vm).collect();
+        for vm in old {
             self.doom(
-                at.vm,
+                vm,
                 "its datastore went back in time, and another host may have run it since its memory was current",
             );
         }

@@ -17,6 +17,16 @@ fn what_the_storage_lost_is_stopped_and_what_stood_there_is_killed() {
 }
 
 #[test]
+fn what_stood_and_is_being_claimed_anew_is_killed_when_the_storage_went_back() {
+    let mut table = running(5);
+    table.lapse_vm(vm());
+    assert_eq!(enforce(&mut table), "stop");
+    expect(&mut table, 6, Purpose::Reclaim).unwrap();
+    table.outdate(HOME);
+    assert_eq!(enforce(&mut table), "kill");
+}
+
+#[test]
 fn what_came_by_a_move_and_waits_is_killed_when_the_storage_went_back() {
     let mut table = Table::default();
     table.incoming(tenure(5), "web".into(), HOME, EPOCH, at(1000)).unwrap();
