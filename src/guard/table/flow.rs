@@ -110,11 +110,15 @@ impl Table {
     /// may be gone.
     pub fn outdate(&mut self, home: DatastoreId) {
         let waits = |row: &Row| row.home == home && row.foreign && !row.is_over();
-        let stood = |row: &Row| row.home == home && matches!(row.phase, Phase::Over { why: Over::Lapsed, .. });
-        let again = |at: &Tenure| self.held(at.vm, home).is_none();
-        let waiting = self.rows.iter().filter(|(_, row)| waits(row)).map(|(at, _)| *at);
-        let standing = self.rows.iter().filter(|(_, row)| stood(row)).map(|(at, _)| *at).filter(again);
-        let old: BTreeSet<VmId> = waiting.chain(standing).chain(self.lapsed_on(home)).map(|at| at.vm).collect();
+        // Its newest tenure under which it ran: one that runs by another home since has its disks there.
+        let stands = |vm: &VmId| {
+            let ran = self.rows_of(*vm).map(|(_, row)| row).filter(|row| row.ran).next_back();
+            ran.is_some_and(|row| row.home == home && matches!(row.phase, Phase::Over { why: Over::Lapsed, .. }))
+        };
+        let waiting = self.rows.iter().filter(|(_, row)| waits(row)).map(|(at, _)| at.vm);
+        let standing = self.qemus.keys().copied().filter(stands);
+        let lapsed = self.lapsed_on(home).into_iter().map(|at| at.vm);
+        let old: BTreeSet<VmId> = waiting.chain(standing).chain(lapsed).collect();
         for vm in old {
             self.doom(
                 vm,

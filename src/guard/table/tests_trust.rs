@@ -1,6 +1,6 @@
 //! What becomes of copies whose datastore went back in time.
 
-use super::tests::{EPOCH, HOME, QEMU, appeared, at, enforce, expect, running, tenure, vm};
+use super::tests::{EPOCH, HOME, OTHER_HOME, QEMU, appeared, at, enforce, expect, running, tenure, vm};
 use super::*;
 
 #[test]
@@ -24,6 +24,27 @@ fn what_stood_and_is_being_claimed_anew_is_killed_when_the_storage_went_back() {
     expect(&mut table, 6, Purpose::Reclaim).unwrap();
     table.outdate(HOME);
     assert_eq!(enforce(&mut table), "kill");
+}
+
+#[test]
+fn what_runs_by_another_home_since_is_let_alone() {
+    let mut table = running(5);
+    table.lapse_vm(vm());
+    assert_eq!(enforce(&mut table), "stop");
+    let there = Expected {
+        tenure: tenure(6),
+        name: "web".into(),
+        home: OTHER_HOME,
+        epoch: EPOCH,
+        deadline: at(1000),
+        purpose: Purpose::Reclaim,
+        writes: vec![],
+    };
+    table.expect(there).unwrap();
+    table.claimed(tenure(6), EPOCH, at(2000), at(500)).unwrap();
+    assert_eq!(enforce(&mut table), "lift");
+    table.outdate(HOME);
+    assert_eq!(enforce(&mut table), "", "its disks are elsewhere, and nobody forgot the old row yet");
 }
 
 #[test]
