@@ -112,7 +112,7 @@ impl Table {
         let waits = |row: &Row| row.home == home && row.foreign && !row.is_over();
         // Its newest tenure under which it ran: one that runs by another home since has its disks there.
         let stands = |vm: &VmId| {
-            let ran = self.rows_of(*vm).map(|(_, row)| row).filter(|row| row.ran).next_back();
+            let ran = self.rows_of(*vm).map(|(_, row)| row).rfind(|row| row.ran);
             ran.is_some_and(|row| row.home == home && matches!(row.phase, Phase::Over { why: Over::Lapsed, .. }))
         };
         let waiting = self.rows.iter().filter(|(_, row)| waits(row)).map(|(at, _)| at.vm);
