@@ -8,6 +8,7 @@ use uuid::Uuid;
 use mainstay::core::event::{AskId, Event};
 use mainstay::core::{Core, Me};
 use mainstay::types::control::{HostReport, Request, VmReport};
+use mainstay::types::guests::Inside;
 use mainstay::types::power::PowerSettings;
 use mainstay::types::settings::{ClusterSettings, DatastoreSettings, LateWrites, MemberSettings, Timing, VmDefaults};
 use mainstay::types::vm::{DomainState, HostCapacity};
@@ -55,6 +56,7 @@ fn settings() -> ClusterSettings {
         power: PowerSettings::default(),
         foreign_migration: Default::default(),
         guests: Default::default(),
+        rules: Default::default(),
     }
 }
 
@@ -110,6 +112,8 @@ fn report(index: u8) -> HostReport {
             domain: Some(DomainState::Running),
             stopped: false,
             memory_kib: 1 << 20,
+            vcpus: 1,
+            inside: Inside::Silent,
             doing: None,
             unprotected: None,
             on_doubt: None,

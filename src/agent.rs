@@ -124,7 +124,7 @@ async fn member(
             // What happened comes before what is due: after a stall of ours, beats that wait are no silence.
             Some(event) = happened.recv() => event,
             () = sleep_until(core.next_due()) => Event::Due,
-            _ = capacity.tick() => Event::Capacity(libvirt::capacity()),
+            _ = capacity.tick() => Event::Capacity(libvirt::capacity(guests.qemus())),
             Some(message) = asked.recv() => match answers.person(message, &core, &executors) {
                 Some(event) => event,
                 None => continue,

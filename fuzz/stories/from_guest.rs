@@ -214,7 +214,7 @@ impl Host {
                     GuestAct::Tell(_, word) | GuestAct::TellMaster(word) => events.push_back(self.told(word)),
                     GuestAct::Save(number, _) => events.push_back(GuestEvent::Saved(number)),
                     GuestAct::Run { ticket, .. } => events.push_back(GuestEvent::Ran(ticket, Ok(()))),
-                    GuestAct::TellOthers(_) => {}
+                    GuestAct::TellOthers(_) | GuestAct::Inside(..) => {}
                     GuestAct::Note(note) => assert!(note.text.len() < 16 * 1024, "a line for people"),
                 }
             }

@@ -161,6 +161,7 @@ impl Answers {
         let (request, wish) = match ask {
             Ask::View => (Request::View, Wish::View),
             Ask::Explain { vm } => (Request::View, Wish::Explain(vm)),
+            Ask::WhatIf { hosts } => (Request::WhatIf { hosts }, Wish::View),
             Ask::Vm(command) => (Request::Vm(command), Wish::Act("done")),
             Ask::Change(change) => (Request::Change(change), Wish::Act("changed")),
             Ask::Notes { since_unix_ms, vm, host } => {
@@ -279,6 +280,7 @@ fn told(reply: Reply, wish: Wish) -> AskReply {
             Some(one) => AskReply::Explain(Box::new(one)),
             None => AskReply::Denied(Denial::UnknownVm),
         },
+        (Reply::WhatIf(view), _) => AskReply::WhatIf(view),
         (Reply::Denied(denial), _) => AskReply::Denied(denial),
         (Reply::AlreadySo, _) => AskReply::Done("it was so already".into()),
         (Reply::Ran { generation }, _) => AskReply::Done(format!("runs under generation {generation}")),
@@ -308,6 +310,7 @@ pub(crate) fn as_stranger(message: AskMessage, view: ClusterView) {
         Ask::Vm(_)
         | Ask::Change(_)
         | Ask::Explain { .. }
+        | Ask::WhatIf { .. }
         | Ask::TestFenceDevice { .. }
         | Ask::EnableGuest { .. }
         | Ask::Failures { .. }

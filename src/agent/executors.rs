@@ -33,7 +33,7 @@ use crate::exec::{clock, fence, power};
 use crate::types::control::{Reply, Request, VmCommand};
 use crate::types::failure::FailureAsk;
 use crate::types::guard::{GuardConfig, GuardDatastore, GuardOrder};
-use crate::types::guests::GuestWord;
+use crate::types::guests::{GuestWord, Inside};
 use crate::types::settings::ClusterSettings;
 use crate::types::store::{StoreAnswer, StoreFailure, StoreOrder};
 use crate::types::view::NoteView;
@@ -382,6 +382,11 @@ impl Executors {
         let ticket = Ticket(clock::nonce().0 as u64);
         let request = Request::Guest(Box::new(GuestWord::EnablePort { vm }));
         self.control.send(host, ticket, request, PORT, move |reply| told(reply.map_err(|error| error.to_string())));
+    }
+
+    /// The core hears how far a VM of this host is inside.
+    pub(crate) fn inside(&self, vm: VmId, inside: Inside) {
+        let _ = self.events.send(Event::Inside { vm, inside });
     }
 
     /// Another agent hears of a guest's request. It is said again if that was lost.

@@ -148,6 +148,11 @@ impl GuestSide {
         Ok((side, to_guests))
     }
 
+    /// The QEMUs of this host, as last listed.
+    pub(crate) fn qemus(&self) -> impl Iterator<Item = u32> + '_ {
+        self.running.values().filter_map(|running| running.pid)
+    }
+
     /// What happens next. May be dropped at any time.
     pub(crate) async fn next(&mut self) -> Next {
         let due = self.guests.next_due();
@@ -280,6 +285,7 @@ impl GuestSide {
                 }
                 GuestAct::Sample(vm) => self.sample(vm, executors),
                 GuestAct::Glance { vm, read } => self.glance(vm, read, executors),
+                GuestAct::Inside(vm, inside) => executors.inside(vm, inside),
                 GuestAct::Tell(host, word) => self.tell(host, word, executors),
                 GuestAct::TellMaster(word) => {
                     if let Some(master) = core.master() {

@@ -25,6 +25,7 @@ mod out;
 mod status;
 mod trouble;
 mod vm;
+mod what_if;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -70,6 +71,7 @@ async fn run(arguments: Arguments, out: &mut Out) -> Result<(), Trouble> {
         Command::Status { watch } => status::run(out, json, watch).await,
         Command::Host(command) => lists::hosts(out, json, command).await,
         Command::Vm(command) => vm::run(out, json, command).await,
+        Command::WhatIf { hosts } => what_if::run(out, json, &hosts).await,
         Command::Events(filter) => events::run(out, json, filter).await,
         Command::Doctor => doctor::run(out, json).await,
         Command::Cluster(command) => cluster::run(out, json, command).await,

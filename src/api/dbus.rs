@@ -30,7 +30,7 @@ use crate::exec::doctor::Finding;
 use crate::types::control::{Denial, VmCommand};
 use crate::types::failure::{FailureAsk, FailureList, Piece};
 use crate::types::settings::SettingsChange;
-use crate::types::view::{ClusterView, NoteView, VmView};
+use crate::types::view::{ClusterView, NoteView, VmView, WhatIfView};
 use crate::types::{HostId, VmId};
 
 /// Well-known name on the bus; also the name of the interface.
@@ -91,6 +91,11 @@ pub enum Ask {
         /// Which.
         vm: VmId,
     },
+    /// What would become of VMs if hosts, by name, failed.
+    WhatIf {
+        /// Which.
+        hosts: Vec<String>,
+    },
     /// Gives a VM the port of Mainstay's agent inside.
     EnableGuest {
         /// Which.
@@ -136,6 +141,8 @@ pub enum AskReply {
     Denied(Denial),
     /// Of `Explain`.
     Explain(Box<VmView>),
+    /// Of `WhatIf`.
+    WhatIf(Box<WhatIfView>),
     /// Of `Failures`.
     Failures(FailureList),
     /// Of `FailurePiece`.

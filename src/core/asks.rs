@@ -47,7 +47,14 @@ impl Core {
             (Request::Handed { tenure }, Some(from)) => self.handed(cx, ask, from, tenure),
             (Request::Dropped { tenure }, Some(from)) => self.dropped(cx, ask, from, tenure),
             (Request::PoweredOff { host, boot }, Some(_)) => self.told_off(cx, ask, host, boot),
-            (Request::Twins { vm, disks }, Some(_)) => self.asked_for_twins(cx, ask, vm, &disks),
+            (Request::Twins { vm, disks, takes }, Some(from)) => {
+                self.asked_for_twins(cx, ask, (from, vm), &disks, takes)
+            }
+            (Request::WhatIf { hosts }, _) if self.is_master() => self.what_if_asked(cx, ask, &hosts),
+            (Request::WhatIf { hosts }, from) => {
+                let master = self.master();
+                self.forward(cx, ask, from, master, Request::WhatIf { hosts });
+            }
             (Request::Handover(order), Some(from)) => self.handover_asked(cx, ask, from, *order),
             (Request::Spent { tenure }, Some(_)) => self.spent(cx, ask, tenure),
             (Request::View, from) => self.view_asked(cx, ask, from),
@@ -133,6 +140,7 @@ impl Core {
                 | SettingsChange::SetApdAfter(_)
                 | SettingsChange::SetForeignMigration(_)
                 | SettingsChange::SetGuests(_)
+                | SettingsChange::SetRules(_)
                 | SettingsChange::AcceptDatastore { .. }
                 | SettingsChange::SetFenceAt(_)
                 | SettingsChange::AddFenceDevice(_)
@@ -213,6 +221,10 @@ impl Core {
                 guests.check().map_err(Denial::Contradiction)?;
                 Ok(settings.guests != **guests)
             }
+            SettingsChange::SetRules(rules) => {
+                rules.check().map_err(|why| Denial::Contradiction(why.to_string()))?;
+                Ok(settings.rules != **rules)
+            }
         }
     }
 
@@ -283,6 +295,10 @@ impl Core {
                 let text = format!("guests have {rules} rule(s) and {permissions} permission(s) now");
                 cx.note(Note::info("guest-policy", text));
                 settings.guests = *guests;
+            }
+            SettingsChange::SetRules(rules) => {
+                cx.note(Note::info("vm-rules", "the rules for order and places of VMs were changed"));
+                settings.rules = *rules;
             }
             SettingsChange::AcceptDatastore { name } => {
                 // Above that of each other, too: generations of a VM whose home moved here have counted on from there.
@@ -475,6 +491,8 @@ impl Core {
                 domain: domain.map(|domain| domain.state),
                 stopped: row.is_some_and(|row| row.stopped),
                 memory_kib: vm.memory_kib(),
+                vcpus: vm.vcpus(),
+                inside: vm.inside,
                 doing: self.doing(vm),
                 unprotected: vm.record.as_ref().and_then(|record| record.as_ref().err().cloned()),
                 on_doubt: vm.own_on_doubt().flatten(),
@@ -482,7 +500,7 @@ impl Core {
         }
         HostReport {
             host: self.me.host,
-            capacity: self.capacity,
+            capacity: self.own_capacity(),
             libvirt: self.libvirt.up,
             vms,
             over: self.over_for_master(now),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::types::control::{Reply, Request};
 use crate::types::guard::{GuardReport, Refusal};
+use crate::types::guests::Inside;
 use crate::types::power::PowerAnswer;
 use crate::types::store::StoreAnswer;
 use crate::types::vm::{DomainAnswer, DomainChange, DomainInfo, HostCapacity};
@@ -65,6 +66,8 @@ pub enum Event {
     Asked { ask: AskId, from: Option<HostId>, request: Box<Request> },
     /// libvirt's hook asks.
     Hooked { ask: AskId, vm: VmId, name: String, wish: HookWish, record: Recorded },
+    /// How far a VM of this host is inside.
+    Inside { vm: VmId, inside: Inside },
     /// Memory and CPUs of this host.
     Capacity(HostCapacity),
     /// How long the servers of datastores keep what a silent client has locked, where this host can tell.

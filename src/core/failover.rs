@@ -1,7 +1,7 @@
 //! The master: which VMs must run again, where, and what those wait for that cannot yet.
 //!
 //! ```text
-//!   wanted running, newest claim over by a proof ──► placed ──► ordered (Run) ──► runs
+//!   wanted running, newest claim over by a proof ──► placed (`restarts`) ──► ordered (Run) ──► runs
 //!          │ no proof yet, late writes not excluded     │ no room       │ denied
 //!          ▼                                            ▼               ▼
 //!        waits, says for what  ◄────────────────────────┴── other host, later again
@@ -16,7 +16,6 @@ use super::Core;
 use super::attempt::Kind;
 use super::cx::{Cx, Pending, Timer};
 use super::note::Note;
-use super::placement::{Need, Placed};
 use super::proofs::LateWrite;
 use crate::mutants::{Mutant, planted};
 use crate::types::control::{Denial, Reply, Request, RunOrder};
@@ -29,6 +28,17 @@ pub struct Placing {
     /// Who shall run it.
     pub host: HostId,
     ticket: Ticket,
+    since: Time,
+}
+
+/// A VM that needs a place.
+pub(super) struct Candidate {
+    pub(super) id: VmId,
+    /// Its newest claim.
+    pub(super) claim: Claim,
+    /// What proves that to be over, and the only host that may run it, if there is one; none: it is not over yet, but its owner is not
+    /// heard, and room is kept for it.
+    pub(super) over: Option<(Proof, Option<HostId>)>,
 }
 
 /// Nothing is under way here about this VM, and its owner is known.
@@ -39,7 +49,7 @@ fn is_idle(vm: &super::vms::Vm) -> bool {
 /// A host that lives is left to mend its own VMs for this long.
 const OWNER_TIME: Duration = Duration::from_secs(10);
 /// A failed host is tried again after this.
-const FAILED_TIME: Duration = Duration::from_secs(30);
+pub(super) const FAILED_TIME: Duration = Duration::from_secs(30);
 /// A host that did not answer an order is tried again after this.
 const SILENT_TIME: Duration = Duration::from_secs(5);
 /// A VM that nobody can take is looked at again after this.
@@ -56,20 +66,17 @@ impl Core {
             .filter(|(_, vm)| vm.wanted() == Some(Wanted::Running) && is_idle(vm))
             .map(|(id, _)| *id)
             .collect();
-        for id in wanted {
-            self.fail_over_vm(cx, id);
-        }
+        let candidates: Vec<Candidate> = wanted.into_iter().filter_map(|id| self.candidate(cx, id)).collect();
+        self.restart(cx, &candidates);
     }
 
-    fn fail_over_vm(&mut self, cx: &mut Cx, id: VmId) {
-        let Some((claim, known)) = self.vms.get(&id).and_then(|vm| vm.claim.clone().map(|claim| (claim, vm.known)))
-        else {
-            return;
-        };
+    /// Whether it needs a place, or will when there is a proof.
+    fn candidate(&mut self, cx: &mut Cx, id: VmId) -> Option<Candidate> {
+        let (claim, known) = self.vms.get(&id).and_then(|vm| vm.claim.clone().map(|claim| (claim, vm.known)))?;
         if let Some(placing) = self.vms.get(&id).and_then(|vm| vm.placing.clone()) {
             // The host that was asked is gone, or its claim has come and gone: the order is void.
             if self.is_heard(placing.host, cx.now) {
-                return;
+                return None;
             }
             self.vm(id).placing = None;
         }
@@ -77,29 +84,31 @@ impl Core {
         let unread =
             |home| self.stores.get(&home).and_then(|store| store.listed).is_none_or(|at| at < self.master_since);
         if !passed && (unread(claim.home) || unread(claim.next_home())) {
-            return; // What happened before this host became master is not read yet.
+            return None; // What happened before this host became master is not read yet.
         }
         let Some(proof) = self.proof_of(&claim, known, cx.now) else {
-            if let Some(owner) = claim.owners().into_iter().find(|owner| !self.is_heard(owner.host, cx.now)) {
-                self.wait_for_proof(cx, id, &claim, owner.host);
-            } else {
+            let Some(owner) = claim.owners().into_iter().find(|owner| !self.is_heard(owner.host, cx.now)) else {
                 self.vm(id).waits = None; // Its owner lives and says nothing else.
-            }
-            return;
+                return None;
+            };
+            self.wait_for_proof(cx, id, &claim, owner.host);
+            return Some(Candidate { id, claim, over: None });
         };
         if self.left_to_owner(cx, id, &claim, proof) {
-            return;
+            return None;
         }
         if cx.now < self.vm(id).retry {
             let at = self.vm(id).retry;
-            return cx.set(Timer::Place(id), at);
+            cx.set(Timer::Place(id), at);
+            return None;
         }
         let tied = self.tied_to(&claim, proof, cx.now);
         let open = || self.late_writes_open(&claim, proof, tied);
         if let Some(what) = self.homes_wait_for_trust(&claim).or_else(open) {
-            return self.waits(cx, id, what);
+            self.waits(cx, id, what);
+            return None;
         }
-        self.order(cx, id, claim, proof, tied);
+        Some(Candidate { id, claim, over: Some((proof, tied)) })
     }
 
     /// A living owner mends its own VMs: a crash, a lapse, a stop. Only when it does not, the master does.
@@ -192,7 +201,7 @@ impl Core {
         self.vm(id).waits = Some(self.waits_for_trust(claim.home).unwrap_or(what));
     }
 
-    fn waits(&mut self, cx: &mut Cx, id: VmId, what: String) {
+    pub(super) fn waits(&mut self, cx: &mut Cx, id: VmId, what: String) {
         let name = self.vm_name(id);
         let vm = self.vm(id);
         if vm.waits.as_ref() != Some(&what) {
@@ -203,27 +212,8 @@ impl Core {
         cx.set(Timer::Place(id), cx.now + RETRY);
     }
 
-    fn order(&mut self, cx: &mut Cx, id: VmId, claim: Claim, proof: Proof, tied: Option<HostId>) {
-        let now = cx.now;
-        self.vm(id).failed.retain(|_, (at, _)| now.since(*at) < FAILED_TIME);
-        let need = match self.vm(id).record.clone() {
-            Some(Ok(record)) => Need::of(&record),
-            _ => Need { datastores: vec![claim.next_home()], memory_kib: self.vm(id).memory_kib() },
-        };
-        let placed = match tied {
-            Some(debtor) => match self.room_on(debtor, id, &need, cx.now) {
-                Ok(_) => Placed::On(debtor),
-                Err(why) => Placed::Nowhere(vec![(debtor, why)]),
-            },
-            None => self.place(id, &need, None, cx.now),
-        };
-        let host = match placed {
-            Placed::On(host) => host,
-            Placed::Nowhere(why) => {
-                let why: Vec<String> = why.iter().map(|(host, why)| format!("{} {why}", self.name_of(*host))).collect();
-                return self.waits(cx, id, format!("a place: {}", why.join("; ")));
-            }
-        };
+    /// It shall run there.
+    pub(super) fn order(&mut self, cx: &mut Cx, id: VmId, claim: Claim, proof: Proof, host: HostId) {
         let reason = if matches!(claim.holder, Holder::None) && claim.reason == ClaimReason::StartedByPerson {
             ClaimReason::StartedByPerson
         } else {
@@ -242,7 +232,7 @@ impl Core {
         }
         let order = RunOrder { claim, proof, reason };
         let ticket = cx.send(host, Request::Run(Box::new(order)), ORDER_TIME, Pending::Placed(id, host));
-        self.vm(id).placing = Some(Placing { host, ticket });
+        self.vm(id).placing = Some(Placing { host, ticket, since: cx.now });
     }
 
     pub(super) fn proof_text(&self, claim: &Claim, proof: Proof) -> String {
@@ -292,12 +282,13 @@ impl Core {
         }
         let (name, target) = (self.vm_name(id), self.name_of(host));
         let vm = self.vm(id);
-        vm.placing = None;
+        let began = vm.placing.take().map(|placing| placing.since);
         let mut since = cx.now;
         let why = match reply {
             Ok(Reply::Ran { generation }) => {
                 vm.failed.clear();
                 vm.waits = None;
+                self.start_took = began.map(|began| cx.now.since(began));
                 cx.note(
                     Note::info("vm-restarted", format!("{name} runs on {target} (generation {generation})")).of(&name),
                 );

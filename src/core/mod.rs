@@ -23,11 +23,13 @@ mod attempt;
 mod beats;
 pub mod cx;
 mod definitions;
+mod depends;
 mod doubt;
 mod election;
 mod ends;
 pub mod event;
 mod failover;
+mod foresee;
 pub mod guests;
 mod handover;
 pub mod health;
@@ -44,6 +46,7 @@ pub mod placement;
 mod policy;
 mod power;
 mod proofs;
+mod restarts;
 mod step;
 mod storage;
 pub mod timing;
@@ -153,6 +156,8 @@ pub struct Core {
     unprotected: Option<Vec<VmId>>,
     /// When libvirt's hook last asked: shows that the daemon in use knows it.
     hook_seen: Option<Time>,
+    /// As master: what the last start took that was ordered, from the order to the answer.
+    start_took: Option<Duration>,
 }
 
 impl Core {
@@ -191,6 +196,7 @@ impl Core {
             tell: false,
             unprotected: None,
             hook_seen: None,
+            start_took: None,
             me,
             settings,
         };

@@ -1,7 +1,11 @@
-//! Where a VM can run: hosts that are there, reach its storage, answer with libvirt and have the memory; of those the
-//! one with the most memory left. The answer names for every other host why not.
+//! Where VMs can run: hosts that are there, reach their storage, answer with libvirt, and may have them by the cluster's rules; and
+//! have the room. The answer names for every other host why not.
 //!
-//! Deliberately simple: the joint search (`search`), which knows rules, is not asked yet.
+//! ```text
+//!   one that moves ────────────► place ──┐
+//!   those that must run again ─► restart ┴─► site + asks ─► search::plan ─► where, or for each host why not
+//!                                            hosts, who is barred there and why
+//! ```
 
 mod board;
 pub mod foresight;
@@ -10,11 +14,20 @@ pub mod rules;
 pub mod search;
 pub mod site;
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
 use super::Core;
-use crate::types::{HostId, Time, VmId, VmRecord};
+use crate::types::vm::{DomainState, HostCapacity};
+use crate::types::{DatastoreId, HostId, Time, VmId, VmRecord, Wanted};
+use rules::Meaning;
+use search::plan;
+use site::{Ask, Room, Site, Size};
 
 /// What a VM of unknown size counts as.
 const UNKNOWN_KIB: u64 = 64 * 1024;
+/// What is free on a host that reports to another: 1 PiB, so that it is enough, and the host judges itself.
+const UNKNOWN_FREE: u64 = 1 << 40;
 
 /// Why a host cannot take a VM.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -77,12 +90,14 @@ pub enum Placed {
 }
 
 /// What a VM needs, as far as it is known before its record is read.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Need {
     /// Datastores that must be reached.
-    pub datastores: Vec<crate::types::DatastoreId>,
+    pub datastores: Vec<DatastoreId>,
     /// Memory in KiB.
     pub memory_kib: u64,
+    /// Virtual CPUs.
+    pub vcpus: u32,
 }
 
 impl Need {
@@ -93,73 +108,212 @@ impl Need {
         datastores.push(record.home);
         datastores.sort_unstable();
         datastores.dedup();
-        Self { datastores, memory_kib: record.memory_kib }
+        Self { datastores, memory_kib: record.memory_kib, vcpus: record.vcpus }
+    }
+}
+
+/// Who is barred where, for VMs of one failure: most need the same datastores.
+pub(super) struct Bars<'a> {
+    core: &'a Core,
+    meaning: &'a Meaning,
+    now: Time,
+    hosts: BTreeMap<HostId, WhyNot>,
+    by_need: BTreeMap<Vec<DatastoreId>, Arc<BTreeMap<HostId, WhyNot>>>,
+}
+
+impl<'a> Bars<'a> {
+    pub(super) fn new(core: &'a Core, meaning: &'a Meaning, now: Time) -> Self {
+        let members = core.settings.members.iter().map(|member| member.host);
+        let hosts = members.filter_map(|host| core.away(host, now).map(|why| (host, why))).collect();
+        Self { core, meaning, now, hosts, by_need: BTreeMap::new() }
+    }
+
+    /// What one asks for; `tied`: the only host that may have it.
+    pub(super) fn ask(&mut self, id: VmId, need: &Need, from: Option<HostId>, tied: Option<HostId>) -> Ask {
+        let mut barred = Arc::clone(self.of_need(&need.datastores));
+        let failed = self.core.vms.get(&id).map(|vm| &vm.failed).filter(|failed| !failed.is_empty());
+        let by_rule = self.meaning.barred(id);
+        if failed.is_some() || tied.is_some() || !by_rule.is_empty() {
+            let mut own = by_rule;
+            let failed = failed.into_iter().flatten().map(|(host, (_, why))| (*host, WhyNot::Failed(why.clone())));
+            own.extend(failed);
+            if let Some(to) = tied {
+                let others = self.core.settings.members.iter().map(|member| member.host).filter(|host| *host != to);
+                let why = WhyNot::Tied { to: self.core.name_of(to) };
+                own.extend(others.map(|host| (host, why.clone())));
+            }
+            own.extend(barred.iter().map(|(host, why)| (*host, why.clone()))); // What is not there has no other fault.
+            barred = Arc::new(own);
+        }
+        Ask {
+            vm: id,
+            priority: self.meaning.priority(id),
+            size: Size { memory_kib: need.memory_kib, vcpus: need.vcpus.into(), ..Size::default() },
+            from,
+            barred,
+            shunned: Arc::new(self.meaning.shunned(id)),
+        }
+    }
+
+    fn of_need(&mut self, datastores: &[DatastoreId]) -> &Arc<BTreeMap<HostId, WhyNot>> {
+        let Self { core, now, hosts, .. } = self;
+        self.by_need.entry(datastores.to_vec()).or_insert_with(|| {
+            let members = core.settings.members.iter().map(|member| member.host);
+            let lacks = |host| core.lacks(host, datastores, *now).or_else(|| core.no_libvirt(host));
+            let why = |host| hosts.get(&host).cloned().or_else(|| lacks(host));
+            Arc::new(members.filter_map(|host| why(host).map(|why| (host, why))).collect())
+        })
     }
 }
 
 impl Core {
-    pub(super) fn place(&self, id: VmId, need: &Need, avoid: Option<HostId>, now: Time) -> Placed {
-        let mut best: Option<(u64, HostId)> = None;
-        let mut why_not = Vec::new();
-        for member in &self.settings.members {
-            if Some(member.host) == avoid {
-                continue;
-            }
-            match self.room_on(member.host, id, need, now) {
-                Ok(left) if best.is_none_or(|(most, _)| most < left) => best = Some((left, member.host)),
-                Ok(_) => {}
-                Err(why) => why_not.push((member.host, why)),
-            }
-        }
-        best.map_or(Placed::Nowhere(why_not), |(_, host)| Placed::On(host))
+    /// What the cluster's rules mean for those who are there.
+    pub(super) fn meaning(&self) -> Meaning {
+        let vms = self.vms.keys().map(|id| (*id, self.vm_name(*id))).collect();
+        let hosts = self.settings.members.iter().map(|member| (member.host, member.name.clone())).collect();
+        Meaning::of(&self.settings.rules, &vms, &hosts)
     }
 
-    /// Memory in KiB that would be left on a host, or why it cannot take the VM.
-    pub(super) fn room_on(&self, host: HostId, id: VmId, need: &Need, now: Time) -> Result<u64, WhyNot> {
+    /// A place for one VM, on another host than `avoid`.
+    pub(super) fn place(&self, id: VmId, need: &Need, avoid: Option<HostId>, now: Time) -> Placed {
+        let meaning = self.meaning();
+        let site = self.site(&meaning, &BTreeSet::from([id]));
+        let mut ask = Bars::new(self, &meaning, now).ask(id, need, None, None);
+        if let Some(avoid) = avoid {
+            let mut barred = BTreeMap::clone(&ask.barred);
+            barred.insert(avoid, WhyNot::Leaving);
+            ask.barred = Arc::new(barred);
+        }
+        let asks = [ask];
+        let plan = plan(&site, &asks);
+        match plan.host(0) {
+            Some(host) => Placed::On(host),
+            None => Placed::Nowhere(plan.why_nowhere(0).into_iter().filter(|(host, _)| Some(*host) != avoid).collect()),
+        }
+    }
+
+    /// All hosts, with what is free there and who runs there, without those who ask for a place.
+    pub(super) fn site(&self, meaning: &Meaning, asking: &BTreeSet<VmId>) -> Site {
+        let mut runs: BTreeMap<HostId, BTreeSet<VmId>> = BTreeMap::new();
+        for (id, vm) in self.vms.iter().filter(|(id, vm)| vm.wanted() == Some(Wanted::Running) && !asking.contains(id))
+        {
+            let placing = vm.placing.as_ref().map(|placing| placing.host);
+            let owner = || vm.claim.as_ref().and_then(|claim| claim.owners().last().map(|owner| owner.host));
+            if let Some(host) = placing.or_else(owner) {
+                runs.entry(host).or_default().insert(*id);
+            }
+        }
+        let promised = self.promised(asking);
+        let room = |host| {
+            // A plan looks at memory only where somebody is not barred.
+            let capacity = self.capacity_of(host).unwrap_or_default();
+            let kept = self.settings.vms.reserve_mib * 1024 + promised.get(&host).copied().unwrap_or_default();
+            let runs = runs.remove(&host).unwrap_or_default();
+            let vcpus = match self.settings.rules.limits.vcpus_per_cpu {
+                Some(each) if 0 < capacity.cpus => u64::from(capacity.cpus) * u64::from(each),
+                Some(_) | None => u64::MAX,
+            };
+            let taken: u64 = runs.iter().filter_map(|id| self.vms.get(id)).map(|vm| u64::from(vm.vcpus())).sum();
+            let memory_kib = capacity.free_kib.saturating_sub(kept);
+            let free = Size { memory_kib, vcpus: vcpus.saturating_sub(taken), ..Size::default() };
+            let total = Size { memory_kib: capacity.total_kib.max(memory_kib), vcpus, ..Size::default() };
+            Room { host, free, total, runs, owed_kib: kept.saturating_sub(capacity.free_kib) }
+        };
+        let rooms = self.settings.members.iter().map(|member| member.host).map(room).collect();
+        Site { rooms, affinities: meaning.affinities.clone() }
+    }
+
+    /// Why a host can take nobody.
+    fn away(&self, host: HostId, now: Time) -> Option<WhyNot> {
         if !self.is_heard(host, now) {
-            return Err(WhyNot::Silent);
+            return Some(WhyNot::Silent);
         }
         if !self.live_members(now).any(|member| member.host == host) || (host == self.me.host && self.going_down) {
-            return Err(WhyNot::Leaving);
+            return Some(WhyNot::Leaving);
         }
-        for datastore in &need.datastores {
-            if !self.reaches(host, *datastore, now) {
-                return Err(WhyNot::NoDatastore(self.store_name(*datastore)));
+        None
+    }
+
+    fn no_libvirt(&self, host: HostId) -> Option<WhyNot> {
+        self.capacity_of(host).is_none().then_some(WhyNot::NoLibvirt)
+    }
+
+    /// A datastore that a host does not reach.
+    fn lacks(&self, host: HostId, datastores: &[DatastoreId], now: Time) -> Option<WhyNot> {
+        let lacking = datastores.iter().find(|datastore| !self.reaches(host, **datastore, now))?;
+        Some(WhyNot::NoDatastore(self.store_name(*lacking)))
+    }
+
+    /// What there is on a host whose libvirt answers. Hosts report to their master only: another one takes it that there is enough,
+    /// and the host that is asked judges itself.
+    fn capacity_of(&self, host: HostId) -> Option<HostCapacity> {
+        if host == self.me.host {
+            return self.libvirt.up.then(|| self.own_capacity());
+        }
+        match self.peers.get(&host)?.report.as_ref() {
+            Some(report) if self.is_master() => report.libvirt.then_some(report.capacity),
+            None if self.is_master() => None,
+            Some(_) | None => {
+                Some(HostCapacity { free_kib: UNKNOWN_FREE, total_kib: UNKNOWN_FREE, ..HostCapacity::default() })
             }
+        }
+    }
+
+    /// Whether a host can take a VM now.
+    ///
+    /// # Errors
+    /// Why not.
+    pub(super) fn room_on(&self, host: HostId, id: VmId, need: &Need, now: Time) -> Result<(), WhyNot> {
+        if let Some(why) = self.away(host, now).or_else(|| self.lacks(host, &need.datastores, now)) {
+            return Err(why);
         }
         if let Some((_, why)) = self.vms.get(&id).and_then(|vm| vm.failed.get(&host)) {
             return Err(WhyNot::Failed(why.clone()));
         }
-        let (capacity, libvirt) = if host == self.me.host {
-            (self.capacity, self.libvirt.up)
-        } else {
-            match self.peers.get(&host).and_then(|peer| peer.report.as_ref()) {
-                Some(report) if self.is_master() => (report.capacity, report.libvirt),
-                None if self.is_master() => return Err(WhyNot::NoLibvirt),
-                // Hosts report to their master only; this one is asked and judges itself.
-                Some(_) | None => return Ok(0),
-            }
-        };
-        if !libvirt {
-            return Err(WhyNot::NoLibvirt);
-        }
-        let asked = need.memory_kib + self.settings.vms.reserve_mib * 1024 + self.promised_kib(host);
-        let short_mib = asked.saturating_sub(capacity.free_kib) / 1024;
-        capacity.free_kib.checked_sub(asked).ok_or(WhyNot::NoMemory { short_mib })
+        let Some(HostCapacity { free_kib, .. }) = self.capacity_of(host) else { return Err(WhyNot::NoLibvirt) };
+        let promised = self.promised(&BTreeSet::from([id])).get(&host).copied().unwrap_or_default();
+        let asked = need.memory_kib + self.settings.vms.reserve_mib * 1024 + promised;
+        let short_mib = asked.saturating_sub(free_kib).div_ceil(1024);
+        if short_mib == 0 { Ok(()) } else { Err(WhyNot::NoMemory { short_mib }) }
     }
 
-    /// Memory of VMs that are being started there and do not show in its report yet.
-    fn promised_kib(&self, host: HostId) -> u64 {
-        let starting = |vm: &&super::vms::Vm| match &vm.placing {
-            Some(placing) => placing.host == host,
-            None => host == self.me.host && vm.attempt.as_ref().is_some_and(super::attempt::Attempt::starts),
-        };
-        // A VM of unknown size counts as well, so that the VMs of one failure are spread.
-        self.vms.values().filter(starting).map(|vm| vm.memory_kib().max(UNKNOWN_KIB)).sum()
+    /// Memory in KiB of VMs, but for some, that will need it on each host and do not show there yet: they are being started, or their
+    /// host has claimed them.
+    fn promised(&self, but: &BTreeSet<VmId>) -> BTreeMap<HostId, u64> {
+        let is_there = |state: Option<DomainState>| !matches!(state, None | Some(DomainState::Off(_)));
+        let mut shown: BTreeSet<(HostId, VmId)> = BTreeSet::new();
+        for (host, peer) in &self.peers {
+            let vms = peer.report.iter().flat_map(|report| &report.vms);
+            shown.extend(vms.filter(|vm| is_there(vm.domain)).map(|vm| (*host, vm.vm)));
+        }
+        let own = self.libvirt.domains.iter().filter(|(_, domain)| is_there(Some(domain.state)));
+        shown.extend(own.map(|(id, _)| (self.me.host, *id)));
+        let mut promised: BTreeMap<HostId, u64> = BTreeMap::new();
+        for (id, vm) in self.vms.iter().filter(|(id, _)| !but.contains(id)) {
+            let starts = vm.attempt.as_ref().is_some_and(super::attempt::Attempt::starts).then_some(self.me.host);
+            let owner = || {
+                let claim = vm.claim.as_ref().filter(|claim| claim.wanted == Wanted::Running)?;
+                claim.owners().last().map(|owner| owner.host)
+            };
+            let host = vm.placing.as_ref().map(|placing| placing.host).or(starts).or_else(owner);
+            if let Some(host) = host.filter(|host| !shown.contains(&(*host, *id))) {
+                // A VM of unknown size counts as well, so that the VMs of one failure are spread.
+                *promised.entry(host).or_default() += vm.memory_kib().max(UNKNOWN_KIB);
+            }
+        }
+        promised
+    }
+
+    /// Of this host: without what its guests may still touch, since Linux gives memory when it is used.
+    pub(super) fn own_capacity(&self) -> HostCapacity {
+        let running = self.libvirt.domains.iter().filter(|(_, domain)| !matches!(domain.state, DomainState::Off(_)));
+        let given: u64 = running.filter_map(|(id, _)| self.vms.get(id)).map(super::vms::Vm::memory_kib).sum();
+        let untouched = given.saturating_sub(self.capacity.resident_kib);
+        HostCapacity { free_kib: self.capacity.free_kib.saturating_sub(untouched), ..self.capacity }
     }
 
     /// A lease that others attest lets VMs run on; to start one, its host must reach the datastore itself.
-    fn reaches(&self, host: HostId, datastore: crate::types::DatastoreId, now: Time) -> bool {
+    fn reaches(&self, host: HostId, datastore: DatastoreId, now: Time) -> bool {
         if host == self.me.host {
             let lost = self.datastores_in(self.lost_datastores(now)).contains(&datastore);
             return !lost && self.guard.leases.get(&datastore).is_some_and(|lease| lease.until.is_some());

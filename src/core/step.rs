@@ -49,6 +49,7 @@ impl Core {
             Event::Done(ticket, outcome) => self.done(cx, ticket, outcome),
             Event::Asked { ask, from, request } => self.asked(cx, ask, from, *request),
             Event::Hooked { ask, vm, name, wish, record } => self.hooked(cx, ask, vm, &name, wish, record),
+            Event::Inside { vm, inside } => self.inside(vm, inside),
             Event::Capacity(capacity) => self.capacity(capacity),
             Event::LockLeases(leases) => self.lock_leases = leases.into_iter().collect(),
             Event::GoingDown => self.going_down(cx),

@@ -9,6 +9,8 @@
 //! *Has* means: it runs there, is being started, or is owned. A definition that stands is no twin yet: it will be asked about
 //! when somebody starts it. Disks that are declared shareable, or only read, may be used by many.
 //!
+//! The master answers for admission control, too (`foresee`).
+//!
 //! Hosts that do not answer say nothing (R7): their VMs are known by their claims and records.
 
 use std::collections::BTreeMap;
@@ -19,7 +21,7 @@ use super::attempt::{Kind, Stage};
 use super::cx::{Cx, Pending};
 use super::event::{AskId, Outcome};
 use super::note::Note;
-use crate::types::control::{Denial, Reply, Request};
+use crate::types::control::{Denial, Reply, Request, Takes};
 use crate::types::store::{StoreAnswer, StoreOrder};
 use crate::types::vm::DomainState;
 use crate::types::{Claim, HostId, Ticket, VmId, VmRecord, VmState, Wanted};
@@ -39,6 +41,12 @@ impl Core {
             return self.twins_done(cx, id);
         };
         let disks: Vec<String> = record.exclusive().map(str::to_owned).collect();
+        let takes = Takes { memory_kib: record.memory_kib, vcpus: record.vcpus };
+        if self.is_master()
+            && let Some(denial) = self.not_admitted(self.me.host, id, takes, cx.now)
+        {
+            return self.fail(cx, id, denial);
+        }
         if let Some(denial) = self.twin_here(id, &disks).filter(|_| self.is_another(id, &disks)) {
             return self.fail(cx, id, denial);
         }
@@ -54,7 +62,7 @@ impl Core {
             .collect();
         let mut open: BTreeMap<Ticket, String> = BTreeMap::new();
         for host in hosts {
-            let request = Request::Twins { vm: id, disks: disks.clone() };
+            let request = Request::Twins { vm: id, disks: disks.clone(), takes };
             open.insert(cx.send(host, request, ANSWER, Pending::Twins(id)), self.name_of(host));
         }
         for claim in silent.into_iter().take(MAX_SILENT) {
@@ -106,13 +114,21 @@ impl Core {
     }
 
     /// Another host is about to start a VM.
-    pub(super) fn asked_for_twins(&mut self, cx: &mut Cx, ask: AskId, id: VmId, disks: &[String]) {
+    pub(super) fn asked_for_twins(
+        &mut self,
+        cx: &mut Cx,
+        ask: AskId,
+        (from, id): (HostId, VmId),
+        disks: &[String],
+        takes: Takes,
+    ) {
         let young = cx.now.since(self.me.started) < YOUNG;
         if young && !(self.libvirt.listed && self.guard.settled) {
             let why = format!("{} does not know its own VMs yet; try again in a moment", self.name_of(self.me.host));
             return cx.answer(ask, Reply::Denied(Denial::Unable(why)));
         }
-        let reply = self.twin_here(id, disks).map_or(Reply::Done, Reply::Denied);
+        let admission = || if self.is_master() { self.not_admitted(from, id, takes, cx.now) } else { None };
+        let reply = self.twin_here(id, disks).or_else(admission).map_or(Reply::Done, Reply::Denied);
         cx.answer(ask, reply);
     }
 

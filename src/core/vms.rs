@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use super::Core;
 use super::attempt::Attempt;
 use super::cx::Cx;
+use super::depends::Far;
 use super::doubt::PauseCall;
 use super::event::AskId;
 use super::failover::Placing;
@@ -15,6 +16,7 @@ use super::homes::Lies;
 use super::moving::{Incoming, Moving};
 use super::note::Note;
 use crate::types::control::VmReport;
+use crate::types::guests::Inside;
 use crate::types::vm::OffReason;
 use crate::types::{Claim, Digest, Generation, Holder, HostId, Nonce, Proof, Tenure, Time, VmId, VmRecord, Wanted};
 
@@ -96,8 +98,14 @@ pub struct Vm {
     /// An error of its disk paused it, and it was not seen to run for a while since. QEMU tells such errors once a second at
     /// most, and libvirt takes a pause without one for a person's: meanwhile each pause is by error.
     pub io_error: bool,
-    /// Its memory, as its host last reported it.
-    pub reported_kib: u64,
+    /// Its memory and vCPUs, as its host last reported them.
+    pub reported: (u64, u32),
+    /// How far it is inside, while it runs here.
+    pub inside: Inside,
+    /// As master: since when it has come so far, in this generation.
+    pub far: Option<(Generation, Far)>,
+    /// As master: since when only those that it waits for keep it from its start.
+    pub held_up: Option<Time>,
     /// Its stale definition is being removed.
     pub undefining: bool,
     /// libvirt's hook asked `migrate`: the `prepare` that follows belongs to that migration, and no other does.
@@ -123,10 +131,12 @@ impl Vm {
     /// Guest memory in KiB: from its definition here, else as its host reported it.
     #[must_use]
     pub fn memory_kib(&self) -> u64 {
-        self.record
-            .as_ref()
-            .and_then(|record| record.as_ref().ok())
-            .map_or(self.reported_kib, |record| record.memory_kib)
+        self.record.as_ref().and_then(|record| record.as_ref().ok()).map_or(self.reported.0, |record| record.memory_kib)
+    }
+    /// Virtual CPUs, likewise.
+    #[must_use]
+    pub fn vcpus(&self) -> u32 {
+        self.record.as_ref().and_then(|record| record.as_ref().ok()).map_or(self.reported.1, |record| record.vcpus)
     }
     /// (v, g) of the newest claim.
     #[must_use]
@@ -228,7 +238,7 @@ impl Core {
                 self.learn(cx, claim.clone(), known);
             }
             if 0 < vm.memory_kib {
-                self.vm(vm.vm).reported_kib = vm.memory_kib;
+                self.vm(vm.vm).reported = (vm.memory_kib, vm.vcpus);
             }
         }
         for (claim, proof) in report.over.iter().filter(|_| !behind) {

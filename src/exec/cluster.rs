@@ -171,6 +171,7 @@ impl Cluster {
             power: PowerSettings::default(),
             foreign_migration: Default::default(),
             guests: Default::default(),
+            rules: Default::default(),
         };
         let cluster = Self {
             host,

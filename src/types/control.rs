@@ -6,14 +6,14 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::failure::{Failure, Piece};
-use super::guests::GuestWord;
+use super::guests::{GuestWord, Inside};
 use super::settings::{ClusterSettings, OnDoubt, SettingsChange};
-use super::view::{ClusterView, NoteView};
+use super::view::{ClusterView, NoteView, WhatIfView};
 use super::vm::{DomainState, HostCapacity};
 use super::{BootId, Claim, Generation, HostId, Owner, Proof, Tenure, Ticket, VmId, VmRecord, Wanted};
 
 /// Version of this protocol.
-pub const CONTROL_PROTOCOL: u16 = 4;
+pub const CONTROL_PROTOCOL: u16 = 5;
 
 /// One request on the wire.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -72,9 +72,20 @@ pub enum Request {
     /// A host that is no member yet; the only request that needs no client certificate.
     Join(Box<JoinRequest>),
     /// A host is about to start this VM for a person: denied if it, or one that writes to these disks, is there.
-    Twins { vm: VmId, disks: Vec<String> },
+    Twins { vm: VmId, disks: Vec<String>, takes: Takes },
+    /// What would become of VMs if hosts of these names failed; the master knows.
+    WhatIf { hosts: Vec<String> },
     /// About what a guest asks for another VM.
     Guest(Box<GuestWord>),
+}
+
+/// What a VM takes of its host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Takes {
+    /// Memory in KiB.
+    pub memory_kib: u64,
+    /// Virtual CPUs.
+    pub vcpus: u32,
 }
 
 /// A host asks to become a member.
@@ -202,6 +213,10 @@ pub struct VmReport {
     pub stopped: bool,
     /// Its memory in KiB, as far as its definition is known here.
     pub memory_kib: u64,
+    /// Its virtual CPUs, likewise.
+    pub vcpus: u32,
+    /// How far it is inside.
+    pub inside: Inside,
     /// What this host is doing with it, or what it waits for.
     pub doing: Option<String>,
     /// Why it is not protected, if it is not.
@@ -236,6 +251,8 @@ pub enum Reply {
     Failures(Vec<Failure>),
     /// A part of a file of one.
     Piece(Piece),
+    /// Of `WhatIf`.
+    WhatIf(Box<WhatIfView>),
 }
 
 /// Why not.
@@ -310,6 +327,7 @@ impl Request {
             Self::PoweredOff { .. } => "powered off",
             Self::Join(_) => "join",
             Self::Twins { .. } => "twins",
+            Self::WhatIf { .. } => "what if",
             Self::Guest(_) => "guest",
         }
     }

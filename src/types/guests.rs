@@ -322,6 +322,18 @@ pub struct GuestMemory {
     pub remedies: Vec<(VmId, Vec<Time>)>,
 }
 
+/// How far a VM is inside, as its guest's agent says.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
+pub enum Inside {
+    /// No agent was heard since it was booted.
+    #[default]
+    Silent,
+    /// Its agent was heard.
+    Heard,
+    /// An application in it has said that it is ready.
+    Ready,
+}
+
 /// What agents tell each other about guests' requests.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum GuestWord {

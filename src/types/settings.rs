@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::guests::GuestSettings;
 use super::power::{FenceAt, FenceDevice, PowerSettings};
+use super::rules::VmRules;
 use super::{ClusterId, DatastoreId, HostId, HostIndex, StorageFence};
 
 /// The few bases of all timing; everything else is derived in `core/timing.rs`.
@@ -206,6 +207,9 @@ pub struct ClusterSettings {
     /// What is done about what guests say.
     #[serde(default)]
     pub guests: GuestSettings,
+    /// Order and places of VMs, and what a start must leave possible.
+    #[serde(default)]
+    pub rules: VmRules,
 }
 
 impl ClusterSettings {
@@ -257,6 +261,8 @@ pub enum SettingsChange {
     AcceptDatastore { name: String },
     /// Other rules for guests.
     SetGuests(Box<GuestSettings>),
+    /// Other rules for the order and the places of VMs.
+    SetRules(Box<VmRules>),
 }
 
 /// Durations as whole milliseconds, in JSON and in messages.
@@ -306,6 +312,7 @@ mod tests {
             vms: VmDefaults::default(),
             foreign_migration: ForeignMigration::Allow,
             guests: GuestSettings::default(),
+            rules: VmRules::default(),
             power: PowerSettings {
                 fence_at: FenceAt::Suspect,
                 devices: vec![FenceDevice {

@@ -140,6 +140,42 @@ pub struct FenceDeviceView {
     pub trusted: bool,
 }
 
+/// What would become of VMs if hosts failed.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct WhatIfView {
+    /// `VIEW_SCHEMA`.
+    pub schema: u16,
+    /// Hosts that fail, by name.
+    pub hosts: Vec<String>,
+    /// After so many seconds their VMs are over at the latest.
+    pub over_s: f64,
+    /// What one start takes in seconds; measured, if VMs were started under this master.
+    pub start_s: f64,
+    /// `start_s` was measured.
+    pub measured: bool,
+    /// Their VMs, in the order of their starts; those without a place last.
+    pub vms: Vec<WhatIfVm>,
+}
+
+/// One of them.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct WhatIfVm {
+    /// Its name.
+    pub name: String,
+    /// Its priority.
+    pub priority: String,
+    /// Where it runs.
+    pub from: String,
+    /// Where it would run.
+    pub to: Option<String>,
+    /// When it would run there, in seconds from the failure, at the latest.
+    pub runs_s: Option<f64>,
+    /// Names of those that it would wait for.
+    pub after: Vec<String>,
+    /// Why it would run nowhere.
+    pub why: Option<String>,
+}
+
 /// One note: what happened, where and why.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct NoteView {

@@ -139,12 +139,14 @@ pub enum DomainFailure {
 /// Memory and load of this host, for placement.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct HostCapacity {
-    /// MemAvailable in KiB.
+    /// What may be given to VMs, in KiB: MemAvailable, and in reports without what running guests may still touch.
     pub free_kib: u64,
     /// MemTotal in KiB.
     pub total_kib: u64,
     /// Logical CPUs.
     pub cpus: u32,
+    /// Memory in KiB that QEMUs have taken already.
+    pub resident_kib: u64,
 }
 
 /// An order to libvirt. Every one is carried out on a worker thread with a deadline.

@@ -2,8 +2,10 @@
 //!
 //! `at 30s kill a` in a story, or one line of a random run: the words are the same.
 
+use mainstay::core::event::Event;
 use mainstay::core::health::Loss;
 use mainstay::types::control::VmCommand;
+use mainstay::types::guests::Inside;
 use mainstay::types::settings::OnDoubt;
 use mainstay::types::{DatastoreId, VmId};
 
@@ -258,6 +260,18 @@ impl World {
             ["stop", vm, "at", host] => {
                 self.command(self.named(host), what, VmCommand::Stop { vm: self.named_vm(vm), force: false });
             }
+            ["what", "if", hosts @ .., "fail"] => self.what_if(hosts),
+            ["guest", vm, "is", how] => {
+                let vm = self.named_vm(vm);
+                let inside = match *how {
+                    "heard" => Inside::Heard,
+                    "ready" => Inside::Ready,
+                    other => panic!("a guest is heard or ready, not {other}"),
+                };
+                if let Some(h) = self.place_of(vm) {
+                    self.agent_event(h, Event::Inside { vm, inside });
+                }
+            }
             ["explain", vm, "at", host] => {
                 let h = self.named(host);
                 let Some(agent) = &self.hosts[h].agent else { return };
@@ -267,6 +281,26 @@ impl World {
                 lines.iter().for_each(|line| self.tell(host, &format!("$ {line}")));
             }
             _ => panic!("not understood: {what}"),
+        }
+    }
+
+    /// Asked of every host; the master answers.
+    fn what_if(&mut self, hosts: &[&str]) {
+        let hosts: Vec<String> = hosts.iter().map(|host| (*host).to_owned()).collect();
+        for h in 0..self.hosts.len() {
+            let Some(agent) =
+                self.hosts[h].agent.as_ref().filter(|agent| agent.core.master() == Some(self.hosts[h].id))
+            else {
+                continue;
+            };
+            let (view, at) = (agent.core.what_if(&hosts, self.local(h)), self.hosts[h].name.clone());
+            for vm in view.expect("hosts of the world").vms {
+                let place = match (vm.to, vm.why) {
+                    (Some(to), _) => format!("on {to} after {:.1} s", vm.runs_s.unwrap_or_default()),
+                    (None, why) => format!("nowhere: {}", why.unwrap_or_default()),
+                };
+                self.tell(&at, &format!("$ {} ({}): {place}", vm.name, vm.priority));
+            }
         }
     }
 

@@ -19,7 +19,7 @@ use super::hypervisor::Domain;
 use super::world::{Gate, H, Item, World, nanos};
 
 /// Memory of every host.
-const MEMORY_KIB: u64 = 16 << 20;
+pub const MEMORY_KIB: u64 = 16 << 20;
 
 /// A clock that counts from its own beginning, at its own rate.
 #[derive(Clone, Copy, Debug)]
@@ -135,6 +135,7 @@ pub struct Host {
     /// When something last happened to it that explains stops of its VMs.
     pub excused: u64,
     told_kib: u64,
+    memory_kib: u64,
 }
 
 fn boot_id(life: u64) -> BootId {
@@ -143,9 +144,10 @@ fn boot_id(life: u64) -> BootId {
 
 impl Host {
     /// Off.
-    pub fn new(n: H, member: MemberSettings, settings: ClusterSettings, rate: i64) -> Self {
+    pub fn new(n: H, member: MemberSettings, settings: ClusterSettings, rate: i64, memory_kib: u64) -> Self {
         Self {
             n,
+            memory_kib,
             id: member.host,
             name: member.name,
             index: member.index,
@@ -478,14 +480,16 @@ impl World {
     /// Memory as the agent sees it, if it changed.
     pub fn tell_capacity(&mut self, h: H) {
         let host = &mut self.hosts[h];
-        let used = host.domains.values().filter(|domain| domain.qemu.is_some()).count() as u64;
-        let free_kib = MEMORY_KIB - (used << 20);
+        let running = host.domains.iter().filter(|(_, domain)| domain.qemu.is_some());
+        let used: u64 = running.map(|(vm, _)| self.vms[vm].record.memory_kib).sum();
+        let total_kib = host.memory_kib;
+        let free_kib = total_kib.saturating_sub(used);
         let Some(agent) = &host.agent else { return };
         if host.told_kib == free_kib {
             return;
         }
         host.told_kib = free_kib;
-        let capacity = HostCapacity { free_kib, total_kib: MEMORY_KIB, cpus: 8 };
+        let capacity = HostCapacity { free_kib, total_kib, cpus: 8, resident_kib: used };
         let gate = Gate::Agent(h, agent.life);
         // It looks every few seconds.
         let delay = Duration::from_nanos(5_000_000_000 - self.now % 5_000_000_000).min(Duration::from_secs(5));

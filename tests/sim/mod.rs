@@ -37,6 +37,7 @@ pub mod ownership;
 pub mod people;
 pub mod power;
 pub mod rollback;
+pub mod rules;
 pub mod runs;
 pub mod scenario;
 pub mod soundness;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! # Why this story is told.
-//! hosts a b c; vms web db on a; fence lock; locks held 10s
+//! hosts a b c; vms web db on a; fence lock; locks held 10s; memory web 2.5; rule priority high of db*
 //! at 30s kill a
 //! run 60s
 //! ----
@@ -113,6 +113,11 @@ impl Scenario {
                     wrong.chunks(2).map(|pair| (pair[0].to_owned(), pair[1].parse().expect("parts per million")));
                 self.setup.clocks.extend(pairs);
             }
+            ["memory", name, gib] => {
+                let gib: f64 = gib.parse().expect("a number");
+                self.setup.memory.insert((*name).to_owned(), (gib * f64::from(1 << 20)) as u64);
+            }
+            ["rule", rule @ ..] => super::rules::add(&mut self.setup.rules, rule),
             ["seed", seed] => self.setup.seed = seed.parse().expect("a number"),
             ["run", length] => self.length = span(length),
             ["settles"] => self.settles = true,

@@ -8,6 +8,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use mainstay::types::power::{FenceAt, PowerSettings};
+use mainstay::types::rules::VmRules;
 use mainstay::types::settings::{
     ClusterSettings, DatastoreSettings, ForeignMigration, LateWrites, MemberSettings, OnDoubt, Timing, VmDefaults,
 };
@@ -17,7 +18,7 @@ use uuid::Uuid;
 use super::agenda::Agenda;
 use super::datastore::Datastore;
 use super::faults::{Sick, Weather};
-use super::host::Host;
+use super::host::{Host, MEMORY_KIB};
 use super::invariants::Judge;
 use super::network::Links;
 use super::people::Waiter;
@@ -111,6 +112,10 @@ pub struct Setup {
     pub seed: u64,
     /// Clocks with a rate of their own: host, parts per million by which it is fast.
     pub clocks: Vec<(String, i64)>,
+    /// Order and places.
+    pub rules: VmRules,
+    /// Memory in KiB of hosts and VMs, by name, which have another than all.
+    pub memory: BTreeMap<String, u64>,
 }
 
 impl Default for Setup {
@@ -130,6 +135,8 @@ impl Default for Setup {
             foreign_migration: ForeignMigration::Allow,
             seed: 0,
             clocks: Vec::new(),
+            rules: VmRules::default(),
+            memory: BTreeMap::new(),
         }
     }
 }
@@ -255,6 +262,7 @@ impl World {
             power: PowerSettings { fence_at: setup.fence_at, devices: devices.collect() },
             foreign_migration: setup.foreign_migration,
             guests: Default::default(),
+            rules: setup.rules.clone(),
         };
         let stores = settings.datastores.iter().map(|d| (d.id, Datastore::new(&settings, d.id, setup.locks)));
         let mut world = Self {
@@ -306,7 +314,8 @@ impl World {
             };
             let own = setup.clocks.iter().find(|(host, _)| *host == member.name).map(|(_, rate)| *rate);
             let rate = own.unwrap_or(rate);
-            world.hosts.push(Host::new(n, member.clone(), settings.clone(), rate));
+            let memory = setup.memory.get(&member.name).copied().unwrap_or(MEMORY_KIB);
+            world.hosts.push(Host::new(n, member.clone(), settings.clone(), rate, memory));
         }
         for (n, (name, _, store)) in setup.vms.iter().enumerate() {
             let spec = world.spec(setup, n, name, store);
@@ -337,7 +346,7 @@ impl World {
             name: name.to_owned(),
             home,
             xml: name.to_owned(),
-            memory_kib: 1 << 20,
+            memory_kib: setup.memory.get(name).copied().unwrap_or(1 << 20),
             vcpus: 1,
             disks: vec![disk],
             networks: Vec::new(),

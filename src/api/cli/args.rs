@@ -49,6 +49,12 @@ pub enum Command {
     /// VMs: see, explain, start, stop, move.
     #[command(subcommand)]
     Vm(VmCommand),
+    /// What would become of VMs if these hosts failed together: where, in what order and how soon they would run, and which not.
+    WhatIf {
+        /// Names of hosts.
+        #[arg(required = true)]
+        hosts: Vec<String>,
+    },
     /// What happened, with reasons.
     Events(EventsArguments),
     /// Check everything that can be wrong on this host and say how to mend it.
@@ -309,6 +315,42 @@ pub enum ClusterCommand {
     /// limits: mib = 8192 for all dumps of a host, within_s = 120 for each; the guest stands meanwhile.
     #[command(verbatim_doc_comment)]
     GuestPolicy {
+        /// TOML; - is standard input.
+        file: Option<PathBuf>,
+    },
+    /// Show, or replace, the rules for the order and the places of VMs. Needs root.
+    ///
+    /// Without FILE the rules in use are printed, ready to be edited and given back. VMs and hosts are named or given as patterns
+    /// (db*). Example:
+    ///
+    /// [[priority]]            # highest, high, medium (the default), low, lowest, never; the first that fits a VM counts
+    /// vms = ["db*"]
+    /// priority = "high"
+    ///
+    /// [[dependency]]          # app* start when db1 is ready: "started" (the default), "agent", "application"
+    /// vms = ["app*"]
+    /// after = ["db1"]
+    /// ready = "agent"
+    /// delay_s = 5             # and so much later
+    /// within_s = 600          # they start at the latest when they have waited for so long, and that is said
+    ///
+    /// [[affinity]]            # tie: together (on one host) or apart (on a host each); force: should (the default) or must
+    /// vms = ["dns*"]
+    /// tie = "apart"
+    /// force = "must"
+    ///
+    /// [[placement]]           # place: only or not
+    /// vms = ["licensed"]
+    /// hosts = ["h1", "h2"]
+    /// place = "only"
+    /// force = "must"
+    ///
+    /// [limits]
+    /// starts_per_host = 4
+    /// starts_per_datastore = 16
+    /// vcpus_per_cpu = 8       # none: any number
+    #[command(verbatim_doc_comment)]
+    VmRules {
         /// TOML; - is standard input.
         file: Option<PathBuf>,
     },

@@ -12,6 +12,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::json;
 use tokio::process::Command;
 
@@ -27,7 +29,8 @@ use crate::config;
 use crate::exec::cluster::Cluster;
 use crate::types::guests::GuestSettings;
 use crate::types::power::FenceAt;
-use crate::types::settings::{ForeignMigration, OnDoubt, SettingsChange, Timing};
+use crate::types::rules::VmRules;
+use crate::types::settings::{ClusterSettings, ForeignMigration, OnDoubt, SettingsChange, Timing};
 use crate::types::view::VIEW_SCHEMA;
 
 /// In this order: the agent needs its guard.
@@ -54,29 +57,24 @@ pub async fn run(out: &mut Out, json: bool, command: ClusterCommand) -> Result<(
             Ok(out.line(&format!("mainstay cluster join {token}"))?)
         }
         ClusterCommand::GuestPolicy { file: None } => {
-            let what = "the rules for guests were not shown";
-            need_root(what)?;
-            let state = own(what)?.paths.state;
-            let fails =
-                |why: String| Trouble::new(FAILED, what, why, "mainstay cluster init or join makes this host a member");
-            let cluster = Cluster::load(&state).map_err(|why| fails(why.to_string()))?;
-            let guests = cluster.ok_or_else(|| fails("this host is no member of a cluster".into()))?.settings.guests;
-            if json {
-                return Ok(out.json(&json!({ "schema": VIEW_SCHEMA, "guests": guests }))?);
-            }
-            let text = toml::to_string(&guests).expect("settings that were read can be written");
-            Ok(out.line(text.trim_end())?)
+            show(out, json, "guests", &settings("the rules for guests were not shown")?.guests)
         }
         ClusterCommand::GuestPolicy { file: Some(file) } => {
-            let what = format!("{} was not taken", file.display());
-            need_root(&what)?;
-            let guests = guest_policy(&file).map_err(|why| {
-                Trouble::new(USAGE, &what, why, "mainstay cluster guest-policy shows the rules in use")
-            })?;
-            let change = SettingsChange::SetGuests(Box::new(guests));
-            let agent = agent(&what).await?;
-            let said = out.progress("changing the settings", agent.change(&change)).await.what(&what)?;
-            vm::done(out, json, "guest-policy", &said)
+            let change = |guests: GuestSettings| {
+                guests.check()?;
+                Ok(SettingsChange::SetGuests(Box::new(guests)))
+            };
+            take(out, json, "guest-policy", &file, change).await
+        }
+        ClusterCommand::VmRules { file: None } => {
+            show(out, json, "rules", &settings("the rules for VMs were not shown")?.rules)
+        }
+        ClusterCommand::VmRules { file: Some(file) } => {
+            let change = |rules: VmRules| {
+                rules.check().map_err(|why| why.to_string())?;
+                Ok(SettingsChange::SetRules(Box::new(rules)))
+            };
+            take(out, json, "vm-rules", &file, change).await
         }
         ClusterCommand::Set { setting } => {
             let what = format!("{setting} was not set");
@@ -105,13 +103,42 @@ pub async fn run(out: &mut Out, json: bool, command: ClusterCommand) -> Result<(
     }
 }
 
-fn guest_policy(file: &Path) -> Result<GuestSettings, String> {
+/// The document of this host's cluster.
+fn settings(what: &str) -> Result<ClusterSettings, Trouble> {
+    need_root(what)?;
+    let fails = |why: String| Trouble::new(FAILED, what, why, "mainstay cluster init or join makes this host a member");
+    let cluster = Cluster::load(&own(what)?.paths.state).map_err(|why| fails(why.to_string()))?;
+    Ok(cluster.ok_or_else(|| fails("this host is no member of a cluster".into()))?.settings)
+}
+
+/// Shows a part of it, as it is read.
+fn show(out: &mut Out, json: bool, key: &str, part: &impl Serialize) -> Result<(), Trouble> {
+    if json {
+        return Ok(out.json(&json!({ "schema": VIEW_SCHEMA, key: part }))?);
+    }
+    let text = toml::to_string(part).expect("settings that were read can be written");
+    Ok(out.line(text.trim_end())?)
+}
+
+/// Gives a part of it, read from a file, to the master.
+async fn take<P: DeserializeOwned>(
+    out: &mut Out,
+    json: bool,
+    command: &str,
+    file: &Path,
+    change: impl Fn(P) -> Result<SettingsChange, String>,
+) -> Result<(), Trouble> {
+    let what = format!("{} was not taken", file.display());
+    need_root(&what)?;
     let text =
         if file == Path::new("-") { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(file) };
-    let guests: GuestSettings =
-        toml::from_str(&text.map_err(|why| why.to_string())?).map_err(|why| why.to_string().trim_end().to_owned())?;
-    guests.check()?;
-    Ok(guests)
+    let read = |text: String| toml::from_str(&text).map_err(|why| why.to_string().trim_end().to_owned());
+    let change = text.map_err(|why| why.to_string()).and_then(read).and_then(change).map_err(|why| {
+        Trouble::new(USAGE, &what, why, &format!("mainstay cluster {command} shows the rules in use"))
+    })?;
+    let agent = agent(&what).await?;
+    let said = out.progress("changing the settings", agent.change(&change)).await.what(&what)?;
+    vm::done(out, json, command, &said)
 }
 
 async fn init(out: &mut Out, json: bool, name: &str, profile: Profile) -> Result<(), Trouble> {

@@ -12,7 +12,7 @@ use super::Bus;
 use crate::exec::doctor::Finding;
 use crate::types::failure::{Failure, FailureFile, FailureList};
 use crate::types::settings::{OnDoubt, SettingsChange};
-use crate::types::view::{ClusterView, NoteView, VmView};
+use crate::types::view::{ClusterView, NoteView, VmView, WhatIfView};
 
 /// Connecting and questions that the agent answers from memory.
 const QUESTION_TIME: Duration = Duration::from_secs(15);
@@ -53,6 +53,7 @@ trait Agent1 {
     async fn notes(&self, since_unix_ms: u64, vm: &str, host: &str) -> zbus::Result<String>;
     async fn doctor(&self) -> zbus::Result<String>;
     async fn explain(&self, vm: &str) -> zbus::Result<String>;
+    async fn what_if(&self, hosts: &[&str]) -> zbus::Result<String>;
     async fn failures(&self, vm: &str) -> zbus::Result<String>;
     async fn failure_piece(
         &self,
@@ -127,6 +128,13 @@ impl Agent {
     /// As [`AgentError`] says.
     pub async fn explain(&self, vm: &str) -> Result<VmView, AgentError> {
         parse(&within(QUESTION_TIME, self.proxy.explain(vm)).await?)
+    }
+    /// What would become of VMs if these hosts failed.
+    ///
+    /// # Errors
+    /// As [`AgentError`] says.
+    pub async fn what_if(&self, hosts: &[&str]) -> Result<WhatIfView, AgentError> {
+        parse(&within(QUESTION_TIME, self.proxy.what_if(hosts)).await?)
     }
     /// Failures of a VM that hosts have kept.
     ///

@@ -85,6 +85,14 @@ impl Agent1 {
         }
     }
 
+    /// What would become of VMs if hosts of these names failed: JSON of `WhatIfView`.
+    async fn what_if(&self, hosts: Vec<String>) -> Result<String, Failure> {
+        match self.ask(Ask::WhatIf { hosts }, ASK_TIME).await? {
+            AskReply::WhatIf(view) => json(&*view),
+            other => Err(unexpected(other)),
+        }
+    }
+
     /// Failures of a VM, by name or UUID, that hosts have kept: JSON of `FailureList`.
     async fn failures(&self, vm: String) -> Result<String, Failure> {
         let vm = self.vm(&vm).await?;
@@ -261,6 +269,7 @@ fn unexpected(reply: AskReply) -> Failure {
         | AskReply::Done(_)
         | AskReply::Failed(_)
         | AskReply::Explain(_)
+        | AskReply::WhatIf(_)
         | AskReply::Failures(_)
         | AskReply::Piece(_) => "the agent answered another question".to_owned(),
     })

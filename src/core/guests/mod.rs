@@ -62,7 +62,7 @@ pub use self::signs::Watchdog;
 pub use self::steps::Step;
 use crate::core::note::Note;
 use crate::types::failure::Class;
-use crate::types::guests::{Answer, GuestMemory, GuestRequest, GuestSettings, GuestWord, Remedy, Remembered};
+use crate::types::guests::{Answer, GuestMemory, GuestRequest, GuestSettings, GuestWord, Inside, Remedy, Remembered};
 use crate::types::{DatastoreId, HostId, Ticket, Time, VmId};
 
 /// Answers that are remembered for each VM.
@@ -184,6 +184,8 @@ pub enum GuestAct {
         /// A picture is read if it is this one.
         read: Option<Mark>,
     },
+    /// How far a VM of this host is inside has changed.
+    Inside(VmId, Inside),
     /// Tell a host, which may be this one.
     Tell(HostId, GuestWord),
     /// Tell the master, which may be this host.
@@ -220,6 +222,8 @@ struct Guest {
     counts: Counts,
     history: History,
     watch: Watch,
+    /// What the core was told of it.
+    inside: Inside,
     screen: Screen,
     signs: Signs,
     program: Option<Program>,
@@ -424,6 +428,16 @@ impl Guests {
         if before.is_some() && self.vms.get(&vm).is_some_and(|guest| guest.boot != before) {
             self.booted(now, vm);
         }
+        self.tell_inside(vm);
+    }
+
+    /// Tells the core how far it is, when that has changed.
+    fn tell_inside(&mut self, vm: VmId) {
+        let Some(guest) = self.vms.get_mut(&vm) else { return };
+        let inside = guest.watch.inside;
+        if std::mem::replace(&mut guest.inside, inside) != inside {
+            self.act(GuestAct::Inside(vm, inside));
+        }
     }
 
     /// What was asked of it here is void; what it has said is answered where it runs next.
@@ -435,6 +449,7 @@ impl Guests {
             guest.screen.ended();
             guest.recent.boots();
         }
+        self.tell_inside(vm);
         self.runs_no_more(now, vm);
     }
 

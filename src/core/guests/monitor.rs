@@ -24,7 +24,7 @@ use mainstay_guest::message::{Application, Beat};
 use super::{GuestAct, Guests};
 use crate::core::guests::remedies::Cause;
 use crate::core::note::Note;
-use crate::types::guests::{Remedy, Watchfulness};
+use crate::types::guests::{Inside, Remedy, Watchfulness};
 use crate::types::{DatastoreId, Time, VmId};
 
 /// A beat that is later than this is missed.
@@ -80,6 +80,8 @@ pub(super) struct Watch {
     ended: Option<[u8; 16]>,
     beat: Time,
     application: Application,
+    /// How far it is.
+    pub(super) inside: Inside,
     /// Silence before this is not the guest's.
     excused: Time,
     seen: Option<Seen>,
@@ -112,6 +114,8 @@ impl Watch {
         let uptime = Duration::from_secs(beat.uptime_s);
         self.boot = Some(beat.boot);
         (self.known, self.beat, self.application) = (true, now, beat.application);
+        // Never less within a boot: who starts after it waits for the first time, and a guest that changes its word costs nothing.
+        self.inside = self.inside.max(if beat.ready { Inside::Ready } else { Inside::Heard });
         self.booted = Time::ZERO + now.since(Time::ZERO).saturating_sub(uptime);
         if self.application != Application::Silent {
             (self.seen, self.told, self.settled) = (None, false, false);
@@ -121,7 +125,7 @@ impl Watch {
     /// It is started anew; its agent is expected again.
     pub(super) fn boots(&mut self, now: Time) {
         (self.ended, self.booted, self.application) = (self.boot.take(), now, Application::Unwatched);
-        (self.told, self.settled) = (false, false);
+        (self.told, self.settled, self.inside) = (false, false, Inside::Silent);
         self.excuse(now);
     }
 

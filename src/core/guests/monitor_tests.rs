@@ -105,7 +105,7 @@ impl Story {
                     self.step(second, GuestEvent::Glimpsed { vm, glimpse: None, unwell: Vec::new() });
                 }
                 GuestAct::Say(..) | GuestAct::Tell(..) | GuestAct::TellMaster(_) | GuestAct::Outcome(..) => {}
-                GuestAct::TellOthers(_) | GuestAct::Save(..) | GuestAct::Run { .. } => {}
+                GuestAct::TellOthers(_) | GuestAct::Save(..) | GuestAct::Inside(..) | GuestAct::Run { .. } => {}
             }
         }
     }

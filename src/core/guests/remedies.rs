@@ -286,6 +286,7 @@ impl Guests {
             }
         };
         let ids: Vec<ReportId> = wanted.causes.iter().filter_map(|cause| cause.id()).collect();
+        self.tell_inside(vm);
         self.remember(now, vm, &ids, &answer);
         self.tell(vm, &wanted.causes, &answer);
         let afterwards = self.vms.get_mut(&vm).map(|guest| std::mem::take(&mut guest.history.afterwards));

@@ -112,7 +112,7 @@ impl Story {
                 }
                 GuestAct::Note(note) => self.told.push(format!("{} {}", self.now / 10, note.text)),
                 GuestAct::Say(..) | GuestAct::Tell(..) | GuestAct::TellMaster(_) | GuestAct::Outcome(..) => {}
-                GuestAct::TellOthers(_) | GuestAct::Save(..) | GuestAct::Run { .. } => {}
+                GuestAct::TellOthers(_) | GuestAct::Save(..) | GuestAct::Run { .. } | GuestAct::Inside(..) => {}
             }
         }
     }

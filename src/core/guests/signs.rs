@@ -118,6 +118,7 @@ impl Guests {
     /// Its machine was reset: by itself, or by a remedy.
     pub(super) fn rebooted(&mut self, now: Time, vm: VmId) {
         self.watch(vm, |watch| watch.boots(now));
+        self.tell_inside(vm);
         if let Some(guest) = self.vms.get_mut(&vm) {
             guest.screen.changes(now);
         }

@@ -76,6 +76,7 @@ impl Story {
                     GuestAct::Save(number, _) => events.push(GuestEvent::Saved(number)),
                     GuestAct::TellOthers(_) => all.push("others are told".to_owned()),
                     GuestAct::Say(..)
+                    | GuestAct::Inside(..)
                     | GuestAct::Sample(_)
                     | GuestAct::Glance { .. }
                     | GuestAct::Run { .. }

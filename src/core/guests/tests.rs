@@ -97,6 +97,7 @@ fn told(acts: Vec<GuestAct>) -> Vec<String> {
         }
         GuestAct::Note(note) if note.kind == "guest-needs-attention" => Some("needs attention".to_owned()),
         GuestAct::Note(_)
+        | GuestAct::Inside(..)
         | GuestAct::Sample(_)
         | GuestAct::Glance { .. }
         | GuestAct::Keep { .. }

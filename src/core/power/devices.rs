@@ -117,6 +117,7 @@ pub(in crate::core) fn change(settings: &mut ClusterSettings, change: SettingsCh
         | SettingsChange::SetApdAfter(_)
         | SettingsChange::SetForeignMigration(_)
         | SettingsChange::SetGuests(_)
+        | SettingsChange::SetRules(_)
         | SettingsChange::AcceptDatastore { .. } => return None,
     })
 }

@@ -253,15 +253,18 @@ fn helper(uri: String) -> Work<Help> {
     Box::new(move |order, within| help::help(&uri, &mut session, order, within))
 }
 
-/// Memory and CPUs of this host. What cannot be read is zero: nothing is placed on a host that does not know itself.
+/// Memory and CPUs of this host, whose QEMUs are these. What cannot be read is zero: nothing is placed on a host that does not know
+/// itself.
 #[must_use]
-pub fn capacity() -> HostCapacity {
+pub fn capacity(qemus: impl IntoIterator<Item = u32>) -> HostCapacity {
+    let resident = |pid| kib(&std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default(), "VmRSS:");
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
     let cpus = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN).ok().flatten().unwrap_or(0);
     HostCapacity {
         free_kib: kib(&memory, "MemAvailable:"),
         total_kib: kib(&memory, "MemTotal:"),
         cpus: u32::try_from(cpus).unwrap_or(0),
+        resident_kib: qemus.into_iter().map(resident).sum(),
     }
 }
 
@@ -276,7 +279,8 @@ mod tests {
 
     #[test]
     fn capacity_is_known() {
-        let capacity = capacity();
+        let capacity = capacity([std::process::id()]);
+        assert!(0 < capacity.resident_kib, "{capacity:?}");
         assert!(0 < capacity.cpus && 0 < capacity.free_kib && capacity.free_kib <= capacity.total_kib, "{capacity:?}");
         let table = [("MemTotal:       2048 kB\n", 2048), ("MemTotal:", 0), ("", 0), ("MemTotal: x kB", 0)];
         for (text, expected) in table {

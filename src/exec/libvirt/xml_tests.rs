@@ -97,6 +97,7 @@ fn settings() -> ClusterSettings {
         power: PowerSettings::default(),
         foreign_migration: Default::default(),
         guests: Default::default(),
+        rules: Default::default(),
     }
 }
 

@@ -1,0 +1,162 @@
+//! Questions about failures that have not happened: what if these hosts failed, and may one more VM start?
+//!
+//! ```text
+//!   what-if a b ──────────────► the cluster as it is, without a and b ─► plan ─► schedule ─► who runs where, when; who does not
+//!   a person starts v on h ───► the same with v on h, for each failure that the policy wants to survive ─► yes, or no and why
+//! ```
+//!
+//! Admission control is asked for starts by people only, and by the master only: a failover is what the room was kept for, and a host
+//! that has no master starts what people want.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::Core;
+use super::cx::Cx;
+use super::event::AskId;
+use super::placement::foresight::{House, Live, TooMuch, schedule};
+use super::placement::rules::Meaning;
+use super::placement::search::plan;
+use super::placement::site::Size;
+use super::placement::{Bars, Need};
+use crate::types::control::{Denial, Reply, Takes};
+use crate::types::rules::Admission;
+use crate::types::view::{VIEW_SCHEMA, WhatIfView, WhatIfVm};
+use crate::types::{Claim, HostId, Time, VmId};
+
+/// What a start takes where none was measured yet.
+const START: Duration = Duration::from_secs(1);
+/// Names in one refusal.
+const NAMED: usize = 3;
+
+impl Core {
+    pub(super) fn what_if_asked(&self, cx: &mut Cx, ask: AskId, hosts: &[String]) {
+        let reply = self.what_if(hosts, cx.now).map_or_else(Reply::Denied, |view| Reply::WhatIf(Box::new(view)));
+        cx.answer(ask, reply);
+    }
+
+    /// What would become of VMs if hosts of these names failed.
+    ///
+    /// # Errors
+    /// A name that no host has.
+    pub fn what_if(&self, names: &[String], now: Time) -> Result<WhatIfView, Denial> {
+        let mut lost = BTreeSet::new();
+        for name in names {
+            let member = self.settings.members.iter().find(|member| member.name == *name);
+            let unknown = || Denial::Contradiction(format!("no host is named {name}; 'mainstay host list' shows them"));
+            lost.insert(member.ok_or_else(unknown)?.host);
+        }
+        let meaning = self.meaning();
+        let live = self.live(&meaning, now);
+        let (site, asks) = live.without(&lost);
+        let plan = plan(&site, &asks);
+        let places: Vec<Option<HostId>> = (0..asks.len()).map(|n| plan.host(n)).collect();
+        let over = super::timing::window(self.settings.timing.lease, false);
+        let start = self.start_took.unwrap_or(START);
+        let runs = schedule(&asks, &places, &meaning.order, start, self.settings.rules.limits.starts_per_host);
+        let mut vms: Vec<WhatIfVm> = Vec::new();
+        for (n, ask) in asks.iter().enumerate() {
+            let why = plan.why_nowhere(n);
+            let why = why.iter().map(|(host, why)| format!("{} {why}", self.name_of(*host))).collect::<Vec<_>>();
+            let after = meaning.order.waits_for(ask.vm).iter().map(|one| self.vm_name(one.after));
+            vms.push(WhatIfVm {
+                name: self.vm_name(ask.vm),
+                priority: ask.priority.name().to_owned(),
+                from: ask.from.map(|host| self.name_of(host)).unwrap_or_default(),
+                to: places[n].map(|host| self.name_of(host)),
+                runs_s: runs[n].map(|after| (over + after).as_secs_f64()),
+                after: after.collect(),
+                why: places[n].is_none().then(|| why.join("; ")),
+            });
+        }
+        vms.sort_by(|one, other| {
+            let key = |vm: &WhatIfVm| vm.runs_s.unwrap_or(f64::INFINITY);
+            key(one).total_cmp(&key(other)).then_with(|| one.name.cmp(&other.name))
+        });
+        let hosts = lost.iter().map(|host| self.name_of(*host)).collect();
+        let (over_s, start_s) = (over.as_secs_f64(), start.as_secs_f64());
+        Ok(WhatIfView { schema: VIEW_SCHEMA, hosts, over_s, start_s, measured: self.start_took.is_some(), vms })
+    }
+
+    /// The cluster as it is: hosts that can take VMs, and those that run there.
+    fn live(&self, meaning: &Meaning, now: Time) -> Live {
+        let site = self.site(meaning, &BTreeSet::new());
+        let mut bars = Bars::new(self, meaning, now);
+        let houses = site.rooms.into_iter().filter(|room| self.is_heard(room.host, now)).map(|mut room| {
+            let runs = std::mem::take(&mut room.runs);
+            let vms = runs.into_iter().map(|id| bars.ask(id, &self.need_of(id), None, None)).collect();
+            House { room, vms }
+        });
+        Live { houses: houses.collect(), affinities: site.affinities }
+    }
+
+    /// What a VM needs, as far as it is known here.
+    pub(super) fn need_of(&self, id: VmId) -> Need {
+        let Some(vm) = self.vms.get(&id) else { return Need::default() };
+        match &vm.record {
+            Some(Ok(record)) => Need::of(record),
+            Some(Err(_)) | None => Need {
+                datastores: vm.claim.iter().map(Claim::next_home).collect(),
+                memory_kib: vm.memory_kib(),
+                vcpus: vm.vcpus(),
+            },
+        }
+    }
+
+    /// Why the policy is against one more VM on a host.
+    pub(super) fn not_admitted(&self, on: HostId, id: VmId, takes: Takes, now: Time) -> Option<Denial> {
+        let refused = |why: String| {
+            let text = format!("admission control: {why}; 'mainstay cluster vm-rules' shows the policy");
+            Some(Denial::NotAllowed(text))
+        };
+        match &self.settings.rules.admission {
+            Admission::Off => None,
+            Admission::Dedicated(hosts) => {
+                let name = self.name_of(on);
+                let others = self.settings.members.iter().filter(|member| member.host != on);
+                let failed = others.map(|member| member.host).any(|host| !self.is_heard(host, now));
+                let kept = !failed && hosts.iter().any(|glob| glob.fits(&name));
+                if kept { refused(format!("{name} is kept free for the failure of another host")) } else { None }
+            }
+            Admission::HostFailures(count) => {
+                let too_much = self.with(on, id, takes, now).survives(*count as usize).err()?;
+                refused(self.too_much_text(&too_much))
+            }
+            Admission::Percent(percent) => {
+                let live = self.with(on, id, takes, now);
+                let sum = |part: fn(&House) -> u64| live.houses.iter().map(part).sum::<u64>();
+                let free = sum(|house| house.room.free.memory_kib);
+                let total = sum(|house| house.room.total.memory_kib);
+                let left = free * 100 / total.max(1);
+                if left < u64::from(*percent) {
+                    return refused(format!("{left} % of the memory would be free, and {percent} % have to be"));
+                }
+                None
+            }
+        }
+    }
+
+    /// The cluster with one more VM on a host.
+    fn with(&self, on: HostId, id: VmId, takes: Takes, now: Time) -> Live {
+        let meaning = self.meaning();
+        let mut live = self.live(&meaning, now);
+        live.houses.iter_mut().for_each(|house| house.vms.retain(|ask| ask.vm != id));
+        let need = Need { memory_kib: takes.memory_kib, vcpus: takes.vcpus, ..self.need_of(id) };
+        let ask = Bars::new(self, &meaning, now).ask(id, &need, None, None);
+        if let Some(house) = live.houses.iter_mut().find(|house| house.room.host == on) {
+            let size: Size = ask.size;
+            house.room.free = house.room.free.minus(size);
+            house.vms.push(ask);
+        }
+        live
+    }
+
+    fn too_much_text(&self, TooMuch { hosts, vms }: &TooMuch) -> String {
+        let hosts: Vec<String> = hosts.iter().map(|host| self.name_of(*host)).collect();
+        let mut names: Vec<String> = vms.iter().map(|vm| self.vm_name(*vm)).collect();
+        let more = names.len().saturating_sub(NAMED);
+        names.truncate(NAMED);
+        let more = if more == 0 { String::new() } else { format!(" and {more} more") };
+        format!("if {} failed then, there would be no place for {}{more}", hosts.join(" and "), names.join(", "))
+    }
+}

@@ -1,0 +1,125 @@
+//! The restart list: VMs whose claims are over get their places together, and start one after the other.
+//!
+//! ```text
+//!   over, and those that only lack a proof ─► plan: who goes where ─► by priority, then who waits for whom, then size:
+//!                                                │ nowhere                │ those it waits for are ready?
+//!                                                ▼                        │ its host and its datastore have a turn for it?
+//!                                              waits for a place          ▼ no: waits, says for what    yes: ordered
+//! ```
+//!
+//! Whoever only lacks a proof is in the plan so that others leave it its room. Who waits for a turn is looked at as soon as a start has
+//! ended; nothing here is decided for good: a plan is made anew with each look.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Core;
+use super::cx::{Cx, Timer};
+use super::failover::{Candidate, FAILED_TIME};
+use super::placement::Bars;
+use super::placement::rules::Meaning;
+use super::placement::search::{Plan, plan};
+use crate::types::rules::Priority;
+use crate::types::{DatastoreId, HostId, VmId};
+
+/// Starts under way.
+#[derive(Default)]
+struct Turns {
+    hosts: BTreeMap<HostId, u32>,
+    datastores: BTreeMap<DatastoreId, u32>,
+}
+
+impl Core {
+    pub(super) fn restart(&mut self, cx: &mut Cx, candidates: &[Candidate]) {
+        let meaning = self.meaning();
+        self.follow_dependencies(&meaning.order, cx.now);
+        if candidates.iter().all(|candidate| candidate.over.is_none()) {
+            return;
+        }
+        let (never, candidates): (Vec<&Candidate>, Vec<&Candidate>) =
+            candidates.iter().partition(|candidate| meaning.priority(candidate.id) == Priority::Never);
+        for candidate in never {
+            self.vm(candidate.id).waits = Some("a person: by its priority, never, it is not restarted".to_owned());
+        }
+        for candidate in &candidates {
+            self.vm(candidate.id).failed.retain(|_, (at, _)| cx.now.since(*at) < FAILED_TIME);
+        }
+        let asking: BTreeSet<VmId> = candidates.iter().map(|candidate| candidate.id).collect();
+        let site = self.site(&meaning, &asking);
+        let mut bars = Bars::new(self, &meaning, cx.now);
+        let ask = |candidate: &&Candidate| {
+            let from = candidate.claim.owner().map(|owner| owner.host);
+            let tied = candidate.over.and_then(|(_, tied)| tied);
+            bars.ask(candidate.id, &self.need_of(candidate.id), from, tied)
+        };
+        let asks: Vec<_> = candidates.iter().map(ask).collect();
+        let plan = plan(&site, &asks);
+        let mut order: Vec<usize> = (0..asks.len()).collect();
+        order.sort_by_cached_key(|n| {
+            let ask = &asks[*n];
+            (ask.priority, meaning.order.depth(ask.vm), Reverse(ask.size.memory_kib), ask.vm)
+        });
+        let mut turns = self.turns();
+        for n in order {
+            self.restart_one(cx, candidates[n], (&plan, n), &meaning, &mut turns);
+        }
+    }
+
+    fn restart_one(
+        &mut self,
+        cx: &mut Cx,
+        candidate: &Candidate,
+        (plan, n): (&Plan<'_>, usize),
+        meaning: &Meaning,
+        turns: &mut Turns,
+    ) {
+        let Some((proof, _)) = candidate.over else { return };
+        let id = candidate.id;
+        let Some(host) = plan.host(n) else {
+            let why = plan.why_nowhere(n);
+            let why: Vec<String> = why.iter().map(|(host, why)| format!("{} {why}", self.name_of(*host))).collect();
+            return self.waits(cx, id, format!("a place: {}", why.join("; ")));
+        };
+        if let Some(what) = self.held_up(cx, id, &meaning.order) {
+            self.vm(id).waits = Some(what);
+            return;
+        }
+        if let Some(what) = self.not_its_turn(host, candidate.claim.next_home(), turns) {
+            self.vm(id).waits = Some(what);
+            return cx.set(Timer::Place(id), cx.now + self.settings.timing.beat);
+        }
+        turns.take(host, candidate.claim.next_home());
+        self.order(cx, id, candidate.claim.clone(), proof, host);
+    }
+
+    /// Starts under way that are known here.
+    fn turns(&self) -> Turns {
+        let mut turns = Turns::default();
+        for vm in self.vms.values() {
+            let starts = vm.attempt.as_ref().is_some_and(super::attempt::Attempt::starts);
+            let host = vm.placing.as_ref().map(|placing| placing.host).or(starts.then_some(self.me.host));
+            if let (Some(host), Some(claim)) = (host, &vm.claim) {
+                turns.take(host, claim.next_home());
+            }
+        }
+        turns
+    }
+
+    fn not_its_turn(&self, host: HostId, datastore: DatastoreId, turns: &Turns) -> Option<String> {
+        let limits = &self.settings.rules.limits;
+        let of = |count: Option<&u32>, most: u32| count.copied().unwrap_or_default() >= most;
+        if of(turns.hosts.get(&host), limits.starts_per_host) {
+            return Some(format!("its turn: {} starts at once on {}", limits.starts_per_host, self.name_of(host)));
+        }
+        let full = of(turns.datastores.get(&datastore), limits.starts_per_datastore);
+        let name = || self.store_name(datastore);
+        full.then(|| format!("its turn: {} starts at once from {}", limits.starts_per_datastore, name()))
+    }
+}
+
+impl Turns {
+    fn take(&mut self, host: HostId, datastore: DatastoreId) {
+        *self.hosts.entry(host).or_default() += 1;
+        *self.datastores.entry(datastore).or_default() += 1;
+    }
+}

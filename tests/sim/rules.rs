@@ -1,0 +1,83 @@
+//! The cluster's rules, in words: `rule app* after db ready agent delay 5s within 20s`, `rule apart dns1 dns2 must`, …
+//!
+//! ```text
+//!   priority P of VMS       VMS after VMS [ready started|agent|application] [delay T] [within T]
+//!   together|apart VMS must|should                VMS only|not on HOSTS must|should
+//!   survive N failures    keep N percent    dedicate HOSTS
+//!   at most N starts on a host|from a datastore   at most N vcpus on a cpu
+//! ```
+
+use mainstay::types::guests::Glob;
+use mainstay::types::rules::{
+    Admission, AffinityRule, DependencyRule, Force, HostRule, Priority, PriorityRule, Ready, Tie, VmRules, Where,
+};
+
+use super::scenario::span;
+
+fn globs(names: &[&str]) -> Vec<Glob> {
+    names.iter().map(|name| Glob::new(name).expect("a pattern")).collect()
+}
+
+fn force(word: &str) -> Force {
+    match word {
+        "must" => Force::Must,
+        "should" => Force::Should,
+        other => panic!("must or should, not {other}"),
+    }
+}
+
+fn seconds(text: &str) -> u32 {
+    span(text).as_secs().try_into().expect("a short time")
+}
+
+/// One more.
+pub fn add(rules: &mut VmRules, words: &[&str]) {
+    match words {
+        ["priority", priority, "of", vms @ ..] => {
+            let priority = Priority::ALL.into_iter().find(|one| one.name() == *priority).expect("a priority");
+            rules.priorities.push(PriorityRule { vms: globs(vms), priority });
+        }
+        [tie @ ("together" | "apart"), vms @ .., how] => {
+            let tie = if *tie == "together" { Tie::Together } else { Tie::Apart };
+            rules.affinities.push(AffinityRule { vms: globs(vms), tie, force: force(how) });
+        }
+        ["at", "most", most, "starts", "on", "a", "host"] => rules.limits.starts_per_host = number(most),
+        ["at", "most", most, "starts", "from", "a", "datastore"] => rules.limits.starts_per_datastore = number(most),
+        ["at", "most", most, "vcpus", "on", "a", "cpu"] => rules.limits.vcpus_per_cpu = Some(number(most)),
+        ["survive", count, "failures"] => rules.admission = Admission::HostFailures(number(count)),
+        ["keep", percent, "percent"] => rules.admission = Admission::Percent(number(percent)),
+        ["dedicate", hosts @ ..] => rules.admission = Admission::Dedicated(globs(hosts)),
+        _ => either(rules, words),
+    }
+    rules.check().expect("rules that can be used");
+}
+
+fn either(rules: &mut VmRules, words: &[&str]) {
+    let is_verb = |word: &&str| ["after", "only", "not"].contains(word);
+    let at = words.iter().position(is_verb).unwrap_or_else(|| panic!("no rule: {words:?}"));
+    let (vms, rest) = (globs(&words[..at]), &words[at + 1..]);
+    if words[at] == "after" {
+        let is_more = |word: &&str| ["ready", "delay", "within"].contains(word);
+        let end = rest.iter().position(is_more).unwrap_or(rest.len());
+        let mut rule =
+            DependencyRule { vms, after: globs(&rest[..end]), ready: Ready::Started, delay_s: 0, within_s: 600 };
+        for more in rest[end..].chunks(2) {
+            match more {
+                ["ready", "started"] => rule.ready = Ready::Started,
+                ["ready", "agent"] => rule.ready = Ready::Agent,
+                ["ready", "application"] => rule.ready = Ready::Application,
+                ["delay", time] => rule.delay_s = seconds(time),
+                ["within", time] => rule.within_s = seconds(time),
+                other => panic!("no condition: {other:?}"),
+            }
+        }
+        return rules.dependencies.push(rule);
+    }
+    let ["on", hosts @ .., how] = rest else { panic!("no rule: {words:?}") };
+    let place = if words[at] == "only" { Where::Only } else { Where::Not };
+    rules.placements.push(HostRule { vms, hosts: globs(hosts), place, force: force(how) });
+}
+
+fn number(word: &str) -> u32 {
+    word.parse().expect("a number")
+}
