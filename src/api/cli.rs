@@ -20,6 +20,7 @@ mod events;
 mod failures;
 mod fence_device;
 mod lists;
+mod maintenance;
 mod member;
 mod out;
 mod status;

@@ -8,7 +8,7 @@ use super::cx::{Cx, Pending, Timer};
 use super::event::AskId;
 use super::note::Note;
 use crate::types::control::{Denial, HostReport, Reply, Request, VmCommand, VmReport};
-use crate::types::settings::{ClusterSettings, DatastoreSettings, ForeignMigration, SettingsChange};
+use crate::types::settings::{ClusterSettings, DatastoreSettings, ForeignMigration, Maintenance, SettingsChange};
 use crate::types::store::{ClaimsOf, StoreAnswer, StoreOrder};
 use crate::types::vm::{DomainAnswer, DomainOrder};
 use crate::types::{
@@ -141,6 +141,9 @@ impl Core {
                 | SettingsChange::SetForeignMigration(_)
                 | SettingsChange::SetGuests(_)
                 | SettingsChange::SetRules(_)
+                | SettingsChange::EnterMaintenance { .. }
+                | SettingsChange::LeaveMaintenance { .. }
+                | SettingsChange::EndMaintenance { .. }
                 | SettingsChange::AcceptDatastore { .. }
                 | SettingsChange::SetFenceAt(_)
                 | SettingsChange::AddFenceDevice(_)
@@ -225,6 +228,11 @@ impl Core {
                 rules.check().map_err(|why| Denial::Contradiction(why.to_string()))?;
                 Ok(settings.rules != **rules)
             }
+            SettingsChange::EnterMaintenance { host } => Ok(!self.in_maintenance(*host)),
+            SettingsChange::LeaveMaintenance { host, .. } => Ok(self.in_maintenance(*host)),
+            SettingsChange::EndMaintenance { host } => {
+                Ok(settings.maintenance.iter().any(|one| one.host == *host && one.ends))
+            }
         }
     }
 
@@ -299,6 +307,27 @@ impl Core {
             SettingsChange::SetRules(rules) => {
                 cx.note(Note::info("vm-rules", "the rules for order and places of VMs were changed"));
                 settings.rules = *rules;
+            }
+            SettingsChange::EnterMaintenance { host } => {
+                let vms = self.running_on(host);
+                let text = format!("{} is in maintenance now: {} VM(s) are moved away", self.name_of(host), vms.len());
+                cx.note(Note::info("maintenance", text));
+                settings.maintenance.retain(|one| one.host != host);
+                settings.maintenance.push(Maintenance { host, vms, ends: false });
+            }
+            SettingsChange::LeaveMaintenance { host, back } => {
+                let name = self.name_of(host);
+                cx.note(Note::info("maintenance", format!("maintenance of {name} ends")));
+                for one in settings.maintenance.iter_mut().filter(|one| one.host == host) {
+                    one.ends = true;
+                    if !back {
+                        one.vms.clear();
+                    }
+                }
+            }
+            SettingsChange::EndMaintenance { host } => {
+                cx.note(Note::info("maintenance", format!("maintenance of {} is over", self.name_of(host))));
+                settings.maintenance.retain(|one| one.host != host);
             }
             SettingsChange::AcceptDatastore { name } => {
                 // Above that of each other, too: generations of a VM whose home moved here have counted on from there.
@@ -402,7 +431,7 @@ impl Core {
     fn command_here(&mut self, cx: &mut Cx, ask: AskId, from: Option<HostId>, command: VmCommand) {
         match command {
             VmCommand::SetOnDoubt { vm, on_doubt } => self.set_on_doubt(cx, ask, from, vm, on_doubt),
-            VmCommand::Move { vm, to } => self.begin_move(cx, ask, vm, to),
+            VmCommand::Move { vm, to } => self.begin_move(cx, vec![ask], vm, to),
             VmCommand::Stop { vm, force } => self.stop(cx, ask, vm, force),
             VmCommand::Start { vm } => self.start_here(cx, ask, vm),
         }

@@ -63,6 +63,8 @@ pub enum Pending {
     Dropped(super::moving::Unheard),
     /// An order to run this VM elsewhere.
     Placed(VmId, HostId),
+    /// An order to move this VM away.
+    Evacuated(VmId),
     /// A person's request that was passed on.
     Forward(AskId),
     /// The newest claim of a VM that a person wants something of.

@@ -39,6 +39,7 @@ mod images;
 mod late;
 pub mod lease;
 mod local;
+mod maintenance;
 mod members;
 mod moving;
 pub mod note;

@@ -78,23 +78,17 @@ const CALL: Duration = Duration::from_secs(20);
 impl Core {
     // ---- source -------------------------------------------------------------------------------------------------
 
-    /// A person wants this VM, which runs here, elsewhere.
-    pub(super) fn begin_move(&mut self, cx: &mut Cx, ask: AskId, id: VmId, to: Option<HostId>) {
+    /// This VM, which runs here, is wanted elsewhere: by people who wait, or by this host itself.
+    pub(super) fn begin_move(&mut self, cx: &mut Cx, asks: Vec<AskId>, id: VmId, to: Option<HostId>) {
         match self.move_target(cx.now, id, to) {
             Ok((to, claim, record)) => {
                 let order = IncomingOrder { claim: claim.clone(), record };
                 let ticket = cx.send(to, Request::Incoming(Box::new(order)), ANSWER, Pending::Move(id));
-                self.vm(id).moving = Some(Moving {
-                    to,
-                    tenure: claim.tenure,
-                    stage: MoveStage::Asking,
-                    ticket,
-                    asks: vec![ask],
-                    since: cx.now,
-                });
+                self.vm(id).moving =
+                    Some(Moving { to, tenure: claim.tenure, stage: MoveStage::Asking, ticket, asks, since: cx.now });
                 self.tell = true;
             }
-            Err(denial) => cx.answer(ask, Reply::Denied(denial)),
+            Err(denial) => self.not_moved(cx, id, asks, &denial),
         }
     }
 
@@ -314,11 +308,18 @@ impl Core {
             self.drop_move(cx, moving.tenure, moving.to);
         }
         cx.note(Note::warning("vm-move-failed", format!("{name} was not moved: {denial}")).of(&name));
-        for ask in moving.asks {
-            cx.answer(ask, Reply::Denied(denial.clone()));
-        }
+        self.not_moved(cx, id, moving.asks, &denial);
         self.check = true;
         self.tell = true;
+    }
+
+    fn not_moved(&mut self, cx: &mut Cx, id: VmId, asks: Vec<AskId>, denial: &Denial) {
+        if asks.is_empty() {
+            self.stays(cx, id, denial.to_string());
+        }
+        for ask in asks {
+            cx.answer(ask, Reply::Denied(denial.clone()));
+        }
     }
 
     /// The guard is gone: its word about a hand-over will not come; its rows will.

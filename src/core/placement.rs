@@ -34,8 +34,10 @@ const UNKNOWN_FREE: u64 = 1 << 40;
 pub enum WhyNot {
     /// Not heard.
     Silent,
-    /// Going down or in maintenance.
+    /// Going down.
     Leaving,
+    /// People work on it.
+    Maintenance,
     /// No valid lease on a datastore that it needs.
     NoDatastore(String),
     /// libvirt does not answer there.
@@ -65,6 +67,7 @@ impl std::fmt::Display for WhyNot {
         match self {
             Self::Silent => f.write_str("not heard"),
             Self::Leaving => f.write_str("is leaving"),
+            Self::Maintenance => f.write_str("is in maintenance"),
             Self::NoDatastore(name) => write!(f, "has no lease on {name}"),
             Self::NoLibvirt => f.write_str("libvirt does not answer there"),
             Self::NoMemory { short_mib } => write!(f, "{short_mib} MiB of memory short"),
@@ -231,7 +234,7 @@ impl Core {
         if !self.live_members(now).any(|member| member.host == host) || (host == self.me.host && self.going_down) {
             return Some(WhyNot::Leaving);
         }
-        None
+        self.in_maintenance(host).then_some(WhyNot::Maintenance)
     }
 
     fn no_libvirt(&self, host: HostId) -> Option<WhyNot> {

@@ -70,6 +70,7 @@ impl Core {
             if self.is_master() {
                 self.cut_power(cx);
                 self.fail_over(cx);
+                self.planned_moves(cx);
             } else {
                 self.pass_proofs_on(cx.now);
             }
@@ -122,6 +123,7 @@ impl Core {
             (Pending::Attempt(vm), outcome) => self.attempt_done(cx, vm, ticket, outcome),
             (Pending::Move(vm), outcome) => self.move_done(cx, vm, ticket, outcome),
             (Pending::Placed(vm, host), Outcome::Reply(reply)) => self.placed_done(cx, vm, host, ticket, reply),
+            (Pending::Evacuated(vm), Outcome::Reply(reply)) => self.evacuated(cx, vm, ticket, reply),
             (Pending::Dropped(unheard), Outcome::Reply(reply)) => self.dropped_answered(cx.now, unheard, &reply),
             (Pending::Forward(ask), Outcome::Reply(reply)) => self.forwarded(cx, ask, reply),
             (Pending::Incoming(vm, ask), Outcome::Guard(result)) => self.incoming_done(cx, vm, ask, result),

@@ -98,6 +98,7 @@ impl Core {
             )
             .unwrap_or(u32::MAX),
             free_mib: capacity.map(|capacity| capacity.free_kib / 1024),
+            maintenance: self.maintenance_view(host),
             address: self.settings.member(host).map(|member| member.control.to_string()).unwrap_or_default(),
             name,
         }

@@ -13,6 +13,7 @@ use super::event::AskId;
 use super::failover::Placing;
 use super::handover::Handover;
 use super::homes::Lies;
+use super::maintenance::Evacuation;
 use super::moving::{Incoming, Moving};
 use super::note::Note;
 use crate::types::control::VmReport;
@@ -104,6 +105,10 @@ pub struct Vm {
     pub inside: Inside,
     /// As master: since when it has come so far, in this generation.
     pub far: Option<(Generation, Far)>,
+    /// As master: its host was told to move it.
+    pub evacuation: Option<Evacuation>,
+    /// As master: why it was not moved although it should be, and when that is tried again.
+    pub stays: Option<(Time, String)>,
     /// As master: since when only those that it waits for keep it from its start.
     pub held_up: Option<Time>,
     /// Its stale definition is being removed.

@@ -172,6 +172,7 @@ impl Cluster {
             foreign_migration: Default::default(),
             guests: Default::default(),
             rules: Default::default(),
+            maintenance: Vec::new(),
         };
         let cluster = Self {
             host,

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::guests::GuestSettings;
 use super::power::{FenceAt, FenceDevice, PowerSettings};
 use super::rules::VmRules;
-use super::{ClusterId, DatastoreId, HostId, HostIndex, StorageFence};
+use super::{ClusterId, DatastoreId, HostId, HostIndex, StorageFence, VmId};
 
 /// The few bases of all timing; everything else is derived in `core/timing.rs`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -210,6 +210,20 @@ pub struct ClusterSettings {
     /// Order and places of VMs, and what a start must leave possible.
     #[serde(default)]
     pub rules: VmRules,
+    /// Hosts that people work on.
+    #[serde(default)]
+    pub maintenance: Vec<Maintenance>,
+}
+
+/// A host that people work on: nothing is started there, and what runs there is moved away.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Maintenance {
+    /// Which.
+    pub host: HostId,
+    /// VMs that ran there when it began.
+    pub vms: Vec<VmId>,
+    /// It is over: these are brought back, and then this is forgotten.
+    pub ends: bool,
 }
 
 impl ClusterSettings {
@@ -263,6 +277,23 @@ pub enum SettingsChange {
     SetGuests(Box<GuestSettings>),
     /// Other rules for the order and the places of VMs.
     SetRules(Box<VmRules>),
+    /// People will work on this host.
+    EnterMaintenance {
+        /// Which.
+        host: HostId,
+    },
+    /// They have.
+    LeaveMaintenance {
+        /// Which.
+        host: HostId,
+        /// VMs that ran there before are moved back.
+        back: bool,
+    },
+    /// The master's own word: all that come back are back.
+    EndMaintenance {
+        /// Of which.
+        host: HostId,
+    },
 }
 
 /// Durations as whole milliseconds, in JSON and in messages.
@@ -313,6 +344,7 @@ mod tests {
             foreign_migration: ForeignMigration::Allow,
             guests: GuestSettings::default(),
             rules: VmRules::default(),
+            maintenance: Vec::new(),
             power: PowerSettings {
                 fence_at: FenceAt::Suspect,
                 devices: vec![FenceDevice {

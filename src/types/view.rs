@@ -58,6 +58,20 @@ pub struct HostView {
     pub free_mib: Option<u64>,
     /// Its control address.
     pub address: String,
+    /// It is in maintenance: how many VMs are still to be moved, away or back.
+    #[serde(default)]
+    pub maintenance: Option<MaintenanceView>,
+}
+
+/// A host that people work on.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct MaintenanceView {
+    /// It is over, and its VMs are moved back.
+    pub ends: bool,
+    /// VMs that are still to be moved.
+    pub left: u32,
+    /// Those that are not moved, and why: tried again.
+    pub stay: Vec<(String, String)>,
 }
 
 /// One VM.

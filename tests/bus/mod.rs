@@ -17,7 +17,9 @@ use mainstay::types::failure::{
     Class, Failure, FailureAsk, FailureFile, FailureKind, FailureList, Family, KeptFile, MemoryDump, MissingFile, Piece,
 };
 use mainstay::types::guests::Remedy;
-use mainstay::types::view::{ClusterView, DatastoreView, FenceDeviceView, HostView, NoteView, VIEW_SCHEMA, VmView};
+use mainstay::types::view::{
+    ClusterView, DatastoreView, FenceDeviceView, HostView, NoteView, VIEW_SCHEMA, VmView, WhatIfView, WhatIfVm,
+};
 use tokio::sync::{broadcast, mpsc};
 
 /// No test waits longer for anything.
@@ -208,11 +210,40 @@ fn answer(ask: &Ask, view: &ClusterView) -> Option<AskReply> {
             AskReply::Piece(Piece { bytes, total: whole.len() as u64 })
         }
         Ask::FailurePiece { ask: FailureAsk::List { .. }, .. } => return None,
+        Ask::WhatIf { hosts } if hosts == &["a"] => AskReply::WhatIf(Box::new(example_what_if())),
+        Ask::WhatIf { hosts } => {
+            AskReply::Denied(Denial::Contradiction(format!("no host is named {}", hosts.join(", "))))
+        }
         Ask::Explain { vm } => match view.vms.iter().find(|one| one.id == *vm) {
             Some(vm) => AskReply::Explain(Box::new(vm.clone())),
             None => AskReply::Denied(Denial::UnknownVm),
         },
     })
+}
+
+/// Of the failure of a.
+pub fn example_what_if() -> WhatIfView {
+    let vm = |name: &str, to: Option<&str>, runs_s, after: &[&str], why: Option<&str>| WhatIfVm {
+        name: name.into(),
+        priority: "medium".into(),
+        from: "a".into(),
+        to: to.map(Into::into),
+        runs_s,
+        after: after.iter().map(|name| (*name).to_owned()).collect(),
+        why: why.map(Into::into),
+    };
+    WhatIfView {
+        schema: VIEW_SCHEMA,
+        hosts: vec!["a".into()],
+        over_s: 5.2,
+        start_s: 0.8,
+        measured: true,
+        vms: vec![
+            vm("db", Some("b"), Some(6.0), &[], None),
+            vm("web", Some("c"), Some(6.8), &["db"], None),
+            vm("big", None, None, &[], Some("b 4096 MiB of memory short; c is in maintenance")),
+        ],
+    }
 }
 
 /// A file of each of them.
@@ -278,6 +309,7 @@ pub fn example() -> ClusterView {
         libvirt: age.map(|_| true),
         vms: 2,
         free_mib: age.map(|_| 48_200),
+        maintenance: None,
         address: format!("192.0.2.1{number}:7784"),
     };
     let vm = |number: u128, name: &str, state: &str, host: Option<&str>, why: Option<&str>| VmView {

@@ -6,7 +6,7 @@ use mainstay::core::event::Event;
 use mainstay::core::health::Loss;
 use mainstay::types::control::VmCommand;
 use mainstay::types::guests::Inside;
-use mainstay::types::settings::OnDoubt;
+use mainstay::types::settings::{OnDoubt, SettingsChange};
 use mainstay::types::{DatastoreId, VmId};
 
 use super::faults::{Sick, Weather};
@@ -259,6 +259,14 @@ impl World {
             }
             ["stop", vm, "at", host] => {
                 self.command(self.named(host), what, VmCommand::Stop { vm: self.named_vm(vm), force: false });
+            }
+            ["maintenance", "of", host, "begins", "at", at] => {
+                let host = self.hosts[self.named(host)].id;
+                self.change(self.named(at), what, SettingsChange::EnterMaintenance { host });
+            }
+            ["maintenance", "of", host, "ends", "at", at] => {
+                let host = self.hosts[self.named(host)].id;
+                self.change(self.named(at), what, SettingsChange::LeaveMaintenance { host, back: true });
             }
             ["what", "if", hosts @ .., "fail"] => self.what_if(hosts),
             ["guest", vm, "is", how] => {

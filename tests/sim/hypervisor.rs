@@ -262,7 +262,10 @@ impl World {
             }),
             DomainOrder::Destroy { vm } => self.after(gate, delay, move |world| world.destroy(h, vm, then)),
             DomainOrder::Reset { .. } => self.after(gate, delay, move |world| then(world, Ok(()))),
-            DomainOrder::Migrate { vm, uri, .. } => self.migrate(h, vm, &uri, then),
+            DomainOrder::Migrate { vm, uri, .. } => {
+                self.touch(vm); // By a person, or for the maintenance of its host.
+                self.migrate(h, vm, &uri, then);
+            }
             DomainOrder::AbortJob { vm } => self.after(gate, delay, move |world| {
                 world.abort_migration(h, vm);
                 then(world, Ok(()));

@@ -80,11 +80,16 @@ impl World {
 
     /// `mainstay datastore accept NAME` on a host.
     pub fn accept_datastore(&mut self, h: H, name: &str) {
+        let what = format!("datastore accept {name}");
+        self.change(h, &what, SettingsChange::AcceptDatastore { name: name.to_owned() });
+    }
+
+    /// A person changes the settings, through this host.
+    pub fn change(&mut self, h: H, what: &str, change: SettingsChange) {
         if self.hosts[h].agent.is_none() {
             return;
         }
-        let what = format!("datastore accept {name}");
-        let change = SettingsChange::AcceptDatastore { name: name.to_owned() };
+        let what = what.to_owned();
         let ask = self.wait(Waiter::Person { at: h, what });
         let request = Box::new(Request::Change(Box::new(change)));
         self.agent_event(h, Event::Asked { ask, from: None, request });

@@ -263,6 +263,7 @@ impl World {
             foreign_migration: setup.foreign_migration,
             guests: Default::default(),
             rules: setup.rules.clone(),
+            maintenance: Vec::new(),
         };
         let stores = settings.datastores.iter().map(|d| (d.id, Datastore::new(&settings, d.id, setup.locks)));
         let mut world = Self {

@@ -85,6 +85,35 @@ pub enum HostCommand {
     /// Power switches of hosts: how a silent host is switched off for certain.
     #[command(subcommand)]
     FenceDevice(FenceDeviceCommand),
+    /// Work on a host: its VMs are moved away, and back afterwards. Needs root.
+    #[command(subcommand)]
+    Maintenance(MaintenanceCommand),
+}
+
+/// `mainstay host maintenance …`
+#[derive(Subcommand, Debug)]
+pub enum MaintenanceCommand {
+    /// Nothing is started there any more, and all that is protected is moved to other hosts, two at a time. Waits for that.
+    ///
+    /// Power cycles do not end it. VMs that cannot be moved are named with the reason, and tried again every half minute.
+    Enter {
+        /// Name or id.
+        host: String,
+        /// Do not wait.
+        #[arg(long)]
+        no_wait: bool,
+    },
+    /// It takes VMs again, and those that ran there before are moved back, as far as they still run.
+    Leave {
+        /// Name or id.
+        host: String,
+        /// Leave them where they are.
+        #[arg(long)]
+        stay: bool,
+        /// Do not wait.
+        #[arg(long)]
+        no_wait: bool,
+    },
 }
 
 /// `mainstay host fence-device …`

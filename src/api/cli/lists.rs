@@ -7,11 +7,12 @@ use super::out::{Out, Tone, Word};
 use super::status::view;
 use super::trouble::{Trouble, What};
 use crate::api::dbus::resolve;
-use crate::types::view::{DatastoreView, HostView, VIEW_SCHEMA, VmView};
+use crate::types::view::{DatastoreView, HostView, MaintenanceView, VIEW_SCHEMA, VmView};
 
 /// `mainstay host list|show`.
 pub async fn hosts(out: &mut Out, json: bool, command: HostCommand) -> Result<(), Trouble> {
     match command {
+        HostCommand::Maintenance(command) => super::maintenance::run(out, json, command).await,
         HostCommand::FenceDevice(command) => super::fence_device::run(out, json, command).await,
         HostCommand::List => {
             let (_, view) = view("hosts were not listed").await?;
@@ -38,7 +39,10 @@ pub fn host_table(out: &Out, hosts: &[HostView]) -> String {
         vec![
             Word::name(&host.name),
             Word::plain(&host.role),
-            Word::new(&host.verdict, verdict(&host.verdict)),
+            match host.maintenance {
+                Some(_) => Word::new(format!("{}, maintenance", host.verdict), Tone::Doubtful),
+                None => Word::new(&host.verdict, verdict(&host.verdict)),
+            },
             Word::plain(host.beat_age_ms.map_or("-".into(), age)),
             libvirt(host.libvirt),
             Word::plain(host.vms.to_string()),
@@ -56,11 +60,19 @@ fn host_fields(out: &Out, host: &HostView) -> String {
         ("Role", Word::plain(&host.role)),
         ("Verdict", Word::new(&host.verdict, verdict(&host.verdict))),
         ("Evidence", Word::plain(&host.evidence)),
+        ("Maintenance", Word::new(host.maintenance.as_ref().map(maintenance).unwrap_or_default(), Tone::Doubtful)),
         ("Last beat", Word::plain(host.beat_age_ms.map_or("never heard".into(), |ms| format!("{} ago", age(ms))))),
         ("libvirt", libvirt(host.libvirt)),
         ("VMs", Word::plain(host.vms.to_string())),
         ("Free", Word::plain(host.free_mib.map_or("-".into(), mib))),
     ])
+}
+
+fn maintenance(view: &MaintenanceView) -> String {
+    let stay: Vec<String> = view.stay.iter().map(|(vm, why)| format!("{vm} stays: {why}")).collect();
+    let what = if view.ends { "ends" } else { "on" };
+    let left = format!("{what}; {} VM(s) to be moved {}", view.left, if view.ends { "back" } else { "away" });
+    [vec![left], stay].concat().join("; ")
 }
 
 /// One line per VM; the last column says why when something is not as it should be.

@@ -118,6 +118,9 @@ pub(in crate::core) fn change(settings: &mut ClusterSettings, change: SettingsCh
         | SettingsChange::SetForeignMigration(_)
         | SettingsChange::SetGuests(_)
         | SettingsChange::SetRules(_)
+        | SettingsChange::EnterMaintenance { .. }
+        | SettingsChange::LeaveMaintenance { .. }
+        | SettingsChange::EndMaintenance { .. }
         | SettingsChange::AcceptDatastore { .. } => return None,
     })
 }

@@ -98,6 +98,7 @@ fn settings() -> ClusterSettings {
         foreign_migration: Default::default(),
         guests: Default::default(),
         rules: Default::default(),
+        maintenance: Vec::new(),
     }
 }
 

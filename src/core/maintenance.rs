@@ -1,0 +1,195 @@
+//! Hosts that people work on: the master moves their VMs away, all placed together, a few at a time; and back afterwards.
+//!
+//! ```text
+//!   enter h ─► document: h, and who runs there ─► nothing is started on h ─► plan for all ─► MOVES at a time ─► h is empty
+//!                                                                                 │ refused, no place: told, later again
+//!   leave h ─► document: it ends ─► those who ran there are moved back, as far as they still run elsewhere ─► forgotten
+//! ```
+//!
+//! The document outlives power cycles and masters. A host that dies in maintenance is judged as ever: what still ran there is
+//! restarted elsewhere, and what was moved away is not touched.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::Core;
+use super::cx::{Cx, Pending, Timer};
+use super::note::Note;
+use super::placement::search::plan;
+use super::placement::{Bars, WhyNot};
+use crate::types::control::{Denial, Reply, Request, VmCommand};
+use crate::types::settings::{Maintenance, SettingsChange};
+use crate::types::view::MaintenanceView;
+use crate::types::vm::DomainState;
+use crate::types::{HostId, Ticket, VmId, Wanted};
+
+/// Moves away from one host, or back to it, at the same time.
+const MOVES: usize = 2;
+/// One that was not moved is tried again after this.
+const AGAIN: Duration = Duration::from_secs(30);
+/// The longest move, and its answer.
+const MOVE_TIME: Duration = Duration::from_secs(660);
+
+/// The master has told its host to move it.
+#[derive(Clone, Copy, Debug)]
+pub struct Evacuation {
+    from: HostId,
+    ticket: Ticket,
+}
+
+impl Core {
+    pub(super) fn in_maintenance(&self, host: HostId) -> bool {
+        self.settings.maintenance.iter().any(|one| one.host == host && !one.ends)
+    }
+
+    /// Who runs on a host, as far as it says so, and is protected.
+    pub(super) fn running_on(&self, host: HostId) -> Vec<VmId> {
+        let runs = |id: VmId| {
+            let state = if host == self.me.host {
+                self.libvirt.domains.get(&id).map(|domain| domain.state)
+            } else {
+                self.report_of(host, id).and_then(|report| report.domain)
+            };
+            matches!(state, Some(DomainState::Running | DomainState::Paused { .. }))
+        };
+        let here = |vm: &super::vms::Vm| {
+            let claim = vm.claim.as_ref().filter(|claim| claim.wanted == Wanted::Running);
+            claim.and_then(crate::types::Claim::owner).is_some_and(|owner| owner.host == host)
+        };
+        self.vms.iter().filter(|(id, vm)| here(vm) && runs(**id)).map(|(id, _)| *id).collect()
+    }
+
+    /// For people; the master knows who stays.
+    pub(super) fn maintenance_view(&self, host: HostId) -> Option<MaintenanceView> {
+        let one = self.settings.maintenance.iter().find(|one| one.host == host)?;
+        let left = if one.ends {
+            let away = |id: &&VmId| {
+                let owner = self.vms.get(id).and_then(|vm| vm.claim.as_ref()?.owner());
+                owner.is_some_and(|owner| owner.host != host)
+            };
+            one.vms.iter().filter(away).copied().collect()
+        } else {
+            self.running_on(host)
+        };
+        let why = |id: &VmId| Some((self.vm_name(*id), self.vms.get(id)?.stays.as_ref()?.1.clone()));
+        let stay = left.iter().filter_map(why).collect();
+        Some(MaintenanceView { ends: one.ends, left: u32::try_from(left.len()).unwrap_or(u32::MAX), stay })
+    }
+
+    /// The master: moves that the document wants.
+    pub(super) fn planned_moves(&mut self, cx: &mut Cx) {
+        for Maintenance { host, vms, ends } in self.settings.maintenance.clone() {
+            if !self.is_heard(host, cx.now) {
+                continue;
+            }
+            if ends { self.bring_back(cx, host, &vms) } else { self.move_away(cx, host) }
+        }
+    }
+
+    fn move_away(&mut self, cx: &mut Cx, host: HostId) {
+        let all = self.running_on(host);
+        let idle: Vec<VmId> = all.iter().copied().filter(|id| self.may_be_moved(cx, *id, host)).collect();
+        let mut slots = MOVES.saturating_sub(all.len() - idle.len() - self.stay(cx, &all, host));
+        if idle.is_empty() || slots == 0 {
+            return;
+        }
+        let meaning = self.meaning();
+        let site = self.site(&meaning, &idle.iter().copied().collect::<BTreeSet<VmId>>());
+        let mut bars = Bars::new(self, &meaning, cx.now);
+        let asks: Vec<_> = idle.iter().map(|id| bars.ask(*id, &self.need_of(*id), None, None)).collect();
+        let plan = plan(&site, &asks);
+        for (n, id) in idle.into_iter().enumerate() {
+            let Some(to) = plan.host(n) else {
+                let why = plan.why_nowhere(n).into_iter().filter(|(other, _)| *other != host);
+                let why: Vec<String> = why.map(|(other, why)| format!("{} {why}", self.name_of(other))).collect();
+                self.stays(cx, id, format!("no place: {}", why.join("; ")));
+                continue;
+            };
+            if 0 < slots {
+                slots -= 1;
+                self.move_there(cx, id, host, to);
+            }
+        }
+    }
+
+    fn bring_back(&mut self, cx: &mut Cx, host: HostId, vms: &[VmId]) {
+        let mut left = 0;
+        for id in vms {
+            let owner = self.vms.get(id).and_then(|vm| vm.claim.as_ref()?.owner()).map(|owner| owner.host);
+            let Some(from) = owner.filter(|from| *from != host && self.running_on(*from).contains(id)) else {
+                continue;
+            };
+            if self.vms.get(id).is_some_and(|vm| vm.stays.is_some()) {
+                continue; // It was tried once: it is well where it is.
+            }
+            left += 1;
+            if MOVES < left || !self.may_be_moved(cx, *id, from) {
+                continue;
+            }
+            match self.room_on(host, *id, &self.need_of(*id), cx.now) {
+                Ok(()) => self.move_there(cx, *id, from, host),
+                // Its agent is there, and its storage or libvirt will be.
+                Err(WhyNot::NoDatastore(_) | WhyNot::NoLibvirt | WhyNot::Silent) => {}
+                Err(why) => self.stays(cx, *id, why.to_string()),
+            }
+        }
+        if left == 0 {
+            self.carry_out(cx, SettingsChange::EndMaintenance { host });
+        }
+    }
+
+    fn may_be_moved(&mut self, cx: &mut Cx, id: VmId, from: HostId) -> bool {
+        let heard = self.is_heard(from, cx.now);
+        let Some(vm) = self.vms.get_mut(&id) else { return false };
+        if vm.evacuation.is_some_and(|evacuation| evacuation.from != from) || !heard {
+            vm.evacuation = None;
+        }
+        let waits = vm.stays.as_ref().is_some_and(|(again, _)| cx.now < *again);
+        vm.evacuation.is_none() && vm.moving.is_none() && vm.attempt.is_none() && !waits
+    }
+
+    /// How many of them were not moved, and are not tried yet again.
+    fn stay(&self, cx: &Cx, all: &[VmId], host: HostId) -> usize {
+        let waits = |id: &&VmId| {
+            let vm = self.vms.get(id);
+            let stays = vm.and_then(|vm| vm.stays.as_ref()).is_some_and(|(again, _)| cx.now < *again);
+            stays && vm.is_some_and(|vm| vm.moving.is_none() && vm.evacuation.is_none_or(|one| one.from != host))
+        };
+        all.iter().filter(waits).count()
+    }
+
+    fn move_there(&mut self, cx: &mut Cx, id: VmId, from: HostId, to: HostId) {
+        if from == self.me.host {
+            return self.begin_move(cx, Vec::new(), id, Some(to));
+        }
+        let request = Request::Vm(VmCommand::Move { vm: id, to: Some(to) });
+        let ticket = cx.send(from, request, MOVE_TIME, Pending::Evacuated(id));
+        self.vm(id).evacuation = Some(Evacuation { from, ticket });
+    }
+
+    pub(super) fn evacuated(&mut self, cx: &mut Cx, id: VmId, ticket: Ticket, reply: Result<Reply, String>) {
+        if self.vms.get(&id).and_then(|vm| vm.evacuation).is_none_or(|evacuation| evacuation.ticket != ticket) {
+            return;
+        }
+        self.vm(id).evacuation = None;
+        match reply {
+            Ok(Reply::Denied(Denial::NotHere | Denial::UnknownVm)) => {} // It has gone meanwhile.
+            Ok(Reply::Denied(denial)) => self.stays(cx, id, denial.to_string()),
+            Ok(_) => self.vm(id).stays = None,
+            Err(why) => self.stays(cx, id, why),
+        }
+        self.look = true;
+    }
+
+    /// It was not moved: told once, and tried later again.
+    pub(super) fn stays(&mut self, cx: &mut Cx, id: VmId, why: String) {
+        let again = cx.now + AGAIN;
+        cx.set(Timer::Place(id), again);
+        let before = self.vm(id).stays.replace((again, why.clone()));
+        if before.is_none_or(|(_, before)| before != why) {
+            let name = self.vm_name(id);
+            cx.note(Note::warning("vm-not-moved", format!("{name} is not moved: {why}")).of(&name));
+        }
+        self.look = true;
+    }
+}
