@@ -36,6 +36,7 @@ fn settings() -> ClusterSettings {
         name: format!("h{index}"),
         control: ([10, 0, 0, index], 7784).into(),
         migration_uri: String::new(),
+        released: 0,
     });
     ClusterSettings {
         schema: 1,

@@ -8,7 +8,9 @@ use super::cx::{Cx, Pending, Timer};
 use super::event::AskId;
 use super::note::Note;
 use crate::types::control::{Denial, HostReport, Reply, Request, VmCommand, VmReport};
-use crate::types::settings::{ClusterSettings, DatastoreSettings, ForeignMigration, Maintenance, SettingsChange};
+use crate::types::settings::{
+    ClusterSettings, DatastoreSettings, ForeignMigration, Maintenance, MemberSettings, SettingsChange,
+};
 use crate::types::store::{ClaimsOf, StoreAnswer, StoreOrder};
 use crate::types::vm::{DomainAnswer, DomainOrder};
 use crate::types::{
@@ -144,6 +146,7 @@ impl Core {
                 | SettingsChange::EnterMaintenance { .. }
                 | SettingsChange::LeaveMaintenance { .. }
                 | SettingsChange::EndMaintenance { .. }
+                | SettingsChange::ReleaseHost { .. }
                 | SettingsChange::AcceptDatastore { .. }
                 | SettingsChange::SetFenceAt(_)
                 | SettingsChange::AddFenceDevice(_)
@@ -230,6 +233,9 @@ impl Core {
             }
             SettingsChange::EnterMaintenance { host } => Ok(!self.in_maintenance(*host)),
             SettingsChange::LeaveMaintenance { host, .. } => Ok(self.in_maintenance(*host)),
+            SettingsChange::ReleaseHost { host } => {
+                Ok(self.peers.get(host).is_some_and(|peer| peer.steady.is_quarantined()))
+            }
             SettingsChange::EndMaintenance { host } => {
                 Ok(settings.maintenance.iter().any(|one| one.host == *host && one.ends))
             }
@@ -325,6 +331,11 @@ impl Core {
                     }
                 }
             }
+            SettingsChange::ReleaseHost { host } => {
+                for member in settings.members.iter_mut().filter(|member| member.host == host) {
+                    member.released += 1;
+                }
+            }
             SettingsChange::EndMaintenance { host } => {
                 cx.note(Note::info("maintenance", format!("maintenance of {} is over", self.name_of(host))));
                 settings.maintenance.retain(|one| one.host != host);
@@ -364,6 +375,14 @@ impl Core {
         };
         let accepted: Vec<_> = self.settings.datastores.iter().filter(risen).map(|datastore| datastore.id).collect();
         accepted.into_iter().for_each(|id| self.accepted_anew(cx, id));
+        let rose = |member: &&MemberSettings| {
+            before.member(member.host).is_some_and(|before| before.released < member.released)
+        };
+        let released: Vec<HostId> = self.settings.members.iter().filter(rose).map(|member| member.host).collect();
+        for host in released {
+            let text = format!("an operator ends the quarantine of {}", self.name_of(host));
+            self.end_quarantine(cx, host, text);
+        }
         cx.save(&self.settings);
         self.list_domains(cx); // What lies on a datastore may have changed.
         self.list_claims(cx);

@@ -35,6 +35,7 @@ impl Core {
         cx.set(Timer::Beat, cx.now + self.settings.timing.beat);
         self.notice_own_stall(cx.now);
         self.judge_all(cx);
+        self.end_quarantines(cx);
         self.elect(cx);
         if let Some(at) = self.may_lead_at().filter(|at| cx.now < *at) {
             cx.set_earlier(Timer::Beat, at);
@@ -99,7 +100,7 @@ impl Core {
         let minutes = now.since(self.me.started).as_secs() / 60;
         Score {
             datastores: u8::try_from(reached).unwrap_or(u8::MAX),
-            available: !self.going_down,
+            available: !self.going_down && !self.in_maintenance(self.me.host),
             priority: 0,
             uptime_bucket: u8::try_from(64 - minutes.leading_zeros()).unwrap_or(0),
             host: self.me.host,

@@ -97,6 +97,11 @@ impl Core {
         if self.left_to_owner(cx, id, &claim, proof) {
             return None;
         }
+        let lost = claim.owners().into_iter().find(|owner| !self.is_heard(owner.host, cx.now));
+        if lost.is_some_and(|owner| self.holds_back(cx, owner.host)) {
+            self.vm(id).waits = Some("a moment: too many hosts were lost at once".to_owned());
+            return Some(Candidate { id, claim, over: None });
+        }
         if cx.now < self.vm(id).retry {
             let at = self.vm(id).retry;
             cx.set(Timer::Place(id), at);

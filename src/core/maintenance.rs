@@ -21,7 +21,7 @@ use crate::types::control::{Denial, Reply, Request, VmCommand};
 use crate::types::settings::{Maintenance, SettingsChange};
 use crate::types::view::MaintenanceView;
 use crate::types::vm::DomainState;
-use crate::types::{HostId, Ticket, VmId, Wanted};
+use crate::types::{HostId, Ticket, Time, VmId, Wanted};
 
 /// Moves away from one host, or back to it, at the same time.
 const MOVES: usize = 2;
@@ -115,6 +115,10 @@ impl Core {
     fn bring_back(&mut self, cx: &mut Cx, host: HostId, vms: &[VmId]) {
         let mut left = 0;
         for id in vms {
+            if self.is_under_way(*id, cx.now) {
+                left += 1;
+                continue;
+            }
             let owner = self.vms.get(id).and_then(|vm| vm.claim.as_ref()?.owner()).map(|owner| owner.host);
             let Some(from) = owner.filter(|from| *from != host && self.running_on(*from).contains(id)) else {
                 continue;
@@ -136,6 +140,12 @@ impl Core {
         if left == 0 {
             self.carry_out(cx, SettingsChange::EndMaintenance { host });
         }
+    }
+
+    /// It is being moved, as far as its host is there.
+    fn is_under_way(&self, id: VmId, now: Time) -> bool {
+        let Some(vm) = self.vms.get(&id) else { return false };
+        vm.moving.is_some() || vm.evacuation.is_some_and(|evacuation| self.is_heard(evacuation.from, now))
     }
 
     fn may_be_moved(&mut self, cx: &mut Cx, id: VmId, from: HostId) -> bool {

@@ -33,13 +33,16 @@ pub struct Peer {
     pub since: Time,
     /// What it reported to its master.
     pub report: Option<crate::types::control::HostReport>,
+    /// How steady it is.
+    pub steady: super::steady::Steady,
 }
 
 impl Peer {
     /// Nothing known yet.
     #[must_use]
     pub fn new(now: Time) -> Self {
-        Self { beat: None, opened: None, heard: None, verdict: Verdict::Unknown, since: now, report: None }
+        let (verdict, steady) = (Verdict::Unknown, super::steady::Steady::default());
+        Self { beat: None, opened: None, heard: None, verdict, since: now, report: None, steady }
     }
     fn heard_now(&self, now: Time, suspect: std::time::Duration) -> Option<Time> {
         self.heard.filter(|at| now.since(*at) < suspect)
@@ -228,7 +231,7 @@ impl Core {
             return;
         }
         let first = peer.beat.is_none();
-        peer.verdict = verdict.clone();
+        let before = std::mem::replace(&mut peer.verdict, verdict.clone());
         peer.since = cx.now;
         self.look = true;
         if first && verdict == Verdict::Unknown {
@@ -245,6 +248,7 @@ impl Core {
             Verdict::Unknown => Note::warning("host-unknown", text),
             Verdict::Dead => Note::alarm("host-dead", text),
         });
+        self.follow_steadiness(cx, host, &before);
     }
 
     /// Whether a silent host can be judged already: it has been silent for long enough as far as *we* were awake to hear

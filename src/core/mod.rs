@@ -48,6 +48,7 @@ mod policy;
 mod power;
 mod proofs;
 mod restarts;
+mod steady;
 mod step;
 mod storage;
 pub mod timing;
@@ -157,6 +158,8 @@ pub struct Core {
     unprotected: Option<Vec<VmId>>,
     /// When libvirt's hook last asked: shows that the daemon in use knows it.
     hook_seen: Option<Time>,
+    /// Too many hosts were lost at once: nothing is done about them until then.
+    storm: Option<steady::Storm>,
     /// As master: what the last start took that was ordered, from the order to the answer.
     start_took: Option<Duration>,
 }
@@ -197,6 +200,7 @@ impl Core {
             tell: false,
             unprotected: None,
             hook_seen: None,
+            storm: None,
             start_took: None,
             me,
             settings,

@@ -44,6 +44,8 @@ pub enum WhyNot {
     NoLibvirt,
     /// Too little memory.
     NoMemory { short_mib: u64 },
+    /// It came and went too often.
+    Quarantine,
     /// Too few large pages.
     NoHugepages { short_mib: u64 },
     /// More vCPUs than it may have.
@@ -71,6 +73,7 @@ impl std::fmt::Display for WhyNot {
             Self::NoDatastore(name) => write!(f, "has no lease on {name}"),
             Self::NoLibvirt => f.write_str("libvirt does not answer there"),
             Self::NoMemory { short_mib } => write!(f, "{short_mib} MiB of memory short"),
+            Self::Quarantine => f.write_str("is quarantined: it came and went too often"),
             Self::NoHugepages { short_mib } => write!(f, "{short_mib} MiB of large pages short"),
             Self::NoVcpus { short } => write!(f, "{short} vCPUs more than it may have"),
             Self::Tied { to } => write!(f, "late writes tie it to {to}"),
@@ -234,7 +237,10 @@ impl Core {
         if !self.live_members(now).any(|member| member.host == host) || (host == self.me.host && self.going_down) {
             return Some(WhyNot::Leaving);
         }
-        self.in_maintenance(host).then_some(WhyNot::Maintenance)
+        if self.in_maintenance(host) {
+            return Some(WhyNot::Maintenance);
+        }
+        self.is_quarantined(host, now).then_some(WhyNot::Quarantine)
     }
 
     fn no_libvirt(&self, host: HostId) -> Option<WhyNot> {

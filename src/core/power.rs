@@ -146,6 +146,7 @@ impl Core {
             State::Off(_) | State::Idle => {}
         }
         match self.next_level(host, None, cx.now) {
+            May::Now { .. } if self.holds_back(cx, host) => {}
             May::Now { level, boot } if retry <= cx.now => self.begin_cut(cx, host, level, boot),
             May::Now { .. } => cx.set_earlier(Timer::Power(host), retry),
             May::At(at) => {

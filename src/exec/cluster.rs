@@ -165,6 +165,7 @@ impl Cluster {
                 name: here.name.clone(),
                 control: here.control,
                 migration_uri: here.migration_uri.clone(),
+                released: 0,
             }],
             datastores: Vec::new(),
             vms: VmDefaults::default(),

@@ -100,6 +100,9 @@ pub struct MemberSettings {
     pub control: SocketAddr,
     /// Host or address that libvirt migrations to it use.
     pub migration_uri: String,
+    /// Rises when an operator ends its quarantine.
+    #[serde(default)]
+    pub released: u32,
 }
 
 /// What is done with a VM whose lease is in doubt, before the guard stops it.
@@ -289,6 +292,11 @@ pub enum SettingsChange {
         /// VMs that ran there before are moved back.
         back: bool,
     },
+    /// An operator ends the quarantine of this host.
+    ReleaseHost {
+        /// Which.
+        host: HostId,
+    },
     /// The master's own word: all that come back are back.
     EndMaintenance {
         /// Of which.
@@ -331,6 +339,7 @@ mod tests {
                 name: "a".into(),
                 control: ([10, 0, 0, 1], 7784).into(),
                 migration_uri: "a".into(),
+                released: 0,
             }],
             datastores: vec![DatastoreSettings {
                 id: DatastoreId(uuid::Uuid::from_u128(0xd)),

@@ -268,6 +268,10 @@ impl World {
                 let host = self.hosts[self.named(host)].id;
                 self.change(self.named(at), what, SettingsChange::LeaveMaintenance { host, back: true });
             }
+            ["release", "of", host, "at", at] => {
+                let host = self.hosts[self.named(host)].id;
+                self.change(self.named(at), what, SettingsChange::ReleaseHost { host });
+            }
             ["what", "if", hosts @ .., "fail"] => self.what_if(hosts),
             ["guest", vm, "is", how] => {
                 let vm = self.named_vm(vm);

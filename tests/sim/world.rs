@@ -239,6 +239,7 @@ impl World {
             name: name.clone(),
             control: format!("10.0.0.{}:16525", n + 1).parse().unwrap(),
             migration_uri: name.clone(),
+            released: 0,
         });
         let datastores = setup.datastores.iter().enumerate().map(|(n, name)| DatastoreSettings {
             id: DatastoreId(id(0xd, n)),

@@ -12,6 +12,7 @@ use crate::types::view::{DatastoreView, HostView, MaintenanceView, VIEW_SCHEMA, 
 /// `mainstay host list|show`.
 pub async fn hosts(out: &mut Out, json: bool, command: HostCommand) -> Result<(), Trouble> {
     match command {
+        HostCommand::Release { host } => super::maintenance::release(out, json, &host).await,
         HostCommand::Maintenance(command) => super::maintenance::run(out, json, command).await,
         HostCommand::FenceDevice(command) => super::fence_device::run(out, json, command).await,
         HostCommand::List => {

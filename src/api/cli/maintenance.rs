@@ -54,6 +54,16 @@ pub async fn run(out: &mut Out, json: bool, command: MaintenanceCommand) -> Resu
     done(out, json, &name, if enter { "is empty: nothing that is protected runs there" } else { "takes part again" })
 }
 
+/// `mainstay host release`.
+pub async fn release(out: &mut Out, json: bool, name: &str) -> Result<(), Trouble> {
+    let what = format!("host \"{name}\" was not released");
+    need_root(&what)?;
+    let (_, seen) = view(&what).await?;
+    let host = resolve::host(&seen, name).what(&what)?;
+    let said = agent(&what).await?.change(&SettingsChange::ReleaseHost { host: host.id }).await.what(&what)?;
+    done(out, json, &host.name, &said)
+}
+
 /// Until none is left, or all that are left stay where they are.
 async fn until_moved(agent: &Agent, host: HostId) -> Result<Option<MaintenanceView>, Trouble> {
     loop {

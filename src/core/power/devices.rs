@@ -121,6 +121,7 @@ pub(in crate::core) fn change(settings: &mut ClusterSettings, change: SettingsCh
         | SettingsChange::EnterMaintenance { .. }
         | SettingsChange::LeaveMaintenance { .. }
         | SettingsChange::EndMaintenance { .. }
+        | SettingsChange::ReleaseHost { .. }
         | SettingsChange::AcceptDatastore { .. } => return None,
     })
 }

@@ -142,6 +142,7 @@ fn new_member(settings: &ClusterSettings, asked: &JoinRequest) -> Result<MemberS
             name: asked.name.clone(),
             control: asked.control,
             migration_uri: asked.migration_uri.clone(),
+            released: 0,
         }),
         _ => Err(Denial::Capacity(format!("a cluster has at most {MAX_HOSTS} hosts in its life"))),
     }
