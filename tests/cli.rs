@@ -4,8 +4,9 @@ mod bus;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
+use bus::say::{ended, fails, say, shows};
 use bus::{FakeAgent, PrivateBus, example, example_notes, mainstay, reachable_copy};
 use mainstay::api::dbus::Ask;
 use mainstay::types::failure::FailureFile;
@@ -13,36 +14,6 @@ use mainstay::types::power::{FenceAt, Secret};
 use mainstay::types::settings::SettingsChange;
 use mainstay::types::view::{ClusterView, NoteView};
 use serde_json::Value;
-
-fn ended(command: &mut Command) -> (i32, String, String) {
-    let Output { status, stdout, stderr } = command.output().unwrap();
-    (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
-}
-
-fn say(bus: &PrivateBus, words: &str) -> (i32, String, String) {
-    ended(mainstay(bus).args(words.split_whitespace()))
-}
-
-/// Exactly this on standard output, nothing on the other, exit code 0, nothing wider than 80 columns.
-fn shows(bus: &PrivateBus, words: &str, expected: &str) {
-    let (code, out, err) = say(bus, words);
-    assert_eq!(out, expected.trim_start_matches('\n'), "$ mainstay {words}");
-    assert_eq!((code, err.as_str()), (0, ""), "$ mainstay {words}");
-    for line in out.lines() {
-        assert!(line.chars().count() <= 80, "wider than 80 columns: {line}");
-    }
-}
-
-/// This exit code, nothing on standard output, and an error of these parts.
-fn fails(bus: &PrivateBus, words: &str, code: i32, what: &str, why: &str, next: &str) {
-    let (ended, out, err) = say(bus, words);
-    assert_eq!((ended, out.as_str()), (code, ""), "$ mainstay {words}: {err}");
-    let lines: Vec<&str> = err.lines().collect();
-    assert_eq!(lines.len(), 3, "{err}");
-    assert!(lines[0].starts_with("error: ") && lines[0].contains(what), "{err}");
-    assert!(lines[1].starts_with("  why:  ") && lines[1].contains(why), "{err}");
-    assert!(lines[2].starts_with("  next: ") && lines[2].contains(next), "{err}");
-}
 
 #[test]
 fn status() {

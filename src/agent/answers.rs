@@ -24,7 +24,7 @@ use crate::types::control::{Denial, Reply, Request};
 use crate::types::guests::GuestWord;
 use crate::types::settings::{ClusterSettings, MemberSettings, SettingsChange};
 use crate::types::view::{ClusterView, NoteView};
-use crate::types::{HostId, Ticket, VmId};
+use crate::types::{HostId, Ticket};
 
 /// Somebody who waits.
 enum Waiter {
@@ -43,7 +43,6 @@ enum Waiter {
 /// What a person asked for, as far as it shapes the answer.
 enum Wish {
     View,
-    Explain(VmId),
     Act(&'static str),
 }
 
@@ -160,7 +159,7 @@ impl Answers {
         let AskMessage { ask, answer } = message;
         let (request, wish) = match ask {
             Ask::View => (Request::View, Wish::View),
-            Ask::Explain { vm } => (Request::View, Wish::Explain(vm)),
+            Ask::Explain { vm } => (Request::Explain { vm }, Wish::View),
             Ask::WhatIf { hosts } => (Request::WhatIf { hosts }, Wish::View),
             Ask::Vm(command) => (Request::Vm(command), Wish::Act("done")),
             Ask::Change(change) => (Request::Change(change), Wish::Act("changed")),
@@ -276,10 +275,7 @@ impl Answers {
 fn told(reply: Reply, wish: Wish) -> AskReply {
     match (reply, wish) {
         (Reply::View(view), Wish::View) => AskReply::View(view),
-        (Reply::View(view), Wish::Explain(vm)) => match view.vms.into_iter().find(|one| one.id == vm) {
-            Some(one) => AskReply::Explain(Box::new(one)),
-            None => AskReply::Denied(Denial::UnknownVm),
-        },
+        (Reply::Explain(vm), _) => AskReply::Explain(vm),
         (Reply::WhatIf(view), _) => AskReply::WhatIf(view),
         (Reply::Denied(denial), _) => AskReply::Denied(denial),
         (Reply::AlreadySo, _) => AskReply::Done("it was so already".into()),

@@ -105,7 +105,7 @@ impl Core {
     }
 }
 
-fn until(ready: Ready) -> &'static str {
+pub(super) fn until(ready: Ready) -> &'static str {
     match ready {
         Ready::Started => "until it runs",
         Ready::Agent => "until its agent is heard",

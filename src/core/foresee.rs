@@ -21,7 +21,7 @@ use super::placement::site::Size;
 use super::placement::{Bars, Need};
 use crate::types::control::{Denial, Reply, Takes};
 use crate::types::rules::Admission;
-use crate::types::view::{VIEW_SCHEMA, WhatIfView, WhatIfVm};
+use crate::types::view::{VIEW_SCHEMA, VmView, WhatIfView, WhatIfVm};
 use crate::types::{Claim, HostId, Time, VmId};
 
 /// What a start takes where none was measured yet.
@@ -46,10 +46,15 @@ impl Core {
             let unknown = || Denial::Contradiction(format!("no host is named {name}; 'mainstay host list' shows them"));
             lost.insert(member.ok_or_else(unknown)?.host);
         }
+        Ok(self.without(&lost, now))
+    }
+
+    /// What would become of VMs if these hosts failed.
+    fn without(&self, lost: &BTreeSet<HostId>, now: Time) -> WhatIfView {
         let meaning = self.meaning();
         let live = self.live(&meaning, now);
-        let (site, asks) = live.without(&lost);
-        let plan = plan(&site, &asks);
+        let (site, asks) = live.without(lost);
+        let mut plan = plan(&site, &asks);
         let places: Vec<Option<HostId>> = (0..asks.len()).map(|n| plan.host(n)).collect();
         let over = super::timing::window(self.settings.timing.lease, false);
         let start = self.start_took.unwrap_or(START);
@@ -66,6 +71,7 @@ impl Core {
                 to: places[n].map(|host| self.name_of(host)),
                 runs_s: runs[n].map(|after| (over + after).as_secs_f64()),
                 after: after.collect(),
+                instead: plan.why_there(n).iter().map(|(host, why)| format!("{} {why}", self.name_of(*host))).collect(),
                 why: places[n].is_none().then(|| why.join("; ")),
             });
         }
@@ -75,13 +81,43 @@ impl Core {
         });
         let hosts = lost.iter().map(|host| self.name_of(*host)).collect();
         let (over_s, start_s) = (over.as_secs_f64(), start.as_secs_f64());
-        Ok(WhatIfView { schema: VIEW_SCHEMA, hosts, over_s, start_s, measured: self.start_took.is_some(), vms })
+        WhatIfView { schema: VIEW_SCHEMA, hosts, over_s, start_s, measured: self.start_took.is_some(), vms }
+    }
+
+    /// All about one VM, with what would become of it if its host failed.
+    pub(super) fn explained(&self, id: VmId, now: Time) -> Option<VmView> {
+        let mut view = self.vm_view(id, now)?;
+        let owner = self.vms.get(&id).and_then(|vm| vm.claim.as_ref()?.owner()).map(|owner| owner.host);
+        let Some(host) = owner.filter(|host| self.is_master() && self.is_heard(*host, now)) else { return Some(view) };
+        let foreseen = self.without(&BTreeSet::from([host]), now);
+        let meaning = self.meaning();
+        let mut lines = vec![format!("priority {}", meaning.priority(id).name())];
+        for one in meaning.order.waits_for(id) {
+            let (after, until) = (self.vm_name(one.after), super::depends::until(one.ready));
+            lines.push(format!("it starts after {after}: {until}, at most {} s", one.within.as_secs()));
+        }
+        let name = self.name_of(host);
+        let known = if foreseen.measured { "as last measured" } else { "assumed, since none was measured yet" };
+        match foreseen.vms.into_iter().find(|vm| vm.name == view.name) {
+            Some(WhatIfVm { to: Some(to), runs_s: Some(seconds), instead, .. }) => {
+                lines.push(format!(
+                    "if {name} failed now it would run on {to}, at most {seconds:.1} s later if nothing but the lease is waited \
+                     for ({:.1} s for a start, {known})",
+                    foreseen.start_s
+                ));
+                lines.extend(instead.iter().map(|why| format!("not on another host: {why}")));
+            }
+            Some(vm) => lines.push(format!("if {name} failed now it would wait: {}", vm.why.unwrap_or_default())),
+            None => {}
+        }
+        view.explain.extend(lines);
+        Some(view)
     }
 
     /// The cluster as it is: hosts that can take VMs, and those that run there.
     fn live(&self, meaning: &Meaning, now: Time) -> Live {
         let site = self.site(meaning, &BTreeSet::new());
-        let mut bars = Bars::new(self, meaning, now);
+        let mut bars = Bars::of_lost(self, meaning, now);
         let houses = site.rooms.into_iter().filter(|room| self.is_heard(room.host, now)).map(|mut room| {
             let runs = std::mem::take(&mut room.runs);
             let vms = runs.into_iter().map(|id| bars.ask(id, &self.need_of(id), None, None)).collect();
@@ -123,11 +159,7 @@ impl Core {
                 refused(self.too_much_text(&too_much))
             }
             Admission::Percent(percent) => {
-                let live = self.with(on, id, takes, now);
-                let sum = |part: fn(&House) -> u64| live.houses.iter().map(part).sum::<u64>();
-                let free = sum(|house| house.room.free.memory_kib);
-                let total = sum(|house| house.room.total.memory_kib);
-                let left = free * 100 / total.max(1);
+                let left = percent_free(&self.with(on, id, takes, now));
                 if left < u64::from(*percent) {
                     return refused(format!("{left} % of the memory would be free, and {percent} % have to be"));
                 }
@@ -136,13 +168,31 @@ impl Core {
         }
     }
 
+    /// Why what runs now breaks the policy already: then nothing more may be started by people.
+    pub fn admission_broken(&self, now: Time) -> Option<String> {
+        let meaning = self.meaning();
+        let why = match &self.settings.rules.admission {
+            Admission::Off | Admission::Dedicated(_) => return None,
+            Admission::HostFailures(count) => {
+                let too_much = self.live(&meaning, now).survives(*count as usize).err()?;
+                self.too_much_text(&too_much)
+            }
+            Admission::Percent(percent) => {
+                let left = percent_free(&self.live(&meaning, now));
+                (left < u64::from(*percent))
+                    .then(|| format!("{left} % of the memory are free, and {percent} % have to be"))?
+            }
+        };
+        Some(format!("the present load breaks admission control already: {why}"))
+    }
+
     /// The cluster with one more VM on a host.
     fn with(&self, on: HostId, id: VmId, takes: Takes, now: Time) -> Live {
         let meaning = self.meaning();
         let mut live = self.live(&meaning, now);
         live.houses.iter_mut().for_each(|house| house.vms.retain(|ask| ask.vm != id));
         let need = Need { memory_kib: takes.memory_kib, vcpus: takes.vcpus, ..self.need_of(id) };
-        let ask = Bars::new(self, &meaning, now).ask(id, &need, None, None);
+        let ask = Bars::of_lost(self, &meaning, now).ask(id, &need, None, None);
         if let Some(house) = live.houses.iter_mut().find(|house| house.room.host == on) {
             let size: Size = ask.size;
             house.room.free = house.room.free.minus(size);
@@ -159,4 +209,12 @@ impl Core {
         let more = if more == 0 { String::new() } else { format!(" and {more} more") };
         format!("if {} failed then, there would be no place for {}{more}", hosts.join(" and "), names.join(", "))
     }
+}
+
+/// Of the memory of all hosts.
+fn percent_free(live: &Live) -> u64 {
+    let sum = |part: fn(&House) -> u64| live.houses.iter().map(part).sum::<u64>();
+    let free = sum(|house| house.room.free.memory_kib);
+    let total = sum(|house| house.room.total.memory_kib);
+    free * 100 / total.max(1)
 }

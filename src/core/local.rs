@@ -84,7 +84,7 @@ impl Core {
         let name = row.name;
         if before.as_ref().map(|row| row.state) != Some(state) {
             if self.vm(tenure.vm).name.is_empty() {
-                self.vm(tenure.vm).name.clone_from(&name);
+                self.named(tenure.vm, &name);
             }
             let tried = before.as_ref().is_some_and(|row| row.state == VmState::Expected);
             if state == VmState::Over(Over::Lapsed) && !tried {
@@ -133,7 +133,7 @@ impl Core {
         self.libvirt.domains.clear();
         let mut unprotected = Vec::new();
         for Listed { domain, record, live } in domains {
-            self.vm(domain.vm).name.clone_from(&domain.name);
+            self.named(domain.vm, &domain.name);
             self.vm(domain.vm).lies = live.map(|live| Lies::of(&live));
             if let Some(record) = record {
                 self.define_record(cx.now, domain.vm, record.map(|record| *record));

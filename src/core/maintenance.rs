@@ -18,7 +18,7 @@ use super::note::Note;
 use super::placement::search::plan;
 use super::placement::{Bars, WhyNot};
 use crate::types::control::{Denial, Reply, Request, VmCommand};
-use crate::types::settings::{Maintenance, SettingsChange};
+use crate::types::settings::{ClusterSettings, HostChange, Maintenance, SettingsChange};
 use crate::types::view::MaintenanceView;
 use crate::types::vm::DomainState;
 use crate::types::{HostId, Ticket, Time, VmId, Wanted};
@@ -40,6 +40,49 @@ pub struct Evacuation {
 impl Core {
     pub(super) fn in_maintenance(&self, host: HostId) -> bool {
         self.settings.maintenance.iter().any(|one| one.host == host && !one.ends)
+    }
+
+    /// Whether this changes anything.
+    pub(super) fn changes_host(&self, change: &HostChange) -> bool {
+        match change {
+            HostChange::EnterMaintenance { host } => !self.in_maintenance(*host),
+            HostChange::LeaveMaintenance { host, .. } => self.in_maintenance(*host),
+            HostChange::EndMaintenance { host } => {
+                self.settings.maintenance.iter().any(|one| one.host == *host && one.ends)
+            }
+            // Every host keeps its own count, of the master too: another may have quarantined it.
+            HostChange::Release { .. } => true,
+        }
+    }
+
+    pub(super) fn change_host(&self, cx: &mut Cx, settings: &mut ClusterSettings, change: HostChange) {
+        match change {
+            HostChange::EnterMaintenance { host } => {
+                let vms = self.running_on(host);
+                let text = format!("{} is in maintenance now: {} VM(s) are moved away", self.name_of(host), vms.len());
+                cx.note(Note::info("maintenance", text));
+                settings.maintenance.retain(|one| one.host != host);
+                settings.maintenance.push(Maintenance { host, vms, ends: false });
+            }
+            HostChange::LeaveMaintenance { host, back } => {
+                cx.note(Note::info("maintenance", format!("maintenance of {} ends", self.name_of(host))));
+                for one in settings.maintenance.iter_mut().filter(|one| one.host == host) {
+                    one.ends = true;
+                    if !back {
+                        one.vms.clear();
+                    }
+                }
+            }
+            HostChange::EndMaintenance { host } => {
+                cx.note(Note::info("maintenance", format!("maintenance of {} is over", self.name_of(host))));
+                settings.maintenance.retain(|one| one.host != host);
+            }
+            HostChange::Release { host } => {
+                for member in settings.members.iter_mut().filter(|member| member.host == host) {
+                    member.released += 1;
+                }
+            }
+        }
     }
 
     /// Who runs on a host, as far as it says so, and is protected.
@@ -95,7 +138,7 @@ impl Core {
         }
         let meaning = self.meaning();
         let site = self.site(&meaning, &idle.iter().copied().collect::<BTreeSet<VmId>>());
-        let mut bars = Bars::new(self, &meaning, cx.now);
+        let mut bars = Bars::of_planned(self, &meaning, cx.now);
         let asks: Vec<_> = idle.iter().map(|id| bars.ask(*id, &self.need_of(*id), None, None)).collect();
         let plan = plan(&site, &asks);
         for (n, id) in idle.into_iter().enumerate() {
@@ -138,7 +181,7 @@ impl Core {
             }
         }
         if left == 0 {
-            self.carry_out(cx, SettingsChange::EndMaintenance { host });
+            self.carry_out(cx, SettingsChange::Host(HostChange::EndMaintenance { host }));
         }
     }
 

@@ -145,6 +145,7 @@ impl Core {
             peer.heard = Some(cx.now);
             cx.set(Timer::Silent(host), cx.now + suspect);
         }
+        let changed_reach = peer.beat.as_ref().is_none_or(|old| old.reaches != beat.reaches);
         let changed_flags = peer.beat.as_ref().is_none_or(|old| old.agent.flags != beat.agent.flags);
         let changed_list = peer.beat.as_ref().is_none_or(|old| old.list != beat.list);
         let changed_role = peer.beat.as_ref().is_none_or(|old| old.agent.role != beat.agent.role);
@@ -160,6 +161,7 @@ impl Core {
         if changed_flags {
             self.follow_trust_everywhere(cx);
         }
+        self.look |= changed_reach; // Perhaps somebody waits for a host that reaches its disks.
         if caught_up {
             self.list_claims(cx); // What it reported before was not believed.
         }
@@ -350,6 +352,7 @@ impl Core {
         if before == 0 || before / 10 < moved {
             self.tell = true;
         }
+        self.look |= self.tell;
         self.capacity = capacity;
     }
 

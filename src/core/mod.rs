@@ -21,6 +21,7 @@ pub mod action;
 mod asks;
 mod attempt;
 mod beats;
+mod changes;
 pub mod cx;
 mod definitions;
 mod depends;
@@ -58,6 +59,7 @@ mod views;
 mod vms;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cx::Desk;
@@ -138,6 +140,8 @@ pub struct Core {
     /// How long servers keep locks of silent clients.
     lock_leases: BTreeMap<DatastoreId, Duration>,
     vms: BTreeMap<VmId, vms::Vm>,
+    /// What the cluster's rules mean, and whether names have changed since.
+    meaning: (Arc<placement::rules::Meaning>, bool),
     /// Starts and moves of this host that libvirt was told of; at most one per VM.
     underway: BTreeMap<VmId, Underway>,
     /// What people want of VMs whose newest claim is being read, and how many datastores have not answered. As many as
@@ -201,6 +205,7 @@ impl Core {
             unprotected: None,
             hook_seen: None,
             storm: None,
+            meaning: Default::default(),
             start_took: None,
             me,
             settings,
@@ -242,6 +247,7 @@ impl Core {
         for datastore in &self.settings.datastores {
             self.stores.entry(datastore.id).or_default();
         }
+        self.meaning.1 = true;
         self.check = true;
         self.look = true;
     }

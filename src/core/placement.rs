@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::Core;
+use crate::types::rules::VmRules;
 use crate::types::vm::{DomainState, HostCapacity};
 use crate::types::{DatastoreId, HostId, Time, VmId, VmRecord, Wanted};
 use rules::Meaning;
@@ -124,14 +125,25 @@ pub(super) struct Bars<'a> {
     meaning: &'a Meaning,
     now: Time,
     hosts: BTreeMap<HostId, WhyNot>,
+    /// Those who have nowhere else to run are better off there than nowhere.
+    last_resort: BTreeSet<HostId>,
     by_need: BTreeMap<Vec<DatastoreId>, Arc<BTreeMap<HostId, WhyNot>>>,
 }
 
 impl<'a> Bars<'a> {
-    pub(super) fn new(core: &'a Core, meaning: &'a Meaning, now: Time) -> Self {
+    /// For VMs that run, and can stay where they are.
+    pub(super) fn of_planned(core: &'a Core, meaning: &'a Meaning, now: Time) -> Self {
         let members = core.settings.members.iter().map(|member| member.host);
         let hosts = members.filter_map(|host| core.away(host, now).map(|why| (host, why))).collect();
-        Self { core, meaning, now, hosts, by_need: BTreeMap::new() }
+        Self { core, meaning, now, hosts, last_resort: BTreeSet::new(), by_need: BTreeMap::new() }
+    }
+
+    /// For VMs that do not run, or would not. A quarantined host takes them when no other can.
+    pub(super) fn of_lost(core: &'a Core, meaning: &'a Meaning, now: Time) -> Self {
+        let mut bars = Self::of_planned(core, meaning, now);
+        bars.last_resort =
+            bars.hosts.extract_if(.., |_, why| *why == WhyNot::Quarantine).map(|(host, _)| host).collect();
+        bars
     }
 
     /// What one asks for; `tied`: the only host that may have it.
@@ -151,13 +163,15 @@ impl<'a> Bars<'a> {
             own.extend(barred.iter().map(|(host, why)| (*host, why.clone()))); // What is not there has no other fault.
             barred = Arc::new(own);
         }
+        let mut shunned = self.meaning.shunned(id);
+        shunned.extend(&self.last_resort);
         Ask {
             vm: id,
             priority: self.meaning.priority(id),
             size: Size { memory_kib: need.memory_kib, vcpus: need.vcpus.into(), ..Size::default() },
             from,
             barred,
-            shunned: Arc::new(self.meaning.shunned(id)),
+            shunned: Arc::new(shunned),
         }
     }
 
@@ -174,17 +188,35 @@ impl<'a> Bars<'a> {
 
 impl Core {
     /// What the cluster's rules mean for those who are there.
-    pub(super) fn meaning(&self) -> Meaning {
+    pub(super) fn meaning(&self) -> Arc<Meaning> {
+        let (known, old) = &self.meaning;
+        if !old {
+            return Arc::clone(known);
+        }
+        if self.settings.rules == VmRules::default() {
+            return Arc::default(); // The rule in large clusters, too.
+        }
         let vms = self.vms.keys().map(|id| (*id, self.vm_name(*id))).collect();
         let hosts = self.settings.members.iter().map(|member| (member.host, member.name.clone())).collect();
-        Meaning::of(&self.settings.rules, &vms, &hosts)
+        Arc::new(Meaning::of(&self.settings.rules, &vms, &hosts))
+    }
+
+    /// Rules that cannot do what they were made for, in words. Only the master knows all VMs.
+    pub(super) fn rule_problems(&self) -> Vec<String> {
+        let problems = self.is_master().then(|| self.meaning());
+        problems.iter().flat_map(|meaning| &meaning.problems).map(ToString::to_string).collect()
+    }
+
+    /// Before they are used often.
+    pub(super) fn read_rules(&mut self) {
+        self.meaning = (self.meaning(), false);
     }
 
     /// A place for one VM, on another host than `avoid`.
     pub(super) fn place(&self, id: VmId, need: &Need, avoid: Option<HostId>, now: Time) -> Placed {
         let meaning = self.meaning();
         let site = self.site(&meaning, &BTreeSet::from([id]));
-        let mut ask = Bars::new(self, &meaning, now).ask(id, need, None, None);
+        let mut ask = Bars::of_planned(self, &meaning, now).ask(id, need, None, None);
         if let Some(avoid) = avoid {
             let mut barred = BTreeMap::clone(&ask.barred);
             barred.insert(avoid, WhyNot::Leaving);

@@ -12,15 +12,22 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use super::Core;
 use super::cx::{Cx, Timer};
 use super::failover::{Candidate, FAILED_TIME};
+use super::note::Note;
 use super::placement::Bars;
 use super::placement::rules::Meaning;
 use super::placement::search::{Plan, plan};
 use crate::types::rules::Priority;
 use crate::types::{DatastoreId, HostId, VmId};
+
+/// How it is called in words to wait for a host that can take it.
+const A_PLACE: &str = "a place: ";
+/// Whatever else happens, one that waits for a place is looked at after so long.
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// Starts under way.
 #[derive(Default)]
@@ -46,7 +53,7 @@ impl Core {
         }
         let asking: BTreeSet<VmId> = candidates.iter().map(|candidate| candidate.id).collect();
         let site = self.site(&meaning, &asking);
-        let mut bars = Bars::new(self, &meaning, cx.now);
+        let mut bars = Bars::of_lost(self, &meaning, cx.now);
         let ask = |candidate: &&Candidate| {
             let from = candidate.claim.owner().map(|owner| owner.host);
             let tied = candidate.over.and_then(|(_, tied)| tied);
@@ -78,7 +85,7 @@ impl Core {
         let Some(host) = plan.host(n) else {
             let why = plan.why_nowhere(n);
             let why: Vec<String> = why.iter().map(|(host, why)| format!("{} {why}", self.name_of(*host))).collect();
-            return self.waits(cx, id, format!("a place: {}", why.join("; ")));
+            return self.waits_for_place(cx, id, format!("{A_PLACE}{}", why.join("; ")));
         };
         if let Some(what) = self.held_up(cx, id, &meaning.order) {
             self.vm(id).waits = Some(what);
@@ -90,6 +97,16 @@ impl Core {
         }
         turns.take(host, candidate.claim.next_home());
         self.order(cx, id, candidate.claim.clone(), proof, host);
+    }
+
+    /// It is looked at again with whatever changes: told when it begins, since every change of some host's memory changes the words.
+    fn waits_for_place(&mut self, cx: &mut Cx, id: VmId, what: String) {
+        let name = self.vm_name(id);
+        cx.set(Timer::Place(id), cx.now + AGAIN);
+        let before = self.vm(id).waits.replace(what.clone());
+        if !before.is_some_and(|before| before.starts_with(A_PLACE)) {
+            cx.note(Note::warning("vm-waits", format!("{name} waits for {what}")).of(&name));
+        }
     }
 
     /// Starts under way that are known here.

@@ -43,13 +43,6 @@ pub struct Storm {
     told: bool,
 }
 
-impl Steady {
-    /// Nothing is placed on it, as far as was noticed.
-    pub(super) fn is_quarantined(&self) -> bool {
-        self.quarantined.is_some()
-    }
-}
-
 impl Core {
     /// A verdict on a host has changed.
     pub(super) fn follow_steadiness(&mut self, cx: &mut Cx, host: HostId, before: &Verdict) {

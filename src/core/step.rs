@@ -68,6 +68,7 @@ impl Core {
         }
         if std::mem::take(&mut self.look) {
             if self.is_master() {
+                self.read_rules();
                 self.cut_power(cx);
                 self.fail_over(cx);
                 self.planned_moves(cx);

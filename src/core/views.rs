@@ -36,6 +36,7 @@ impl Core {
                 .map(|datastore| self.datastore_view(datastore.id, now))
                 .collect(),
             fence_devices: self.device_views(),
+            rule_problems: self.rule_problems(),
             vms,
         }
     }
@@ -72,7 +73,7 @@ impl Core {
             None => "unknown",
         };
         let report = peer.and_then(|peer| peer.report.as_ref());
-        let capacity = if me { Some(self.capacity) } else { report.map(|report| report.capacity) };
+        let capacity = if me { Some(self.own_capacity()) } else { report.map(|report| report.capacity) };
         HostView {
             id: host,
             role: role.to_owned(),
@@ -99,6 +100,7 @@ impl Core {
             .unwrap_or(u32::MAX),
             free_mib: capacity.map(|capacity| capacity.free_kib / 1024),
             maintenance: self.maintenance_view(host),
+            quarantined: self.is_quarantined(host, now),
             address: self.settings.member(host).map(|member| member.control.to_string()).unwrap_or_default(),
             name,
         }
@@ -143,7 +145,7 @@ impl Core {
         }
     }
 
-    fn vm_view(&self, id: VmId, now: Time) -> Option<VmView> {
+    pub(super) fn vm_view(&self, id: VmId, now: Time) -> Option<VmView> {
         let empty = Vm::default();
         let vm = self.vms.get(&id).unwrap_or(&empty);
         let owner = vm.claim.as_ref().and_then(Claim::owner).map(|owner| owner.host);

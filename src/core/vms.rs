@@ -155,6 +155,15 @@ impl Core {
         self.vms.entry(id).or_default()
     }
 
+    /// It is called so.
+    pub(super) fn named(&mut self, id: VmId, name: &str) {
+        let vm = self.vm(id);
+        if vm.name != name {
+            name.clone_into(&mut vm.name);
+            self.meaning.1 = true;
+        }
+    }
+
     pub(super) fn vm_name(&self, id: VmId) -> String {
         self.vms.get(&id).map(|vm| vm.name.clone()).filter(|name| !name.is_empty()).unwrap_or_else(|| id.to_string())
     }
@@ -163,17 +172,17 @@ impl Core {
     pub(super) fn learn(&mut self, cx: &mut Cx, claim: Claim, at: Time) {
         let me = self.me.host;
         let id = claim.tenure.vm;
-        let vm = self.vm(id);
-        if vm.name.is_empty() {
-            vm.name.clone_from(&claim.name);
+        if self.vm(id).name.is_empty() {
+            self.named(id, &claim.name);
         }
-        let newest = vm.claim.as_ref().map(|known| known.tenure.generation);
+        let newest = self.vm(id).claim.as_ref().map(|known| known.tenure.generation);
         if newest.is_some_and(|known| claim.tenure.generation <= known) {
             return;
         }
         let mine = claim.names(me);
+        self.named(id, &claim.name);
+        let vm = self.vm(id);
         let theirs = vm.claim.as_ref().is_some_and(|known| known.names(me)) && !mine;
-        vm.name.clone_from(&claim.name);
         vm.bad = None;
         vm.over_since = None;
         vm.known = at;

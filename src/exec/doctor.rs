@@ -94,6 +94,8 @@ pub struct AgentFacts {
     pub devices: Vec<DeviceFact>,
     /// Hosts without one, by name.
     pub without_device: Vec<String>,
+    /// What is wrong with the rules for VMs; only the master knows.
+    pub rules: Vec<String>,
 }
 
 /// A power switch as it answers this host.
@@ -188,6 +190,7 @@ pub fn checks(input: &DoctorInput) -> Vec<Finding> {
             found.extend(cluster::clocks(agent));
             found.extend(storage::datastores(agent, &input.system));
             found.extend(power::devices(agent));
+            found.extend(cluster::rules(agent));
         }
         Err(NoFacts::NoMember) => {
             found.push(Finding::ok("agent", "mainstayd", "answers"));

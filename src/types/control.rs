@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::failure::{Failure, Piece};
 use super::guests::{GuestWord, Inside};
 use super::settings::{ClusterSettings, OnDoubt, SettingsChange};
-use super::view::{ClusterView, NoteView, WhatIfView};
+use super::view::{ClusterView, NoteView, VmView, WhatIfView};
 use super::vm::{DomainState, HostCapacity};
 use super::{BootId, Claim, Generation, HostId, Owner, Proof, Tenure, Ticket, VmId, VmRecord, Wanted};
 
@@ -75,6 +75,8 @@ pub enum Request {
     Twins { vm: VmId, disks: Vec<String>, takes: Takes },
     /// What would become of VMs if hosts of these names failed; the master knows.
     WhatIf { hosts: Vec<String> },
+    /// All about one VM; the master knows.
+    Explain { vm: VmId },
     /// About what a guest asks for another VM.
     Guest(Box<GuestWord>),
 }
@@ -253,6 +255,8 @@ pub enum Reply {
     Piece(Piece),
     /// Of `WhatIf`.
     WhatIf(Box<WhatIfView>),
+    /// Of `Explain`.
+    Explain(Box<VmView>),
 }
 
 /// Why not.
@@ -328,6 +332,7 @@ impl Request {
             Self::Join(_) => "join",
             Self::Twins { .. } => "twins",
             Self::WhatIf { .. } => "what if",
+            Self::Explain { .. } => "explain",
             Self::Guest(_) => "guest",
         }
     }

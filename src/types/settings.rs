@@ -280,7 +280,14 @@ pub enum SettingsChange {
     SetGuests(Box<GuestSettings>),
     /// Other rules for the order and the places of VMs.
     SetRules(Box<VmRules>),
-    /// People will work on this host.
+    /// How a host takes part.
+    Host(HostChange),
+}
+
+/// One change of how a host takes part.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum HostChange {
+    /// People will work on it.
     EnterMaintenance {
         /// Which.
         host: HostId,
@@ -292,14 +299,14 @@ pub enum SettingsChange {
         /// VMs that ran there before are moved back.
         back: bool,
     },
-    /// An operator ends the quarantine of this host.
-    ReleaseHost {
-        /// Which.
-        host: HostId,
-    },
     /// The master's own word: all that come back are back.
     EndMaintenance {
         /// Of which.
+        host: HostId,
+    },
+    /// An operator ends its quarantine.
+    Release {
+        /// Which.
         host: HostId,
     },
 }
@@ -380,7 +387,9 @@ mod tests {
             r#""fence_at":null,"distrusted":null}]},"foreign_migration":"allow","guests":{"rule":[{"kind":"*","vm":"*","severity":"critical","#,
             r#""message":null,"count":1,"within_s":60,"then":"as-asked"}],"permission":[],"#,
             r#""limits":{"resets_per_hour":3,"backoff_s":30},"dumps":{"mib":8192,"within_s":120},"#,
-            r#""monitor":[{"vm":"*","preset":"medium","silence_s":null,"io_s":null,"uptime_s":null,"screen_s":null,"dump":false}]}}"#
+            r#""monitor":[{"vm":"*","preset":"medium","silence_s":null,"io_s":null,"uptime_s":null,"screen_s":null,"dump":false}]},"#,
+            r#""rules":{"priority":[],"dependency":[],"affinity":[],"placement":[],"admission":"off","#,
+            r#""limits":{"starts_per_host":4,"starts_per_datastore":16,"vcpus_per_cpu":null}},"maintenance":[]}"#
         );
         assert!(text.ends_with(power), "{text}");
         assert_eq!(serde_json::from_str::<ClusterSettings>(&text).unwrap(), document());

@@ -30,6 +30,9 @@ pub struct ClusterView {
     pub datastores: Vec<DatastoreView>,
     /// By name.
     pub fence_devices: Vec<FenceDeviceView>,
+    /// Rules for VMs that cannot do what they were made for; as the master sees it.
+    #[serde(default)]
+    pub rule_problems: Vec<String>,
 }
 
 /// One host.
@@ -61,6 +64,9 @@ pub struct HostView {
     /// It is in maintenance: how many VMs are still to be moved, away or back.
     #[serde(default)]
     pub maintenance: Option<MaintenanceView>,
+    /// It came and went too often: nothing is placed on it.
+    #[serde(default)]
+    pub quarantined: bool,
 }
 
 /// A host that people work on.
@@ -186,6 +192,9 @@ pub struct WhatIfVm {
     pub runs_s: Option<f64>,
     /// Names of those that it would wait for.
     pub after: Vec<String>,
+    /// Why it would run on none of the other hosts, if it would run.
+    #[serde(default)]
+    pub instead: Vec<String>,
     /// Why it would run nowhere.
     pub why: Option<String>,
 }

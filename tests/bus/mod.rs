@@ -22,6 +22,8 @@ use mainstay::types::view::{
 };
 use tokio::sync::{broadcast, mpsc};
 
+pub mod say;
+
 /// No test waits longer for anything.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -230,6 +232,7 @@ pub fn example_what_if() -> WhatIfView {
         to: to.map(Into::into),
         runs_s,
         after: after.iter().map(|name| (*name).to_owned()).collect(),
+        instead: Vec::new(),
         why: why.map(Into::into),
     };
     WhatIfView {
@@ -310,6 +313,7 @@ pub fn example() -> ClusterView {
         vms: 2,
         free_mib: age.map(|_| 48_200),
         maintenance: None,
+        quarantined: false,
         address: format!("192.0.2.1{number}:7784"),
     };
     let vm = |number: u128, name: &str, state: &str, host: Option<&str>, why: Option<&str>| VmView {
@@ -340,6 +344,7 @@ pub fn example() -> ClusterView {
             host(2, "b", "subordinate", "live", Some(0)),
             host(3, "c", "unknown", "dead", None),
         ],
+        rule_problems: Vec::new(),
         fence_devices: vec![
             FenceDeviceView {
                 name: "ipmi-a".into(),

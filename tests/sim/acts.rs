@@ -6,7 +6,7 @@ use mainstay::core::event::Event;
 use mainstay::core::health::Loss;
 use mainstay::types::control::VmCommand;
 use mainstay::types::guests::Inside;
-use mainstay::types::settings::{OnDoubt, SettingsChange};
+use mainstay::types::settings::{HostChange, OnDoubt, SettingsChange};
 use mainstay::types::{DatastoreId, VmId};
 
 use super::faults::{Sick, Weather};
@@ -262,15 +262,19 @@ impl World {
             }
             ["maintenance", "of", host, "begins", "at", at] => {
                 let host = self.hosts[self.named(host)].id;
-                self.change(self.named(at), what, SettingsChange::EnterMaintenance { host });
+                self.change(self.named(at), what, SettingsChange::Host(HostChange::EnterMaintenance { host }));
             }
             ["maintenance", "of", host, "ends", "at", at] => {
                 let host = self.hosts[self.named(host)].id;
-                self.change(self.named(at), what, SettingsChange::LeaveMaintenance { host, back: true });
+                self.change(
+                    self.named(at),
+                    what,
+                    SettingsChange::Host(HostChange::LeaveMaintenance { host, back: true }),
+                );
             }
             ["release", "of", host, "at", at] => {
                 let host = self.hosts[self.named(host)].id;
-                self.change(self.named(at), what, SettingsChange::ReleaseHost { host });
+                self.change(self.named(at), what, SettingsChange::Host(HostChange::Release { host }));
             }
             ["what", "if", hosts @ .., "fail"] => self.what_if(hosts),
             ["guest", vm, "is", how] => {

@@ -85,10 +85,11 @@ pub enum HostCommand {
     /// Power switches of hosts: how a silent host is switched off for certain.
     #[command(subcommand)]
     FenceDevice(FenceDeviceCommand),
-    /// End the quarantine of a host that came and went too often: VMs may be placed on it again. Needs root.
+    /// End the quarantine of hosts that came and went too often: VMs may be placed on them again. Needs root.
     Release {
-        /// Name or id.
-        host: String,
+        /// Names or ids.
+        #[arg(required = true)]
+        hosts: Vec<String>,
     },
     /// Work on a host: its VMs are moved away, and back afterwards. Needs root.
     #[command(subcommand)]

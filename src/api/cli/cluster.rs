@@ -133,12 +133,17 @@ async fn take<P: DeserializeOwned>(
     let text =
         if file == Path::new("-") { std::io::read_to_string(std::io::stdin()) } else { std::fs::read_to_string(file) };
     let read = |text: String| toml::from_str(&text).map_err(|why| why.to_string().trim_end().to_owned());
-    let change = text.map_err(|why| why.to_string()).and_then(read).and_then(change).map_err(|why| {
-        Trouble::new(USAGE, &what, why, &format!("mainstay cluster {command} shows the rules in use"))
-    })?;
+    let change =
+        text.map_err(|why| why.to_string()).and_then(read).and_then(change).map_err(|why| {
+            Trouble::new(USAGE, &what, why, format!("mainstay cluster {command} shows the rules in use"))
+        })?;
     let agent = agent(&what).await?;
     let said = out.progress("changing the settings", agent.change(&change)).await.what(&what)?;
-    vm::done(out, json, command, &said)
+    vm::done(out, json, command, &said)?;
+    // The master knows all VMs: what it thinks of new rules is seen in its view.
+    let problems = agent.view().await.map(|view| view.rule_problems).unwrap_or_default();
+    problems.iter().for_each(|problem| out.error(&format!("warning: {problem}")));
+    Ok(())
 }
 
 async fn init(out: &mut Out, json: bool, name: &str, profile: Profile) -> Result<(), Trouble> {

@@ -12,7 +12,7 @@ use crate::types::view::{DatastoreView, HostView, MaintenanceView, VIEW_SCHEMA, 
 /// `mainstay host list|show`.
 pub async fn hosts(out: &mut Out, json: bool, command: HostCommand) -> Result<(), Trouble> {
     match command {
-        HostCommand::Release { host } => super::maintenance::release(out, json, &host).await,
+        HostCommand::Release { hosts } => super::maintenance::release(out, json, &hosts).await,
         HostCommand::Maintenance(command) => super::maintenance::run(out, json, command).await,
         HostCommand::FenceDevice(command) => super::fence_device::run(out, json, command).await,
         HostCommand::List => {
@@ -40,9 +40,10 @@ pub fn host_table(out: &Out, hosts: &[HostView]) -> String {
         vec![
             Word::name(&host.name),
             Word::plain(&host.role),
-            match host.maintenance {
-                Some(_) => Word::new(format!("{}, maintenance", host.verdict), Tone::Doubtful),
-                None => Word::new(&host.verdict, verdict(&host.verdict)),
+            match (&host.maintenance, host.quarantined) {
+                (Some(_), _) => Word::new(format!("{}, maintenance", host.verdict), Tone::Doubtful),
+                (None, true) => Word::new(format!("{}, quarantined", host.verdict), Tone::Doubtful),
+                (None, false) => Word::new(&host.verdict, verdict(&host.verdict)),
             },
             Word::plain(host.beat_age_ms.map_or("-".into(), age)),
             libvirt(host.libvirt),
@@ -62,11 +63,22 @@ fn host_fields(out: &Out, host: &HostView) -> String {
         ("Verdict", Word::new(&host.verdict, verdict(&host.verdict))),
         ("Evidence", Word::plain(&host.evidence)),
         ("Maintenance", Word::new(host.maintenance.as_ref().map(maintenance).unwrap_or_default(), Tone::Doubtful)),
+        ("Quarantine", Word::new(quarantine(host), Tone::Doubtful)),
         ("Last beat", Word::plain(host.beat_age_ms.map_or("never heard".into(), |ms| format!("{} ago", age(ms))))),
         ("libvirt", libvirt(host.libvirt)),
         ("VMs", Word::plain(host.vms.to_string())),
         ("Free", Word::plain(host.free_mib.map_or("-".into(), mib))),
     ])
+}
+
+fn quarantine(host: &HostView) -> String {
+    if !host.quarantined {
+        return String::new();
+    }
+    format!(
+        "it came and went too often: nothing is placed on it until it is stable (mainstay host release {})",
+        host.name
+    )
 }
 
 fn maintenance(view: &MaintenanceView) -> String {

@@ -13,7 +13,7 @@ use super::trouble::{FAILED, Trouble, What};
 use crate::api::dbus::client::Agent;
 use crate::api::dbus::resolve;
 use crate::types::HostId;
-use crate::types::settings::SettingsChange;
+use crate::types::settings::{HostChange, SettingsChange};
 use crate::types::view::{MaintenanceView, VIEW_SCHEMA};
 
 /// Between two looks.
@@ -31,11 +31,11 @@ pub async fn run(out: &mut Out, json: bool, command: MaintenanceCommand) -> Resu
     let host = resolve::host(&seen, &name).what(&what)?;
     let (id, name) = (host.id, host.name.clone());
     let change = match enter {
-        true => SettingsChange::EnterMaintenance { host: id },
-        false => SettingsChange::LeaveMaintenance { host: id, back },
+        true => HostChange::EnterMaintenance { host: id },
+        false => HostChange::LeaveMaintenance { host: id, back },
     };
     let agent = agent(&what).await?;
-    agent.change(&change).await.what(&what)?;
+    agent.change(&SettingsChange::Host(change)).await.what(&what)?;
     if !wait {
         return done(
             out,
@@ -49,19 +49,26 @@ pub async fn run(out: &mut Out, json: bool, command: MaintenanceCommand) -> Resu
     if !stay.is_empty() {
         let why: Vec<String> = stay.iter().map(|(vm, why)| format!("{vm}: {why}")).collect();
         let next = "they are tried again every 30 s; stop them (mainstay vm stop), or make room";
-        return Err(Trouble::new(FAILED, &format!("not all VMs of {name} were moved"), why.join("; "), next));
+        return Err(Trouble::new(FAILED, format!("not all VMs of {name} were moved"), why.join("; "), next));
     }
     done(out, json, &name, if enter { "is empty: nothing that is protected runs there" } else { "takes part again" })
 }
 
 /// `mainstay host release`.
-pub async fn release(out: &mut Out, json: bool, name: &str) -> Result<(), Trouble> {
-    let what = format!("host \"{name}\" was not released");
+pub async fn release(out: &mut Out, json: bool, names: &[String]) -> Result<(), Trouble> {
+    let what = format!("{} was not released", names.join(", "));
     need_root(&what)?;
     let (_, seen) = view(&what).await?;
-    let host = resolve::host(&seen, name).what(&what)?;
-    let said = agent(&what).await?.change(&SettingsChange::ReleaseHost { host: host.id }).await.what(&what)?;
-    done(out, json, &host.name, &said)
+    let mut hosts = Vec::new();
+    for name in names {
+        hosts.push(resolve::host(&seen, name).what(&what)?);
+    }
+    let agent = agent(&what).await?;
+    for host in &hosts {
+        agent.change(&SettingsChange::Host(HostChange::Release { host: host.id })).await.what(&what)?;
+    }
+    let released: Vec<&str> = hosts.iter().map(|host| host.name.as_str()).collect();
+    done(out, json, &released.join(", "), "VMs may be placed there again")
 }
 
 /// Until none is left, or all that are left stay where they are.

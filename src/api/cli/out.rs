@@ -97,10 +97,11 @@ impl Out {
 
     /// `key  value` lines, values aligned and wrapped.
     pub fn fields(&self, fields: &[(&str, Word)]) -> String {
+        let fields: Vec<&(&str, Word)> = fields.iter().filter(|(_, word)| !word.text.is_empty()).collect();
         let width = fields.iter().map(|(key, _)| key.len()).max().unwrap_or(0) + 2;
         let room = usize::from(self.columns).saturating_sub(width).max(20);
         let mut lines = Vec::new();
-        for (key, word) in fields.iter().filter(|(_, word)| !word.text.is_empty()) {
+        for (key, word) in fields {
             for (index, part) in wrap(&word.text, room).into_iter().enumerate() {
                 let key = if index == 0 { *key } else { "" };
                 lines.push(format!("{key:<width$}{}", self.paint(&part, word.tone)));

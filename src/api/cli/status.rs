@@ -89,6 +89,12 @@ fn show(out: &mut Out, json: bool, view: &ClusterView) -> Result<(), Trouble> {
     } else {
         out.line(&format!("\n{}", lists::datastore_table(out, &view.datastores)))?;
     }
+    if !view.rule_problems.is_empty() {
+        out.line("")?;
+    }
+    for problem in &view.rule_problems {
+        out.line(&out.wrapped("Rules: ", problem))?;
+    }
     let odd: Vec<VmView> = view.vms.iter().filter(|vm| is_odd(vm)).cloned().collect();
     if !odd.is_empty() {
         out.line(&format!("\n{}", lists::vm_table(out, &odd[..odd.len().min(SHOWN)])))?;

@@ -2,14 +2,20 @@
 
 use super::agent;
 use super::out::{Out, Tone, Word};
+use super::status::view;
 use super::trouble::{Trouble, What};
+use crate::api::dbus::resolve;
 use crate::types::view::{WhatIfView, WhatIfVm};
 
 /// Asks, and shows a line per VM.
 pub async fn run(out: &mut Out, json: bool, hosts: &[String]) -> Result<(), Trouble> {
     let what = "the question was not answered";
-    let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
-    let view = agent(what).await?.what_if(&hosts).await.what(what)?;
+    let (_, seen) = view(what).await?;
+    let mut names: Vec<&str> = Vec::new();
+    for host in hosts {
+        names.push(&resolve::host(&seen, host).what(what)?.name);
+    }
+    let view = agent(what).await?.what_if(&names).await.what(what)?;
     if json {
         return Ok(out.json(&view)?);
     }

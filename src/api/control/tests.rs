@@ -392,7 +392,7 @@ async fn a_request_of_a_newer_version_is_answered() {
     let body = timeout(SOON, frames::read(&mut stream, frame::MAX_FRAME)).await.unwrap().unwrap().unwrap();
     let reply: ReplyEnvelope = frame::decode(&body).unwrap();
     let Reply::Denied(Denial::NotAllowed(why)) = reply.reply else { panic!("{reply:?}") };
-    assert!(why.starts_with("control protocol 9 is asked, 4 is spoken here: "), "{why}");
+    assert!(why.starts_with("control protocol 9 is asked, 5 is spoken here: "), "{why}");
     assert_eq!(reply.ticket, Ticket(77));
 }
 

@@ -118,10 +118,7 @@ pub(in crate::core) fn change(settings: &mut ClusterSettings, change: SettingsCh
         | SettingsChange::SetForeignMigration(_)
         | SettingsChange::SetGuests(_)
         | SettingsChange::SetRules(_)
-        | SettingsChange::EnterMaintenance { .. }
-        | SettingsChange::LeaveMaintenance { .. }
-        | SettingsChange::EndMaintenance { .. }
-        | SettingsChange::ReleaseHost { .. }
+        | SettingsChange::Host(_)
         | SettingsChange::AcceptDatastore { .. } => return None,
     })
 }

@@ -38,6 +38,12 @@ pub(super) fn guard(agent: &AgentFacts) -> Vec<Finding> {
     }]
 }
 
+/// Rules for VMs do what they were made for.
+pub(super) fn rules(agent: &AgentFacts) -> Vec<Finding> {
+    let cure = "mainstay cluster vm-rules shows the rules; edit them and give them back";
+    agent.rules.iter().map(|problem| Finding::warning("vm-rules", "rules for VMs", problem.clone(), cure)).collect()
+}
+
 /// Nothing is protected yet.
 pub(super) fn no_member() -> Finding {
     Finding::warning(

@@ -25,6 +25,7 @@ fn well() -> DoctorInput {
         autostart: Vec::new(),
         devices: Vec::new(),
         without_device: vec!["a".into(), "b".into(), "c".into()],
+        rules: Vec::new(),
     };
     let mount = Mount {
         point: "/srv/nfs1".into(),
@@ -66,6 +67,13 @@ fn check(what: &str, expected: &[(&str, Level, &str)], change: Change) {
         assert!(finding.what.contains(part), "{what}: {finding:#?} does not say {part}");
         assert!(!finding.cure.is_empty(), "{what}: no cure");
     }
+}
+
+#[test]
+fn rules_for_vms() {
+    check("a name", &[("vm-rules", Level::Warning, "no VM is called mial")], |agent, _| {
+        agent.rules.push("priority rule 1: no VM is called mial".into());
+    });
 }
 
 #[test]

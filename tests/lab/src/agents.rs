@@ -50,6 +50,9 @@ pub struct HostView {
     /// How long its silence must last to prove a lapse, in milliseconds.
     #[serde(default)]
     pub window_ms: Option<u64>,
+    /// People work on it.
+    #[serde(default)]
+    pub maintenance: Option<serde_json::Value>,
 }
 
 /// One VM in a view.

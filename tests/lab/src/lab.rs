@@ -93,9 +93,9 @@ impl Lab {
         Ok(lab)
     }
 
-    /// Takes it down and makes it anew: the same hosts with fresh disks, no guests.
-    pub fn renew(&mut self) -> Result<()> {
-        let (hosts, product) = (self.state.hosts, self.state.product.clone());
+    /// Takes it down and makes it anew: so many hosts with fresh disks, no guests.
+    pub fn renew(&mut self, hosts: u8) -> Result<()> {
+        let product = self.state.product.clone();
         *self = Lab::begin(product, self.lock.take())?;
         self.add_hosts(hosts)
     }
@@ -113,6 +113,11 @@ impl Lab {
         start_storage()?;
         start_power()?;
         Ok(lab)
+    }
+
+    /// More hosts, which join the cluster.
+    pub fn grow(&mut self, hosts: u8) -> Result<()> {
+        self.add_hosts(hosts.max(self.state.hosts))
     }
 
     fn add_hosts(&mut self, hosts: u8) -> Result<()> {

@@ -39,6 +39,10 @@ pub struct Ground {
     pub(super) setting: Option<Setting>,
     /// The lab is to be made anew before the next case.
     pub(super) spoiled: bool,
+    /// So many hosts; a case may have more for itself.
+    pub(super) usual_hosts: usize,
+    /// There may be rules for VMs.
+    pub(super) ruled: bool,
     judges: Option<Judges>,
     wishes: BTreeMap<String, Wish>,
     figures: Vec<String>,
@@ -49,8 +53,8 @@ pub struct Ground {
 impl Ground {
     /// On a lab that is up.
     pub fn new(lab: Lab, full: bool) -> Ground {
-        let (judges, wishes, figures) = (None, BTreeMap::new(), Vec::new());
-        Ground { lab, setting: None, spoiled: false, judges, wishes, figures, full }
+        let (judges, wishes, figures, usual_hosts) = (None, BTreeMap::new(), Vec::new(), lab.hosts().len());
+        Ground { lab, setting: None, spoiled: false, usual_hosts, ruled: true, judges, wishes, figures, full }
     }
 
     /// The lab.
@@ -171,7 +175,10 @@ impl Ground {
     }
 
     /// Gets a guest to a host: by a live move, else ended here and started there. How is not the question here.
-    fn bring(&mut self, guest: &str, to: &Host) -> Result<()> {
+    pub(super) fn bring(&mut self, guest: &str, to: &Host) -> Result<()> {
+        if self.host_of(guest)? == *to {
+            return Ok(());
+        }
         if let Err(why) = self.move_guest(guest, to) {
             eprintln!("(arranging: {why:#}; {guest} is ended and started on {})", to.name());
             let from = self.host_of(guest)?;

@@ -8,7 +8,7 @@
 //!
 //! - `ground`: the words in which cases are told. `restore`: from whatever a case left to a healthy lab.
 //! - `guests`, `homes`, `images`, `kill`, `power`, `freeze`, `cut`, `storage`, `people`, `restarts`, `guards`, `moves`, `foreign`, `junk`,
-//!   `remedies`, `chaos`: the cases.
+//!   `remedies`, `planned`, `chaos`: the cases.
 //! - `pace`: what a limit is held against on a slow machine. `report`: what is kept of a case that failed.
 //!
 //! Cases are ordered by setting, since another kind of locks needs other mounts, and thus a power loss of all hosts.
@@ -29,6 +29,7 @@ mod kill;
 mod moves;
 mod pace;
 mod people;
+mod planned;
 mod power;
 mod remedies;
 pub mod report;
@@ -256,6 +257,17 @@ pub const ALL: &[Case] = &[
         "guest-remedies",
         "a guest is given a port while it runs; power cycle, reboot, migration, restart elsewhere by rules: once",
         remedies::all,
+    ),
+    case(
+        "maintenance",
+        "4 guests move away, each gap at most 1 s; a power cycle meanwhile is no failure; they come back",
+        planned::maintenance,
+    ),
+    case(
+        "order",
+        "priorities, who waits for whom, who must be apart: held; who has no place waits, and starts within 3 s of a host's return \
+         (--full: 5 hosts, 12 guests, two hosts killed)",
+        planned::order,
     ),
     case("chaos", "a minute of random faults and operators: never two, all as wanted when healed", chaos::short),
     with(Setting::POWER, case("kill-power-suspect", "a power switch confirms at once: within 5 s", power::suspect)),

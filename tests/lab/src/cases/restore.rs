@@ -33,7 +33,7 @@ impl Ground {
     /// Makes the lab healthy, and sets it so.
     pub fn prepare(&mut self, setting: Setting) -> Result<()> {
         self.stop_watching();
-        if self.spoiled {
+        if self.spoiled || self.lab.hosts().len() != self.usual_hosts {
             self.renew().context("making the lab anew")?;
         }
         let Err(why) = self.restore(setting) else { return Ok(()) };
@@ -44,7 +44,8 @@ impl Ground {
 
     fn renew(&mut self) -> Result<()> {
         self.setting = None;
-        self.lab.renew()?;
+        self.lab.renew(u8::try_from(self.usual_hosts)?)?;
+        self.ruled = false;
         self.spoiled = false;
         Ok(())
     }
@@ -60,8 +61,40 @@ impl Ground {
             self.wait_cluster()?;
         }
         self.lab.storage()?.locks(setting.locks)?;
+        self.end_plans()?;
         self.set(setting)?;
         self.guests_run()
+    }
+
+    /// No rules for VMs, no maintenance, no quarantine.
+    fn end_plans(&mut self) -> Result<()> {
+        let Some(host) = self.hosts_on().first().copied() else { bail!("no host is on") };
+        for busy in agents::view(&host)?.hosts.iter().filter(|host| host.maintenance.is_some()) {
+            let leave = ["mainstay", "host", "maintenance", "leave", &busy.name, "--stay", "--no-wait"];
+            agents::ask(&host, agents::ANSWER, &leave)?;
+        }
+        // Hosts that are killed by many cases come back too often for anybody's trust.
+        let names: Vec<String> = self.hosts().iter().map(Host::name).collect();
+        let release = ["mainstay", "host", "release"].into_iter().chain(names.iter().map(String::as_str));
+        agents::ask(&host, agents::ANSWER, &release.collect::<Vec<_>>())?;
+        if self.ruled { self.set_rules("") } else { Ok(()) }
+    }
+
+    /// Rules for the order and the places of VMs.
+    pub(super) fn set_rules(&mut self, text: &str) -> Result<()> {
+        let Some(host) = self.hosts_on().first().copied() else { bail!("no host is on") };
+        let path = host.root_inside()?.join("tmp/rules.toml");
+        std::fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        self.ruled = true;
+        agents::ask(&host, agents::ANSWER, &["mainstay", "cluster", "vm-rules", "/tmp/rules.toml"])?;
+        self.ruled = !text.is_empty();
+        Ok(())
+    }
+
+    /// More hosts, for this case alone.
+    pub(super) fn grow(&mut self, hosts: u8) -> Result<()> {
+        self.lab.grow(hosts)?;
+        self.wait_cluster()
     }
 
     /// Ends cuts, freezes and faults of the storage.
@@ -202,7 +235,7 @@ impl Ground {
     }
 
     /// Waits until every guest runs once and is protected; starts those that nobody starts.
-    fn guests_run(&mut self) -> Result<()> {
+    pub(super) fn guests_run(&mut self) -> Result<()> {
         self.make_guests()?;
         let view = self.view()?;
         let stopped = |name: &str| view.vm(name).is_some_and(|vm| vm.wanted.as_deref() == Some("stopped"));
