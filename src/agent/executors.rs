@@ -29,7 +29,7 @@ use crate::exec::libvirt::{Libvirt, What};
 use crate::exec::net::BeatReceiver;
 use crate::exec::program::Stop;
 use crate::exec::reading::{self, Reader};
-use crate::exec::{clock, fence, power};
+use crate::exec::{clock, echo, fence, power};
 use crate::types::control::{Reply, Request, VmCommand};
 use crate::types::failure::FailureAsk;
 use crate::types::guard::{GuardConfig, GuardDatastore, GuardOrder};
@@ -182,6 +182,10 @@ impl Executors {
             Action::Fence { ticket, program, host, name, within } => {
                 let done = self.done(ticket);
                 fence::command(program, name, host, within, move |result| done(Outcome::Fenced(result)));
+            }
+            Action::AskNetwork { ticket, within } => {
+                let (done, addresses) = (self.done(ticket), self.here.to_ask());
+                tokio::spawn(async move { done(Outcome::Network(echo::anybody(addresses, within).await)) });
             }
             Action::Power { device, order, within, ticket } => {
                 let (done, stop) = (self.done(ticket), Arc::new(Stop::default()));

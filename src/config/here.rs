@@ -3,13 +3,13 @@
 //! Asked once at start and on reload. An interface without an address yet is an error here; the unit starts after the
 //! network, and systemd tries again.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 
 use super::read::is_host_name;
-use super::{Config, Transport};
+use super::{Config, IsolationAddress, Transport};
 use crate::types::guard::BeatInterface;
 
 /// This host as the others see it.
@@ -25,6 +25,20 @@ pub struct Here {
     pub interfaces: Vec<BeatInterface>,
     /// Hosts that get each beat by unicast.
     pub peers: Vec<SocketAddr>,
+    /// Who tells whether its own link works.
+    pub isolation_addresses: Vec<IsolationAddress>,
+}
+
+impl Here {
+    /// Those that can be asked now.
+    #[must_use]
+    pub fn to_ask(&self) -> Vec<IpAddr> {
+        let addresses = self.isolation_addresses.iter().flat_map(|one| match one {
+            IsolationAddress::Gateway => gateways(&self.interfaces),
+            IsolationAddress::Address(address) => vec![*address],
+        });
+        addresses.collect()
+    }
 }
 
 /// What the host does not tell, and what to write into the file instead.
@@ -94,6 +108,7 @@ impl Config {
             name,
             interfaces: names.into_iter().chain(any).map(interface).collect(),
             peers: self.beat.peers.clone(),
+            isolation_addresses: self.beat.isolation_addresses.clone(),
         })
     }
 }
@@ -168,6 +183,42 @@ fn is_link_local(address: Ipv6Addr) -> bool {
     address.segments()[0] & 0xffc0 == 0xfe80
 }
 
+/// Routers of default routes over these interfaces; over any, if none is named. IPv4 only where there is any.
+#[must_use]
+pub fn gateways(interfaces: &[BeatInterface]) -> Vec<IpAddr> {
+    let file = |path| std::fs::read_to_string(path).unwrap_or_default();
+    let mut all = gateways_v4(&file("/proc/net/route"));
+    if all.is_empty() {
+        all = gateways_v6(&file("/proc/net/ipv6_route"));
+    }
+    let named =
+        |name: &str| interfaces.iter().all(|one| one.name.is_empty()) || interfaces.iter().any(|one| one.name == name);
+    all.into_iter().filter(|(name, _)| named(name)).map(|(_, address)| address).collect()
+}
+
+fn gateways_v4(text: &str) -> Vec<(String, IpAddr)> {
+    let routes = text.lines().skip(1).filter_map(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let is_default = fields.get(1) == Some(&"00000000") && fields.get(7) == Some(&"00000000");
+        // In the byte order of the machine.
+        let address = Ipv4Addr::from(u32::from_str_radix(fields.get(2)?, 16).ok()?.to_ne_bytes());
+        (is_default && !address.is_unspecified()).then(|| (fields[0].to_owned(), IpAddr::V4(address)))
+    });
+    routes.collect()
+}
+
+fn gateways_v6(text: &str) -> Vec<(String, IpAddr)> {
+    let routes = text.lines().filter_map(|line| {
+        let fields: Vec<_> = line.split_whitespace().collect();
+        let is_default = fields.get(1) == Some(&"00") && fields.first()?.bytes().all(|byte| byte == b'0');
+        let address = Ipv6Addr::from(u128::from_str_radix(fields.get(4)?, 16).ok()?);
+        // One of the link alone cannot be reached without naming the link, which an echo request does not.
+        (is_default && !address.is_unspecified() && !is_link_local(address))
+            .then(|| (fields.get(9).copied().unwrap_or_default().to_owned(), IpAddr::V6(address)))
+    });
+    routes.collect()
+}
+
 /// The interface of the default route with the lowest metric, out of `/proc/net/route`.
 fn default_route_v4(text: &str) -> Option<String> {
     let routes = text.lines().skip(1).filter_map(|line| {
@@ -194,6 +245,23 @@ fn default_route_v6(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn finds_the_routers() {
+        let v4 = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT\n\
+                  eth0\t00000000\t0101A8C0\t0003\t0\t0\t100\t00000000\t0\t0\t0\n\
+                  tun0\t00000000\t00000000\t0001\t0\t0\t100\t00000000\t0\t0\t0\n\
+                  eth1\t0000A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n";
+        assert_eq!(gateways_v4(v4), [("eth0".to_owned(), IpAddr::from([192, 168, 1, 1]))]);
+        let zero = "0".repeat(32);
+        let v6 = format!(
+            "{zero} 00 {zero} 00 20010db8000000000000000000000001 00000400 00000001 00000000 00000003 eth2\n\
+             {zero} 00 {zero} 00 fe800000000000000000000000000001 00000400 00000001 00000000 00000003 eth3\n\
+             {zero} 00 {zero} 00 {zero} ffffffff 00000001 00000000 00200200 lo\n"
+        );
+        assert_eq!(gateways_v6(&v6), [("eth2".to_owned(), "2001:db8::1".parse().unwrap())]);
+        assert!(gateways_v4("Iface\njunk\n").is_empty() && gateways_v6("junk").is_empty());
+    }
 
     #[test]
     fn finds_the_default_route() {

@@ -68,6 +68,17 @@ pub struct Beat {
     pub transport: Transport,
     /// Hosts that get each beat by unicast, too.
     pub peers: Vec<SocketAddr>,
+    /// Who is asked whether this host's own link works, when it hears no other host. None: only the others count.
+    pub isolation_addresses: Vec<IsolationAddress>,
+}
+
+/// Somebody in the network of the beats who is no host of the cluster.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IsolationAddress {
+    /// The router of the default route, as it is then.
+    Gateway,
+    /// This one.
+    Address(IpAddr),
 }
 
 impl Default for Beat {
@@ -79,6 +90,7 @@ impl Default for Beat {
             ttl: 1,
             transport: Transport::Multicast,
             peers: Vec::new(),
+            isolation_addresses: vec![IsolationAddress::Gateway],
         }
     }
 }

@@ -14,12 +14,12 @@ use std::path::PathBuf;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{Config, Finding, Level, Transport};
+use super::{Config, Finding, IsolationAddress, Level, Transport};
 
 /// Every key there is. `systemd/mainstay.toml` shows each with its default; a test compares the two.
 pub(super) const KEYS: [(&str, &[&str]); 7] = [
     ("host", &["name", "address"]),
-    ("beat", &["interfaces", "group", "port", "ttl", "transport", "peers"]),
+    ("beat", &["interfaces", "group", "port", "ttl", "transport", "peers", "isolation_addresses"]),
     ("control", &["port"]),
     ("libvirt", &["uri", "migration_uri"]),
     ("guard", &["watchdog"]),
@@ -150,6 +150,16 @@ impl<'t> Reader<'t> {
         let port = beat.port;
         if let Some(peers) = self.list("beat", "peers", MAX_PEERS, |text| peer(text, port)) {
             beat.peers = peers;
+        }
+        let address = |text: &str| match (text, text.parse::<IpAddr>()) {
+            ("gateway", _) => Ok(IsolationAddress::Gateway),
+            (_, Ok(address)) if !address.is_multicast() && !address.is_unspecified() => {
+                Ok(IsolationAddress::Address(address))
+            }
+            _ => Err(format!("{text:?} is neither \"gateway\" nor an IPv4 or IPv6 address")),
+        };
+        if let Some(addresses) = self.list("beat", "isolation_addresses", MAX_INTERFACES, address) {
+            beat.isolation_addresses = addresses;
         }
     }
 

@@ -38,6 +38,8 @@ pub enum Action {
     CallOffPower(Ticket),
     /// Run the storage fence against a host.
     Fence { ticket: Ticket, program: String, host: HostId, name: String, within: Duration },
+    /// Does any isolation address of this host answer?
+    AskNetwork { ticket: Ticket, within: Duration },
     /// Who holds QEMU's locks of these images?
     ProbeLocks { ticket: Ticket, paths: Vec<String>, within: Duration },
     /// Answer an `Asked`.

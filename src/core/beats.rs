@@ -35,6 +35,7 @@ impl Core {
         cx.set(Timer::Beat, cx.now + self.settings.timing.beat);
         self.notice_own_stall(cx.now);
         self.judge_all(cx);
+        self.follow_isolation(cx);
         self.end_quarantines(cx);
         self.elect(cx);
         if let Some(at) = self.may_lead_at().filter(|at| cx.now < *at) {
@@ -60,7 +61,12 @@ impl Core {
             role: self.election.role(),
             term: self.election.term(),
             score: self.score(cx.now),
-            flags: Flags { leaving: self.going_down, ..Flags::default() },
+            flags: Flags {
+                leaving: self.going_down,
+                isolated: self.is_isolated(),
+                maintenance: self.in_maintenance(self.me.host),
+                ..Flags::default()
+            },
             storage_lost: self.lost_datastores(cx.now),
             settings_version: self.settings.version,
             echoes: self.echoes(cx.now),

@@ -63,6 +63,8 @@ pub enum Pending {
     Dropped(super::moving::Unheard),
     /// An order to run this VM elsewhere.
     Placed(VmId, HostId),
+    /// Isolation addresses.
+    Network,
     /// An order to move this VM away.
     Evacuated(VmId),
     /// A person's request that was passed on.
@@ -235,6 +237,12 @@ impl<'a> Cx<'a> {
     pub fn fence(&mut self, program: String, host: HostId, name: String, within: Duration, pending: Pending) -> Ticket {
         let ticket = self.ticket(pending);
         self.output.actions.push(Action::Fence { ticket, program, host, name, within });
+        ticket
+    }
+    /// Asks the isolation addresses.
+    pub fn ask_network(&mut self, within: Duration, pending: Pending) -> Ticket {
+        let ticket = self.ticket(pending);
+        self.output.actions.push(Action::AskNetwork { ticket, within });
         ticket
     }
     /// Probes image locks.

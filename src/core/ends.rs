@@ -39,6 +39,9 @@ impl Core {
             let why = if reason == OffReason::Saved { ClaimReason::Saved } else { ClaimReason::HostWentDown };
             return self.release(cx, id, claim, Wanted::Running, why);
         }
+        if self.vm(id).responded.is_some() {
+            return self.release(cx, id, claim, Wanted::Running, ClaimReason::Isolated);
+        }
         if self.vm(id).own_end {
             return self.crashed(cx, id, claim, OffReason::Failed);
         }

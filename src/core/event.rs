@@ -91,6 +91,8 @@ pub enum Outcome {
     Reply(Result<Reply, String>),
     /// Of a power switch.
     Power(Result<PowerAnswer, String>),
+    /// Of isolation addresses: one has answered.
+    Network(bool),
     /// Of a storage fence.
     Fenced(Result<(), String>),
     /// Of a probe of image locks: who holds one.

@@ -174,6 +174,7 @@ impl Core {
             DomainChange::Started { .. } => {
                 self.vm(id).by_guest = None;
                 self.vm(id).own_end = false;
+                self.vm(id).responded = None;
                 self.vm(id).end_seen = None;
                 self.vm(id).ended = None;
                 None

@@ -139,7 +139,7 @@ impl Core {
         let meaning = self.meaning();
         let site = self.site(&meaning, &idle.iter().copied().collect::<BTreeSet<VmId>>());
         let mut bars = Bars::of_planned(self, &meaning, cx.now);
-        let asks: Vec<_> = idle.iter().map(|id| bars.ask(*id, &self.need_of(*id), None, None)).collect();
+        let asks: Vec<_> = idle.iter().map(|id| bars.ask(*id, &self.need_of(*id), Some(host), None)).collect();
         let plan = plan(&site, &asks);
         for (n, id) in idle.into_iter().enumerate() {
             let Some(to) = plan.host(n) else {

@@ -37,6 +37,7 @@ pub mod health;
 mod homes;
 mod hooks;
 mod images;
+mod isolation;
 mod late;
 pub mod lease;
 mod local;
@@ -139,6 +140,7 @@ pub struct Core {
     stores: BTreeMap<DatastoreId, storage::Store>,
     /// How long servers keep locks of silent clients.
     lock_leases: BTreeMap<DatastoreId, Duration>,
+    isolation: isolation::Isolation,
     vms: BTreeMap<VmId, vms::Vm>,
     /// What the cluster's rules mean, and whether names have changed since.
     meaning: (Arc<placement::rules::Meaning>, bool),
@@ -205,6 +207,7 @@ impl Core {
             unprotected: None,
             hook_seen: None,
             storm: None,
+            isolation: Default::default(),
             meaning: Default::default(),
             start_took: None,
             me,

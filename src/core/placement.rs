@@ -37,6 +37,8 @@ pub enum WhyNot {
     Silent,
     /// Going down.
     Leaving,
+    /// It hears nobody, and others are alive.
+    Isolated,
     /// People work on it.
     Maintenance,
     /// No valid lease on a datastore that it needs.
@@ -70,6 +72,7 @@ impl std::fmt::Display for WhyNot {
         match self {
             Self::Silent => f.write_str("not heard"),
             Self::Leaving => f.write_str("is leaving"),
+            Self::Isolated => f.write_str("is isolated"),
             Self::Maintenance => f.write_str("is in maintenance"),
             Self::NoDatastore(name) => write!(f, "has no lease on {name}"),
             Self::NoLibvirt => f.write_str("libvirt does not answer there"),
@@ -268,6 +271,9 @@ impl Core {
         }
         if !self.live_members(now).any(|member| member.host == host) || (host == self.me.host && self.going_down) {
             return Some(WhyNot::Leaving);
+        }
+        if host == self.me.host && self.leaves_to_others(now) {
+            return Some(WhyNot::Isolated);
         }
         if self.in_maintenance(host) {
             return Some(WhyNot::Maintenance);

@@ -124,6 +124,7 @@ impl Core {
             (Pending::Attempt(vm), outcome) => self.attempt_done(cx, vm, ticket, outcome),
             (Pending::Move(vm), outcome) => self.move_done(cx, vm, ticket, outcome),
             (Pending::Placed(vm, host), Outcome::Reply(reply)) => self.placed_done(cx, vm, host, ticket, reply),
+            (Pending::Network, Outcome::Network(answered)) => self.network_answered(cx, ticket, answered),
             (Pending::Evacuated(vm), Outcome::Reply(reply)) => self.evacuated(cx, vm, ticket, reply),
             (Pending::Dropped(unheard), Outcome::Reply(reply)) => self.dropped_answered(cx.now, unheard, &reply),
             (Pending::Forward(ask), Outcome::Reply(reply)) => self.forwarded(cx, ask, reply),

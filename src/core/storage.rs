@@ -113,12 +113,11 @@ impl Store {
     pub fn trouble(&self) -> Option<&str> {
         self.trouble.as_deref()
     }
-    /// Takes in what a complete read shows: whether a VM list changed, and who has beaten, in which boot, since the read
-    /// before it began.
-    fn take_in(&mut self, read: &CompleteRead, own_lease: Duration) -> (bool, Vec<(HostId, BootId)>) {
-        let gap = self.read_at.is_none();
+    /// Takes in what a complete read shows: whose VM list changed, and who has beaten, in which boot, since the read before it
+    /// began.
+    fn take_in(&mut self, read: &CompleteRead, own_lease: Duration) -> (Vec<HostId>, Vec<(HostId, BootId)>) {
         self.read_at = Some(read.ended);
-        let mut changed_lists = gap;
+        let mut changed_lists = Vec::new();
         let mut lives: Vec<(HostId, BootId)> = Vec::new();
         for member in &read.members {
             let silence = self.silence.entry(member.host).or_insert_with(|| Silence::new(own_lease));
@@ -135,7 +134,9 @@ impl Store {
                     if member.list.is_some() {
                         seen.list.clone_from(&member.list); // A list that does not match says nothing.
                     }
-                    changed_lists |= before != list_of(seen);
+                    if before != list_of(seen) {
+                        changed_lists.push(member.host);
+                    }
                 }
                 None => {
                     let seen = Seen {
@@ -206,6 +207,7 @@ impl Core {
         let own_lease = self.settings.timing.lease;
         let Some(store) = self.stores.get_mut(&id) else { return };
         let since = std::mem::replace(&mut store.read_began, read.began);
+        let first = store.read_at.is_none();
         let (changed_lists, lives) = store.take_in(&read, own_lease);
         let roster = read.roster.clone();
         store.silence.retain(|host, _| roster.names(*host));
@@ -221,8 +223,13 @@ impl Core {
         if self.stores.get(&id).is_some_and(|store| store.listed.is_none_or(|at| at < since)) {
             self.list_claims(cx);
         }
+        // What a host claims that nobody hears, or gives up, is told by its list alone; the claim follows the list by a moment.
+        if changed_lists.iter().any(|host| !self.is_heard(*host, cx.now)) {
+            self.list_claims(cx);
+            cx.set_earlier(Timer::Relist, cx.now + self.settings.timing.renew);
+        }
         // Silence that grew, beats that came: both may change a verdict or complete a proof.
-        if changed_lists || self.anybody_silent(cx.now) {
+        if first || !changed_lists.is_empty() || self.anybody_silent(cx.now) {
             self.judge_all(cx);
             self.look = true;
         }

@@ -13,6 +13,7 @@ use super::event::AskId;
 use super::failover::Placing;
 use super::handover::Handover;
 use super::homes::Lies;
+use super::isolation::Responded;
 use super::maintenance::Evacuation;
 use super::moving::{Incoming, Moving};
 use super::note::Note;
@@ -109,6 +110,8 @@ pub struct Vm {
     pub evacuation: Option<Evacuation>,
     /// As master: why it was not moved although it should be, and when that is tried again.
     pub stays: Option<(Time, String)>,
+    /// Its isolation response was given.
+    pub responded: Option<Responded>,
     /// As master: since when only those that it waits for keep it from its start.
     pub held_up: Option<Time>,
     /// Its stale definition is being removed.
@@ -291,5 +294,6 @@ pub(super) fn reason_text(reason: crate::types::ClaimReason) -> &'static str {
         R::HandedOver => "migrated by a person",
         R::MigratedAway => "migrated away by a person",
         R::HomeMoved => "its home moved",
+        R::Isolated => "its host was isolated",
     }
 }

@@ -6,6 +6,7 @@ pub mod console;
 pub mod datastore;
 pub mod doctor;
 pub mod dump;
+pub mod echo;
 pub mod evidence;
 pub mod failures;
 pub mod fence;

@@ -219,6 +219,8 @@ pub enum ClaimReason {
     MigratedAway,
     /// Its disks lie on another datastore now, and its claims follow.
     HomeMoved,
+    /// Its host was isolated, and ended it as its isolation response says.
+    Isolated,
 }
 
 /// Debts in one claim.

@@ -6,6 +6,7 @@
 //!  dependency   app waits for db until it is ready, at most so long
 //!  affinity     together | apart, must | should           between VMs
 //!  placement    only | not, must | should                 between VMs and hosts
+//!  isolation    what a host that is cut off does: leave | shut down | power off
 //!  admission    what a start must leave free
 //!  limits       starts at once, vCPUs for each CPU
 //! ```
@@ -163,6 +164,32 @@ pub struct HostRule {
     pub force: Force,
 }
 
+/// What an isolated host does with a VM that runs there, while another is seen alive on the VM's datastore.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Response {
+    /// It runs on.
+    #[default]
+    Leave,
+    /// Its guest is asked to shut down; after so many seconds it is powered off.
+    Shutdown {
+        /// 1 to `MAX_WAIT_S`.
+        within_s: u32,
+    },
+    /// It is powered off at once.
+    PowerOff,
+}
+
+/// What an isolated host does with some VMs.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IsolationRule {
+    /// Which VMs; of several rules the first that fits one counts.
+    pub vms: Vec<Glob>,
+    /// What is done.
+    pub response: Response,
+}
+
 /// What a start must leave possible.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -212,6 +239,9 @@ pub struct VmRules {
     /// VMs and hosts.
     #[serde(rename = "placement")]
     pub placements: Vec<HostRule>,
+    /// What an isolated host does.
+    #[serde(rename = "isolation")]
+    pub isolations: Vec<IsolationRule>,
     /// What a start must leave possible.
     pub admission: Admission,
     /// How much at once.
@@ -245,6 +275,12 @@ pub enum BadRules {
         /// From one.
         number: usize,
     },
+    /// A guest would have no time, or too much.
+    #[error("isolation rule {number}: within_s is 1 to {MAX_WAIT_S} seconds")]
+    Shutdown {
+        /// From one.
+        number: usize,
+    },
     /// No start at all.
     #[error("{what} has to be 1 or more")]
     Nothing {
@@ -268,6 +304,7 @@ impl VmRules {
             ("dependency", self.dependencies.len()),
             ("affinity", self.affinities.len()),
             ("placement", self.placements.len()),
+            ("isolation", self.isolations.len()),
         ];
         if let Some((kind, count)) = kinds.into_iter().find(|(_, count)| MAX_RULES < *count) {
             return Err(BadRules::Many { kind, count });
@@ -279,9 +316,17 @@ impl VmRules {
         all_named(self.affinities.iter().map(|rule| ("affinity", "VMs", names(&rule.vms))))?;
         all_named(self.placements.iter().map(|rule| ("placement", "VMs", names(&rule.vms))))?;
         all_named(self.placements.iter().map(|rule| ("placement", "hosts", names(&rule.hosts))))?;
+        all_named(self.isolations.iter().map(|rule| ("isolation", "VMs", names(&rule.vms))))?;
         let waits = |rule: &DependencyRule| (1..=MAX_WAIT_S).contains(&rule.within_s) && rule.delay_s <= MAX_WAIT_S;
         if let Some(n) = self.dependencies.iter().position(|rule| !waits(rule)) {
             return Err(BadRules::Wait { number: n + 1 });
+        }
+        let in_time = |rule: &IsolationRule| match rule.response {
+            Response::Leave | Response::PowerOff => true,
+            Response::Shutdown { within_s } => (1..=MAX_WAIT_S).contains(&within_s),
+        };
+        if let Some(n) = self.isolations.iter().position(|rule| !in_time(rule)) {
+            return Err(BadRules::Shutdown { number: n + 1 });
         }
         self.check_amounts()
     }
@@ -345,6 +390,12 @@ mod tests {
             ),
             ("[[placement]]\nvms = [\"a\"]\nhosts = [\"h1\"]\nplace = \"only\"", ""),
             ("[[placement]]\nvms = [\"a\"]\nhosts = []\nplace = \"not\"", "placement rule 1 names no hosts"),
+            ("[[isolation]]\nvms = [\"web\"]\nresponse = \"power-off\"", ""),
+            ("[[isolation]]\nvms = [\"web\"]\nresponse = { shutdown = { within_s = 60 } }", ""),
+            (
+                "[[isolation]]\nvms = [\"web\"]\nresponse = { shutdown = { within_s = 0 } }",
+                "isolation rule 1: within_s is 1 to 3600 seconds",
+            ),
             ("admission = \"off\"", ""),
             ("admission = { host-failures = 1 }", ""),
             ("admission = { host-failures = 0 }", "admission: hosts has to be 1 or more"),

@@ -64,6 +64,12 @@ impl World {
                 let a = self.named(a);
                 (0..self.hosts.len()).filter(|b| *b != a).for_each(|b| self.cut_pair(a, b));
             }
+            // Not even its router answers.
+            ["isolate", host] => {
+                self.act_out(&format!("cut {host}"));
+                let h = self.named(host);
+                self.hosts[h].router = false;
+            }
             // Network and storage come through one cable: it keeps running, and nobody hears of it.
             ["unplug", host] => {
                 self.act_out(&format!("cut {host}"));
@@ -74,7 +80,10 @@ impl World {
                 self.links.heal_host(h);
                 self.set_path(h, Path::Well);
             }
-            ["heal"] => self.links.heal(),
+            ["heal"] => {
+                self.links.heal();
+                self.hosts.iter_mut().for_each(|host| host.router = true);
+            }
             ["hang", "storage", "all"] => self.set_hung(true),
             ["hang", "storage", host] => self.set_path(self.named(host), Path::Hung),
             ["break", "storage", host] => self.set_path(self.named(host), Path::Broken),

@@ -120,4 +120,12 @@ impl World {
             world.done(h, life, ticket, Outcome::Locks(result));
         });
     }
+
+    /// Its router answers at once, or nobody does.
+    pub fn ask_network(&mut self, h: H, ticket: Ticket, within: Duration) {
+        let Some(life) = self.hosts[h].agent.as_ref().map(|agent| agent.life) else { return };
+        let answers = self.hosts[h].router;
+        let delay = if answers { Duration::from_millis(1) } else { within };
+        self.due(Gate::Agent(h, life), delay, ticket, Outcome::Network(answers));
+    }
 }

@@ -136,6 +136,8 @@ pub struct Host {
     pub excused: u64,
     told_kib: u64,
     memory_kib: u64,
+    /// It reaches its router.
+    pub router: bool,
 }
 
 fn boot_id(life: u64) -> BootId {
@@ -148,6 +150,7 @@ impl Host {
         Self {
             n,
             memory_kib,
+            router: true,
             id: member.host,
             name: member.name,
             index: member.index,
@@ -435,6 +438,7 @@ impl World {
             Action::Fence { ticket, program, host, within, .. } => self.fence(h, ticket, program, host, within),
             Action::Power { ticket, device, order, within } => self.power_order(h, ticket, &device, order, within),
             Action::CallOffPower(ticket) => self.call_off_power(h, ticket),
+            Action::AskNetwork { ticket, within } => self.ask_network(h, ticket, within),
             Action::ProbeLocks { ticket, paths, within } => self.probe_locks(h, ticket, &paths, within),
             Action::Answer(ask, reply) => self.answered(h, ask, reply),
             Action::HookAnswer(ask, result) => self.hook_answered(h, ask, result),

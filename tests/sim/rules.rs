@@ -3,13 +3,15 @@
 //! ```text
 //!   priority P of VMS       VMS after VMS [ready started|agent|application] [delay T] [within T]
 //!   together|apart VMS must|should                VMS only|not on HOSTS must|should
+//!   isolated VMS power-off|shut-down T
 //!   survive N failures    keep N percent    dedicate HOSTS
 //!   at most N starts on a host|from a datastore   at most N vcpus on a cpu
 //! ```
 
 use mainstay::types::guests::Glob;
 use mainstay::types::rules::{
-    Admission, AffinityRule, DependencyRule, Force, HostRule, Priority, PriorityRule, Ready, Tie, VmRules, Where,
+    Admission, AffinityRule, DependencyRule, Force, HostRule, IsolationRule, Priority, PriorityRule, Ready, Response,
+    Tie, VmRules, Where,
 };
 
 use super::scenario::span;
@@ -44,12 +46,20 @@ pub fn add(rules: &mut VmRules, words: &[&str]) {
         ["at", "most", most, "starts", "on", "a", "host"] => rules.limits.starts_per_host = number(most),
         ["at", "most", most, "starts", "from", "a", "datastore"] => rules.limits.starts_per_datastore = number(most),
         ["at", "most", most, "vcpus", "on", "a", "cpu"] => rules.limits.vcpus_per_cpu = Some(number(most)),
+        ["isolated", vms @ .., "shut-down", time] => {
+            isolated(rules, vms, Response::Shutdown { within_s: seconds(time) })
+        }
+        ["isolated", vms @ .., "power-off"] => isolated(rules, vms, Response::PowerOff),
         ["survive", count, "failures"] => rules.admission = Admission::HostFailures(number(count)),
         ["keep", percent, "percent"] => rules.admission = Admission::Percent(number(percent)),
         ["dedicate", hosts @ ..] => rules.admission = Admission::Dedicated(globs(hosts)),
         _ => either(rules, words),
     }
     rules.check().expect("rules that can be used");
+}
+
+fn isolated(rules: &mut VmRules, vms: &[&str], response: Response) {
+    rules.isolations.push(IsolationRule { vms: globs(vms), response });
 }
 
 fn either(rules: &mut VmRules, words: &[&str]) {

@@ -12,7 +12,7 @@ use super::WhyNot;
 use super::order::{Dependency, Order, Ring};
 use super::site::Affinity;
 use crate::types::guests::Glob;
-use crate::types::rules::{DependencyRule, Force, Priority, Tie, VmRules, Where};
+use crate::types::rules::{DependencyRule, Force, Priority, Response, Tie, VmRules, Where};
 use crate::types::{HostId, VmId};
 
 /// A rule that cannot do what it was made for.
@@ -50,6 +50,7 @@ impl std::fmt::Display for Problem {
 #[derive(Clone, Debug, Default)]
 pub struct Meaning {
     priorities: BTreeMap<VmId, Priority>,
+    responses: BTreeMap<VmId, Response>,
     /// Who waits for whom.
     pub order: Order,
     /// Who is tied to whom.
@@ -70,6 +71,11 @@ impl Meaning {
                 meaning.priorities.entry(vm).or_insert(rule.priority);
             }
         }
+        for (n, rule) in rules.isolations.iter().enumerate() {
+            for vm in meaning.vms("isolation", n, &rule.vms, vms) {
+                meaning.responses.entry(vm).or_insert(rule.response);
+            }
+        }
         for (n, rule) in rules.affinities.iter().enumerate() {
             let tied = meaning.vms("affinity", n, &rule.vms, vms);
             if 1 < tied.len() {
@@ -88,6 +94,12 @@ impl Meaning {
     #[must_use]
     pub fn priority(&self, vm: VmId) -> Priority {
         self.priorities.get(&vm).copied().unwrap_or_default()
+    }
+
+    /// What its host does with it when it is isolated.
+    #[must_use]
+    pub fn response(&self, vm: VmId) -> Response {
+        self.responses.get(&vm).copied().unwrap_or_default()
     }
 
     /// Hosts that must not have it.
