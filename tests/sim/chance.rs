@@ -115,6 +115,13 @@ pub fn story(seed: u64, wish: &Wish) -> Scenario {
     }
     story.acts.retain(|(at, what)| *at < TROUBLE || what.starts_with("accept"));
     story.acts.push((TROUBLE, "heal everything".to_owned()));
+    let begun: Vec<String> =
+        story.acts.iter().filter(|(_, what)| what.starts_with("maintenance")).map(|(_, what)| what.clone()).collect();
+    for what in begun.iter().filter_map(|what| what.split(" begins").next()) {
+        for (n, host) in HOSTS[..cast.hosts].iter().enumerate() {
+            story.acts.push((TROUBLE + Duration::from_secs(15 + n as u64), format!("{what} ends at {host}")));
+        }
+    }
     story.acts.sort_by_key(|(at, _)| *at);
     story
 }
@@ -156,7 +163,42 @@ fn setup(dice: &mut Dice, seed: u64, wish: &Wish) -> Setup {
         datastores.push("san".to_owned());
         vms.iter_mut().for_each(|vm| vm.2.clone_from(&datastores[dice.roll(2) as usize]));
     }
-    Setup { hosts, datastores, vms, fence, late_writes, switches, fence_at, locks, timing, seed, ..Setup::default() }
+    let rules = if dice.roll(3) == 0 { rules(dice, &VMS[..running], &hosts) } else { Vec::new() };
+    Setup {
+        hosts,
+        datastores,
+        vms,
+        fence,
+        late_writes,
+        switches,
+        fence_at,
+        locks,
+        timing,
+        rules,
+        seed,
+        ..Setup::default()
+    }
+}
+
+/// Rules that let every VM run in the end, whatever has happened: what must be may have to wait for an operator.
+fn rules(dice: &mut Dice, vms: &[&str], hosts: &[String]) -> Vec<String> {
+    let mut rules = Vec::new();
+    for _ in 0..1 + dice.roll(4) {
+        let (one, other) = (dice.pick(vms), dice.pick(vms));
+        let seconds = 1 + dice.roll(20);
+        rules.push(match dice.roll(9) {
+            0 => format!("priority {} of {one}", dice.pick(&["highest", "high", "low", "lowest"])),
+            1 => format!("{one} after {other} within {seconds}s"),
+            2 => format!("{one} after {other} ready agent delay 2s within {seconds}s"),
+            3 => format!("apart {one} {other} should"),
+            4 => format!("together {one} {other} should"),
+            5 => format!("{one} not on {} should", hosts[dice.roll(hosts.len() as u64) as usize]),
+            6 => "at most 1 starts on a host".to_owned(),
+            7 => format!("isolated {one} power-off"),
+            _ => format!("isolated * shut-down {seconds}s"),
+        });
+    }
+    rules
 }
 
 struct Cast {
@@ -282,6 +324,7 @@ impl Cast {
             7..=10 => self.of_storage(host),
             11 | 12 => self.of_process(host),
             13 | 14 => self.of_vm(host),
+            15 if self.dice.roll(4) == 0 => self.planned(host),
             _ => self.of_hypervisor(host),
         }
     }
@@ -300,7 +343,8 @@ impl Cast {
     fn of_network(&mut self, host: &str) -> Fault {
         let other = self.host();
         let heal = Some("heal".to_owned());
-        match self.dice.roll(10) {
+        match self.dice.roll(12) {
+            10 | 11 => (format!("isolate {host}"), heal),
             0..=2 => (format!("cut {host}"), heal),
             3 | 4 if host != other => (format!("cut {host} to {other}"), heal),
             5 if host != other => (format!("cut {host} {other}"), heal),
@@ -375,6 +419,12 @@ impl Cast {
             7 => (format!("person shuts down {vm}"), Some(format!("person starts {vm} on {other}"))),
             _ => (format!("stop {vm} at {host}"), Some(format!("start {vm} at {other}"))),
         }
+    }
+
+    /// Its end may be lost with whoever is asked; another comes after the heal.
+    fn planned(&mut self, host: &str) -> Fault {
+        let at = self.host();
+        (format!("maintenance of {host} begins at {at}"), Some(format!("maintenance of {host} ends at {at}")))
     }
 
     fn of_hypervisor(&mut self, host: &str) -> Fault {

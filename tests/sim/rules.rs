@@ -32,8 +32,17 @@ fn seconds(text: &str) -> u32 {
     span(text).as_secs().try_into().expect("a short time")
 }
 
-/// One more.
-pub fn add(rules: &mut VmRules, words: &[&str]) {
+/// The document that they make.
+///
+/// # Panics
+/// If one is no rule.
+pub fn read(words: &[String]) -> VmRules {
+    let mut rules = VmRules::default();
+    words.iter().for_each(|one| add(&mut rules, &one.split_whitespace().collect::<Vec<_>>()));
+    rules
+}
+
+fn add(rules: &mut VmRules, words: &[&str]) {
     match words {
         ["priority", priority, "of", vms @ ..] => {
             let priority = Priority::ALL.into_iter().find(|one| one.name() == *priority).expect("a priority");

@@ -117,7 +117,7 @@ impl Scenario {
                 let gib: f64 = gib.parse().expect("a number");
                 self.setup.memory.insert((*name).to_owned(), (gib * f64::from(1 << 20)) as u64);
             }
-            ["rule", rule @ ..] => super::rules::add(&mut self.setup.rules, rule),
+            ["rule", rule @ ..] => self.setup.rules.push(rule.join(" ")),
             ["seed", seed] => self.setup.seed = seed.parse().expect("a number"),
             ["run", length] => self.length = span(length),
             ["settles"] => self.settles = true,
@@ -181,7 +181,7 @@ impl Scenario {
 impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Setup { hosts, datastores, vms, clones, fence, late_writes, switches, fence_at, .. } = &self.setup;
-        let Setup { locks, timing, foreign_migration, seed, clocks, .. } = &self.setup;
+        let Setup { locks, timing, foreign_migration, seed, clocks, rules, memory, .. } = &self.setup;
         writeln!(f, "hosts {}; datastores {}", hosts.join(" "), datastores.join(" "))?;
         for (vm, host, store) in vms {
             writeln!(f, "vm {vm} on {host} in {store}")?;
@@ -206,6 +206,12 @@ impl fmt::Display for Scenario {
         writeln!(f, "fence at {at}{refuse}")?;
         for (host, rate) in clocks {
             writeln!(f, "clocks {host} {rate}")?;
+        }
+        for rule in rules {
+            writeln!(f, "rule {rule}")?;
+        }
+        for (name, kib) in memory {
+            writeln!(f, "memory {name} {}", *kib as f64 / f64::from(1 << 20))?;
         }
         writeln!(f, "fence {fence}; locks {locks}; timing {timing}; seed {seed}")?;
         for (at, what) in &self.acts {

@@ -8,7 +8,6 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use mainstay::types::power::{FenceAt, PowerSettings};
-use mainstay::types::rules::VmRules;
 use mainstay::types::settings::{
     ClusterSettings, DatastoreSettings, ForeignMigration, LateWrites, MemberSettings, OnDoubt, Timing, VmDefaults,
 };
@@ -112,8 +111,8 @@ pub struct Setup {
     pub seed: u64,
     /// Clocks with a rate of their own: host, parts per million by which it is fast.
     pub clocks: Vec<(String, i64)>,
-    /// Order and places.
-    pub rules: VmRules,
+    /// Order and places, in the words of `rules`.
+    pub rules: Vec<String>,
     /// Memory in KiB of hosts and VMs, by name, which have another than all.
     pub memory: BTreeMap<String, u64>,
 }
@@ -135,7 +134,7 @@ impl Default for Setup {
             foreign_migration: ForeignMigration::Allow,
             seed: 0,
             clocks: Vec::new(),
-            rules: VmRules::default(),
+            rules: Vec::new(),
             memory: BTreeMap::new(),
         }
     }
@@ -263,7 +262,7 @@ impl World {
             power: PowerSettings { fence_at: setup.fence_at, devices: devices.collect() },
             foreign_migration: setup.foreign_migration,
             guests: Default::default(),
-            rules: setup.rules.clone(),
+            rules: super::rules::read(&setup.rules),
             maintenance: Vec::new(),
         };
         let stores = settings.datastores.iter().map(|d| (d.id, Datastore::new(&settings, d.id, setup.locks)));

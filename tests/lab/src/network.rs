@@ -20,7 +20,7 @@ use anyhow::{Context, Result, bail};
 use nix::unistd::Pid;
 
 use crate::command::run;
-use crate::host::Host;
+use crate::host::{Host, MOST};
 
 const NAMESPACE: &str = "mainstay-lab";
 const TABLE: &str = "mainstay-lab";
@@ -76,6 +76,15 @@ pub fn plug(host: &Host, init: Pid) -> Result<()> {
 /// Cuts a host from all others and from the gateway.
 pub fn cut_host(host: &Host) -> Result<()> {
     nft(&format!("add element bridge {TABLE} hosts {{ {} }}", host.name()))
+}
+
+/// Cuts a host from all others; the gateway still answers it.
+pub fn cut_from_hosts(host: &Host) -> Result<()> {
+    let others = (1..=MOST).map(Host::new).filter(|other| other != host);
+    others.into_iter().try_for_each(|other| {
+        cut_one_way(host, &other)?;
+        cut_one_way(&other, host)
+    })
 }
 
 /// Drops what goes from one host to another; the other direction stays.

@@ -112,6 +112,7 @@ ip link set lo up
 ip address replace \"$(cat /etc/mainstay-lab-address)\" dev eth0
 ip link set eth0 up
 ip route replace 224.0.0.0/4 dev eth0
+ip route replace default via 10.77.0.254 dev eth0
 ",
     ),
 ];

@@ -1,7 +1,8 @@
 //! Cables: a host that nobody hears, with and without its storage.
 //!
 //! ```text
-//!  network cut, storage reached    beats on disk go on ──► partitioned; nothing is touched; healed: one master
+//!  cut from all hosts              beats on disk go on ──► partitioned; nothing is touched; healed: one master
+//!  cut from everything             the same ──► isolated; nothing is touched, but what has another isolation response
 //!  network cut, storage hangs      its guard stops its VMs before L ──► lease proven over ──► taken elsewhere
 //! ```
 
@@ -26,32 +27,34 @@ const TWO_BEATS: Duration = Duration::from_secs(2);
 /// Three hosts are asked by command line, at the same time.
 const ASKING: Duration = Duration::from_millis(500);
 const VMS: usize = 3;
+/// From the response to the VM's start elsewhere.
+const RESPONSE: Duration = Duration::from_secs(6);
 
 pub fn subordinate(ground: &mut Ground) -> Result<()> {
     let victim = ground.subordinate()?;
-    cut(ground, &victim)
+    cut(ground, &victim, "isolated", network::cut_host)
 }
 
 pub fn master(ground: &mut Ground) -> Result<()> {
     let victim = ground.master()?;
-    cut(ground, &victim)
+    cut(ground, &victim, "partitioned", network::cut_from_hosts)
 }
 
-fn cut(ground: &mut Ground, victim: &Host) -> Result<()> {
+fn cut(ground: &mut Ground, victim: &Host, becomes: &str, cut_it: fn(&Host) -> Result<()>) -> Result<()> {
     let name = victim.name();
     let Some(other) = ground.others(&[*victim]).first().copied() else { bail!("there is only one host") };
     ground.watch()?;
     let from = ground.fault(&format!("cut {name}"), &[])?;
-    network::cut_host(victim)?;
-    ground.wait_view_of(&other, &format!("{name} to be partitioned"), SUSPECT + Duration::from_secs(12), |view| {
-        view.host(&name).is_some_and(|host| host.verdict == "partitioned")
+    cut_it(victim)?;
+    ground.wait_view_of(&other, &format!("{name} to be {becomes}"), SUSPECT + Duration::from_secs(15), |view| {
+        view.host(&name).is_some_and(|host| host.verdict == becomes)
     })?;
-    ground.figure(format!("partitioned {}", seconds(Moment::now().since(from))));
+    ground.figure(format!("{becomes} {}", seconds(Moment::now().since(from))));
     // How long it lasts is what is tried here; what may not happen meanwhile, the judges see.
     while Moment::now().since(from) < CUT {
         let view = crate::agents::view(&other)?;
         let verdict = &view.host(&name).context("the host is known")?.verdict;
-        if verdict != "partitioned" {
+        if verdict != becomes {
             bail!("{name} became {verdict} after {}", seconds(Moment::now().since(from)));
         }
         std::thread::sleep(Duration::from_millis(300));
@@ -68,6 +71,38 @@ fn cut(ground: &mut Ground, victim: &Host) -> Result<()> {
     })?;
     ground.within("one master", at.since(healed), TWO_BEATS + ASKING)?;
     ground.wait_cluster()
+}
+
+/// What is of no use without this host's network is ended there, and runs elsewhere.
+pub fn isolated(ground: &mut Ground) -> Result<()> {
+    let victim = ground.subordinate()?;
+    let guests = ground.gather(&victim, VMS)?;
+    let [off, down, stays] = guests.as_slice() else { bail!("three guests were asked for") };
+    ground.set_rules(&format!(
+        "[[isolation]]\nvms = [{off:?}]\nresponse = \"power-off\"\n\
+         [[isolation]]\nvms = [{down:?}]\nresponse = {{ shutdown = {{ within_s = 30 }} }}\n"
+    ))?;
+    ground.watch()?;
+    let moved = [off.clone(), down.clone()];
+    for guest in &moved {
+        ground.expect(guest, Wish::Running { starts: 2 })?;
+    }
+    let from = ground.fault(&format!("cut {}", victim.name()), &moved)?;
+    network::cut_host(&victim)?;
+    let note = ground.wait_note(from, "the response", Duration::from_secs(30), |note| {
+        note.kind == "isolation-response" && note.vm.as_ref() == Some(off)
+    })?;
+    ground.figure(format!("response after {}", seconds(note.at().since(from))));
+    ground.demand_started(&moved[..1], note.at(), &victim, RESPONSE)?;
+    let starts = ground.wait_started(&moved[1..], note.at(), Duration::from_secs(40))?;
+    ground.figure(format!("the one that was shut down started {}", seconds(starts[0].ran.since(note.at()))));
+    if starts[0].host == victim.name() || ground.host_of(stays)? != victim {
+        bail!("{down} was to run elsewhere, and {stays} to stay");
+    }
+    ground.judges()?.mark("heal");
+    network::heal()?;
+    ground.wait_cluster()?;
+    ground.set_rules("")
 }
 
 /// No network and no storage: the host must stop its VMs by its own clock.

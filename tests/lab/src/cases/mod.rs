@@ -170,12 +170,17 @@ pub const ALL: &[Case] = &[
         junk::datagrams,
     ),
     case("name-twice", "a host with a name that is in use is refused, by name", junk::name_twice),
+    case("cut-subordinate", "a host without network but with storage: isolated, nothing is touched", cut::subordinate),
     case(
-        "cut-subordinate",
-        "a host without network but with storage: partitioned, nothing is touched",
-        cut::subordinate,
+        "cut-master",
+        "the master without the other hosts: partitioned, nothing is touched; after healing one master within 2 beats",
+        cut::master,
     ),
-    case("cut-master", "the same for the master; after healing one master within 2 beats", cut::master),
+    case(
+        "cut-isolated",
+        "the same with isolation responses: powered off, shut down, left; what was ended runs elsewhere within 6 s",
+        cut::isolated,
+    ),
     case(
         "storage-hangs",
         "the storage hangs 20 s (--full: 60 s) for all: nothing is taken, all run again within 2 s",
