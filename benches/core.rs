@@ -1,65 +1,24 @@
 //! The core's step with 64 hosts and 2,000 VMs: a beat, the beat period's look at everything, a host's report.
 
+mod cluster;
+
 use std::time::Duration;
 
+use cluster::{HOSTS, claim, host};
 use divan::Bencher;
-use uuid::Uuid;
-
+use mainstay::core::Core;
 use mainstay::core::event::{AskId, Event};
-use mainstay::core::{Core, Me};
 use mainstay::types::control::{HostReport, Request, VmReport};
 use mainstay::types::guests::Inside;
-use mainstay::types::power::PowerSettings;
-use mainstay::types::settings::{ClusterSettings, DatastoreSettings, LateWrites, MemberSettings, Timing, VmDefaults};
+use mainstay::types::settings::Timing;
 use mainstay::types::vm::{DomainState, HostCapacity};
 use mainstay::types::*;
+use uuid::Uuid;
 
-const HOSTS: u8 = 64;
 const VMS_PER_HOST: u32 = 32;
 
 fn main() {
     divan::main();
-}
-
-fn host(index: u8) -> HostId {
-    HostId(Uuid::from_u128(1000 + u128::from(index)))
-}
-
-fn store() -> DatastoreId {
-    DatastoreId(Uuid::from_u128(1))
-}
-
-fn settings() -> ClusterSettings {
-    let members = (0..HOSTS).map(|index| MemberSettings {
-        index: HostIndex(index),
-        host: host(index),
-        name: format!("h{index}"),
-        control: ([10, 0, 0, index], 7784).into(),
-        migration_uri: String::new(),
-        released: 0,
-    });
-    ClusterSettings {
-        schema: 1,
-        version: 1,
-        cluster: ClusterId(Uuid::from_u128(7)),
-        name: "bench".into(),
-        timing: Timing::DEFAULT,
-        members: members.collect(),
-        datastores: vec![DatastoreSettings {
-            id: store(),
-            name: "shared".into(),
-            path: "/srv/shared".into(),
-            fence: StorageFence::Lock,
-            late_writes: LateWrites::Exclude,
-            accepted: 0,
-        }],
-        vms: VmDefaults::default(),
-        power: PowerSettings::default(),
-        foreign_migration: Default::default(),
-        guests: Default::default(),
-        rules: Default::default(),
-        maintenance: Vec::new(),
-    }
 }
 
 fn beat(index: u8, counter: u64) -> NetBeat {
@@ -91,26 +50,11 @@ fn beat(index: u8, counter: u64) -> NetBeat {
 
 fn report(index: u8) -> HostReport {
     let vms = (0..VMS_PER_HOST).map(|n| {
-        let vm = VmId(Uuid::from_u128(u128::from(index) << 32 | u128::from(n) | 1 << 64));
-        let owner =
-            Owner { host: host(index), boot: BootId(Uuid::from_u128(u128::from(index))), incarnation: Incarnation(1) };
+        let claim = claim(index, n);
         VmReport {
-            vm,
-            name: format!("vm-{index}-{n}"),
-            claim: Some(Claim {
-                kind: ObjectKind::Vm,
-                tenure: Tenure { vm, generation: Generation(1) },
-                name: format!("vm-{index}-{n}"),
-                holder: Holder::Host(owner),
-                home: store(),
-                wanted: Wanted::Running,
-                reason: ClaimReason::StartedByPerson,
-                record: Digest::default(),
-                nonce: Nonce(1),
-                maker: host(index),
-                made_unix_ms: 0,
-                debts: Vec::new(),
-            }),
+            vm: claim.tenure.vm,
+            name: claim.name.clone(),
+            claim: Some(claim),
             domain: Some(DomainState::Running),
             stopped: false,
             memory_kib: 1 << 20,
@@ -132,16 +76,7 @@ fn report(index: u8) -> HostReport {
 
 /// A core that has heard of everything.
 fn core(now: &mut Time) -> Core {
-    let me = Me {
-        host: host(0),
-        boot: BootId(Uuid::from_u128(0)),
-        started: *now,
-        nonce_seed: 1,
-        ticket_seed: 1,
-        underway: Vec::new(),
-    };
-    let mut core = Core::new(me, settings());
-    core.start(*now);
+    let mut core = cluster::core(*now);
     for index in 1..HOSTS {
         core.step(*now, Event::Heard(Box::new(beat(index, 1))));
         let request = Box::new(Request::Report(Box::new(report(index))));

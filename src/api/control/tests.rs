@@ -28,6 +28,7 @@ fn here(name: &str, port: u16) -> Here {
         migration_uri: "qemu+tcp://127.0.0.1/system".into(),
         interfaces: Vec::new(),
         peers: Vec::new(),
+        isolation_addresses: Vec::new(),
     }
 }
 

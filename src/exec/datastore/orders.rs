@@ -170,8 +170,8 @@ impl Orders {
             ClaimsOf::Vms(vms) => vms.clone(),
         };
         let (mut found, mut bad) = (Vec::new(), Vec::new());
-        for vm in vms {
-            match claims::highest(&folder, vm) {
+        for (vm, claim) in claims::highest_of(&folder, &vms) {
+            match claim {
                 Ok(claim) => found.extend(claim),
                 // One that cannot be read says nothing about its VM, and must not hide the others.
                 Err(why) => bad.push((vm, why.to_string())),
