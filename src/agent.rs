@@ -48,6 +48,8 @@ use guests::GuestSide;
 const MAX_QUEUED: usize = 4096;
 /// How often memory is looked at.
 const CAPACITY_PERIOD: Duration = Duration::from_secs(5);
+/// How exactly the end of a disarmed time is kept.
+const DAY_PERIOD: Duration = Duration::from_secs(2);
 
 /// Where executors put what happened.
 pub(crate) type Events = mpsc::UnboundedSender<Event>;
@@ -113,6 +115,7 @@ async fn member(
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
     let (mut watchdog, mut capacity) = (watchdog(), tokio::time::interval(CAPACITY_PERIOD));
+    let mut day = tokio::time::interval(DAY_PERIOD);
     let mut ending = Ending::new()?;
     while !ending.is_over(guests.would_be_cut_off()) {
         let event = tokio::select! {
@@ -124,6 +127,7 @@ async fn member(
             // What happened comes before what is due: after a stall of ours, beats that wait are no silence.
             Some(event) = happened.recv() => event,
             () = sleep_until(core.next_due()) => Event::Due,
+            _ = day.tick() => Event::Day(clock::unix_ms()),
             _ = capacity.tick() => Event::Capacity(libvirt::capacity(guests.qemus())),
             Some(message) = asked.recv() => match answers.person(message, &core, &executors) {
                 Some(event) => event,

@@ -86,6 +86,23 @@ fn quarantine() {
 }
 
 #[test]
+fn disarmed() {
+    let bus = PrivateBus::started();
+    let agent = FakeAgent::on(&bus);
+    shows(&bus, "cluster disarm --for 30m --because switch", "disarmed: settings 8 are in force on 3 hosts\n");
+    let SettingsChange::Disarm(Some(disarmed)) = last_change(&agent) else { panic!("nothing is disarmed") };
+    let left = disarmed.until_unix_ms - mainstay::exec::clock::unix_ms();
+    assert!((1_700_000..=1_800_000).contains(&left) && disarmed.why == "switch", "{left}");
+    shows(&bus, "cluster arm", "armed: settings 8 are in force on 3 hosts\n");
+    assert_eq!(last_change(&agent), SettingsChange::Disarm(None));
+    fails(&bus, "cluster disarm --for 30", 2, "was not disarmed", "has no unit", "--for 30m");
+    fails(&bus, "cluster disarm --for 8d", 2, "was not disarmed", "1 s to 7 days", "--for 30m");
+    agent.view.lock().unwrap().disarmed = Some("the cluster is disarmed until noon".into());
+    let (_, out, _) = say(&bus, "status");
+    assert!(out.contains("DISARMED: the cluster is disarmed until noon (mainstay cluster arm)"), "{out}");
+}
+
+#[test]
 fn rules_for_vms() {
     let bus = PrivateBus::started();
     let agent = FakeAgent::on(&bus);

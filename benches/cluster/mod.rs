@@ -50,6 +50,7 @@ pub fn settings() -> ClusterSettings {
         guests: Default::default(),
         rules: Default::default(),
         maintenance: Vec::new(),
+        disarmed: None,
     }
 }
 

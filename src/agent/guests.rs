@@ -221,7 +221,7 @@ impl GuestSide {
     pub(crate) fn look(&mut self, event: &Event, core: &Core, executors: &Executors) {
         if self.settings != core.settings().version {
             self.settings = core.settings().version;
-            self.take(GuestEvent::Settings(core.settings().guests.clone()), core, executors);
+            self.take(GuestEvent::Settings(core.settings().guests_in_use()), core, executors);
         }
         match event {
             Event::Listed(domains) => self.listed(domains, core, executors),

@@ -49,6 +49,7 @@ impl Core {
                 | SettingsChange::SetGuests(_)
                 | SettingsChange::SetRules(_)
                 | SettingsChange::Host(_)
+                | SettingsChange::Disarm(_)
                 | SettingsChange::AcceptDatastore { .. }
                 | SettingsChange::SetFenceAt(_)
                 | SettingsChange::AddFenceDevice(_)
@@ -134,6 +135,7 @@ impl Core {
                 Ok(settings.rules != **rules)
             }
             SettingsChange::Host(change) => Ok(self.changes_host(change)),
+            SettingsChange::Disarm(disarmed) => Ok(settings.disarmed != *disarmed),
         }
     }
 
@@ -207,6 +209,13 @@ impl Core {
                 settings.rules = *rules;
             }
             SettingsChange::Host(change) => self.change_host(cx, &mut settings, change),
+            SettingsChange::Disarm(disarmed) => {
+                cx.note(match &disarmed {
+                    Some(disarmed) => Note::alarm("disarmed", super::disarm::text(disarmed)),
+                    None => Note::info("armed", "the cluster acts by itself"),
+                });
+                settings.disarmed = disarmed;
+            }
             SettingsChange::AcceptDatastore { name } => {
                 // Above that of each other, too: generations of a VM whose home moved here have counted on from there.
                 let highest = settings.datastores.iter().map(|datastore| datastore.accepted).max().unwrap_or_default();

@@ -145,6 +145,13 @@ impl Core {
             vm.end_told = None;
             return; // Tried again when the lease is valid.
         }
+        if let Some(disarmed) = self.disarmed() {
+            let what = format!("'mainstay cluster arm': {}", super::disarm::text(disarmed));
+            let vm = self.vm(id);
+            (vm.waits, vm.end_told) = (Some(what), None);
+            return;
+        }
+        let vm = self.vm(id);
         vm.end_seen = None;
         let text = format!("{name} ended by itself ({reason:?}); it is restarted in place");
         if !told {

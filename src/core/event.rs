@@ -68,6 +68,8 @@ pub enum Event {
     Hooked { ask: AskId, vm: VmId, name: String, wish: HookWish, record: Recorded },
     /// How far a VM of this host is inside.
     Inside { vm: VmId, inside: Inside },
+    /// The time of day, in milliseconds since 1970.
+    Day(u64),
     /// Memory and CPUs of this host.
     Capacity(HostCapacity),
     /// How long the servers of datastores keep what a silent client has locked, where this host can tell.

@@ -66,8 +66,19 @@ impl Core {
             .filter(|(_, vm)| vm.wanted() == Some(Wanted::Running) && is_idle(vm))
             .map(|(id, _)| *id)
             .collect();
+        if let Some(disarmed) = self.disarmed() {
+            let what = format!("'mainstay cluster arm': {}", super::disarm::text(disarmed));
+            let unowned: Vec<VmId> = wanted.into_iter().filter(|id| self.is_lost(*id, cx.now)).collect();
+            return unowned.into_iter().for_each(|id| self.vm(id).waits = Some(what.clone()));
+        }
         let candidates: Vec<Candidate> = wanted.into_iter().filter_map(|id| self.candidate(cx, id)).collect();
         self.restart(cx, &candidates);
+    }
+
+    /// Nobody who is heard owns it.
+    fn is_lost(&self, id: VmId, now: Time) -> bool {
+        let claim = self.vms.get(&id).and_then(|vm| vm.claim.as_ref());
+        claim.is_some_and(|claim| claim.owners().iter().all(|owner| !self.is_heard(owner.host, now)))
     }
 
     /// Whether it needs a place, or will when there is a proof.

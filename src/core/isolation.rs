@@ -64,7 +64,7 @@ impl Core {
         if self.isolation.asking.is_none() {
             self.isolation.asking = Some(cx.ask_network(self.settings.timing.beat, Pending::Network));
         }
-        if self.isolation.isolated {
+        if self.isolation.isolated && self.disarmed().is_none() {
             self.respond(cx);
         }
     }
@@ -83,7 +83,6 @@ impl Core {
                         whose isolation response says otherwise";
             cx.note(Note::alarm("isolated", text));
             self.tell_beat(cx);
-            self.respond(cx);
         }
     }
 

@@ -25,6 +25,7 @@ mod changes;
 pub mod cx;
 mod definitions;
 mod depends;
+mod disarm;
 mod doubt;
 mod election;
 mod ends;
@@ -141,6 +142,8 @@ pub struct Core {
     /// How long servers keep locks of silent clients.
     lock_leases: BTreeMap<DatastoreId, Duration>,
     isolation: isolation::Isolation,
+    /// The time of day as last told, in milliseconds since 1970: for an end that people set.
+    unix_ms: u64,
     vms: BTreeMap<VmId, vms::Vm>,
     /// What the cluster's rules mean, and whether names have changed since.
     meaning: (Arc<placement::rules::Meaning>, bool),
@@ -208,6 +211,7 @@ impl Core {
             hook_seen: None,
             storm: None,
             isolation: Default::default(),
+            unix_ms: 0,
             meaning: Default::default(),
             start_took: None,
             me,

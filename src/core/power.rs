@@ -117,6 +117,9 @@ impl Core {
 
     /// The master looks at every host that has a device.
     pub(super) fn cut_power(&mut self, cx: &mut Cx) {
+        if self.disarmed().is_some() {
+            return;
+        }
         let mut hosts: Vec<HostId> = self.settings.power.devices.iter().map(|device| device.host).collect();
         hosts.sort_unstable();
         hosts.dedup();

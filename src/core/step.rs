@@ -50,6 +50,7 @@ impl Core {
             Event::Asked { ask, from, request } => self.asked(cx, ask, from, *request),
             Event::Hooked { ask, vm, name, wish, record } => self.hooked(cx, ask, vm, &name, wish, record),
             Event::Inside { vm, inside } => self.inside(vm, inside),
+            Event::Day(unix_ms) => self.day(cx, unix_ms),
             Event::Capacity(capacity) => self.capacity(capacity),
             Event::LockLeases(leases) => self.lock_leases = leases.into_iter().collect(),
             Event::GoingDown => self.going_down(cx),

@@ -37,6 +37,7 @@ impl Core {
                 .collect(),
             fence_devices: self.device_views(),
             rule_problems: self.rule_problems(),
+            disarmed: self.disarmed().map(super::disarm::text),
             vms,
         }
     }

@@ -174,6 +174,7 @@ impl Cluster {
             guests: Default::default(),
             rules: Default::default(),
             maintenance: Vec::new(),
+            disarmed: None,
         };
         let cluster = Self {
             host,

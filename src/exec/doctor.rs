@@ -94,6 +94,8 @@ pub struct AgentFacts {
     pub devices: Vec<DeviceFact>,
     /// Hosts without one, by name.
     pub without_device: Vec<String>,
+    /// Nothing is done by itself: until when, and why.
+    pub disarmed: Option<String>,
     /// What is wrong with the rules for VMs; only the master knows.
     pub rules: Vec<String>,
 }

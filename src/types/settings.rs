@@ -216,6 +216,18 @@ pub struct ClusterSettings {
     /// Hosts that people work on.
     #[serde(default)]
     pub maintenance: Vec<Maintenance>,
+    /// Nothing is done by itself.
+    #[serde(default)]
+    pub disarmed: Option<Disarmed>,
+}
+
+/// Nothing is done by itself: people work on the network, the storage, …
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Disarmed {
+    /// Until then, in milliseconds since 1970; by the clock of day of each host.
+    pub until_unix_ms: u64,
+    /// Why, for people.
+    pub why: String,
 }
 
 /// A host that people work on: nothing is started there, and what runs there is moved away.
@@ -230,6 +242,20 @@ pub struct Maintenance {
 }
 
 impl ClusterSettings {
+    /// The rules for guests as they are followed now: none while the cluster is disarmed.
+    #[must_use]
+    pub fn guests_in_use(&self) -> GuestSettings {
+        match self.disarmed {
+            None => self.guests.clone(),
+            Some(_) => GuestSettings {
+                rules: Vec::new(),
+                permissions: Vec::new(),
+                monitors: Vec::new(),
+                ..self.guests.clone()
+            },
+        }
+    }
+
     /// A member by id.
     #[must_use]
     pub fn member(&self, host: HostId) -> Option<&MemberSettings> {
@@ -282,6 +308,8 @@ pub enum SettingsChange {
     SetRules(Box<VmRules>),
     /// How a host takes part.
     Host(HostChange),
+    /// Nothing is done by itself until then; none = it is again.
+    Disarm(Option<Disarmed>),
 }
 
 /// One change of how a host takes part.
@@ -361,6 +389,7 @@ mod tests {
             guests: GuestSettings::default(),
             rules: VmRules::default(),
             maintenance: Vec::new(),
+            disarmed: None,
             power: PowerSettings {
                 fence_at: FenceAt::Suspect,
                 devices: vec![FenceDevice {
@@ -389,7 +418,7 @@ mod tests {
             r#""limits":{"resets_per_hour":3,"backoff_s":30},"dumps":{"mib":8192,"within_s":120},"#,
             r#""monitor":[{"vm":"*","preset":"medium","silence_s":null,"io_s":null,"uptime_s":null,"screen_s":null,"dump":false}]},"#,
             r#""rules":{"priority":[],"dependency":[],"affinity":[],"placement":[],"isolation":[],"admission":"off","#,
-            r#""limits":{"starts_per_host":4,"starts_per_datastore":16,"vcpus_per_cpu":null}},"maintenance":[]}"#
+            r#""limits":{"starts_per_host":4,"starts_per_datastore":16,"vcpus_per_cpu":null}},"maintenance":[],"disarmed":null}"#
         );
         assert!(text.ends_with(power), "{text}");
         assert_eq!(serde_json::from_str::<ClusterSettings>(&text).unwrap(), document());

@@ -33,6 +33,9 @@ pub struct ClusterView {
     /// Rules for VMs that cannot do what they were made for; as the master sees it.
     #[serde(default)]
     pub rule_problems: Vec<String>,
+    /// Nothing is done by itself: until when, and why.
+    #[serde(default)]
+    pub disarmed: Option<String>,
 }
 
 /// One host.

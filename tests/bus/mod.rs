@@ -345,6 +345,7 @@ pub fn example() -> ClusterView {
             host(3, "c", "unknown", "dead", None),
         ],
         rule_problems: Vec::new(),
+        disarmed: None,
         fence_devices: vec![
             FenceDeviceView {
                 name: "ipmi-a".into(),

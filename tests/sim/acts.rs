@@ -6,14 +6,14 @@ use mainstay::core::event::Event;
 use mainstay::core::health::Loss;
 use mainstay::types::control::VmCommand;
 use mainstay::types::guests::Inside;
-use mainstay::types::settings::{HostChange, OnDoubt, SettingsChange};
+use mainstay::types::settings::{Disarmed, HostChange, OnDoubt, SettingsChange};
 use mainstay::types::{DatastoreId, VmId};
 
 use super::faults::{Sick, Weather};
 use super::host::Path;
 use super::power::Switch;
 use super::scenario::span;
-use super::world::{H, World, nanos};
+use super::world::{Gate, H, World, nanos};
 
 impl World {
     fn named(&self, host: &str) -> H {
@@ -281,6 +281,15 @@ impl World {
                     SettingsChange::Host(HostChange::LeaveMaintenance { host, back: true }),
                 );
             }
+            ["disarm", "for", length, "at", at] => {
+                let length = span(length);
+                let until_unix_ms = self.unix_ms() + length.as_millis() as u64;
+                let change = SettingsChange::Disarm(Some(Disarmed { until_unix_ms, why: String::new() }));
+                self.tell_day();
+                self.change(self.named(at), what, change);
+                self.after(Gate::World, length, Self::tell_day);
+            }
+            ["arm", "at", at] => self.change(self.named(at), what, SettingsChange::Disarm(None)),
             ["release", "of", host, "at", at] => {
                 let host = self.hosts[self.named(host)].id;
                 self.change(self.named(at), what, SettingsChange::Host(HostChange::Release { host }));
@@ -333,5 +342,16 @@ impl World {
     pub fn cut_pair(&mut self, a: H, b: H) {
         self.links.cut(a, b);
         self.links.cut(b, a);
+    }
+
+    /// The story begins in 1970.
+    fn unix_ms(&self) -> u64 {
+        self.now / 1_000_000
+    }
+
+    /// All agents look at their clocks.
+    fn tell_day(&mut self) {
+        let unix_ms = self.unix_ms();
+        (0..self.hosts.len()).for_each(|h| self.agent_event(h, Event::Day(unix_ms)));
     }
 }

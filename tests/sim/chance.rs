@@ -115,8 +115,12 @@ pub fn story(seed: u64, wish: &Wish) -> Scenario {
     }
     story.acts.retain(|(at, what)| *at < TROUBLE || what.starts_with("accept"));
     story.acts.push((TROUBLE, "heal everything".to_owned()));
-    let begun: Vec<String> =
-        story.acts.iter().filter(|(_, what)| what.starts_with("maintenance")).map(|(_, what)| what.clone()).collect();
+    let begun: Vec<String> = story
+        .acts
+        .iter()
+        .filter(|(_, what)| what.starts_with("maintenance") && what.contains(" begins "))
+        .map(|(_, what)| what.clone())
+        .collect();
     for what in begun.iter().filter_map(|what| what.split(" begins").next()) {
         for (n, host) in HOSTS[..cast.hosts].iter().enumerate() {
             story.acts.push((TROUBLE + Duration::from_secs(15 + n as u64), format!("{what} ends at {host}")));

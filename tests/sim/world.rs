@@ -264,6 +264,7 @@ impl World {
             guests: Default::default(),
             rules: super::rules::read(&setup.rules),
             maintenance: Vec::new(),
+            disarmed: None,
         };
         let stores = settings.datastores.iter().map(|d| (d.id, Datastore::new(&settings, d.id, setup.locks)));
         let mut world = Self {

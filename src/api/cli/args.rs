@@ -326,6 +326,19 @@ pub enum ClusterCommand {
         /// long counts as down for a host).
         setting: String,
     },
+    /// Nothing is restarted, switched off or reset by itself for a while: for work on the network or the storage. Needs root.
+    ///
+    /// Leases are as ever: a VM whose lease lapses is stopped, and goes on when its host has the lease again.
+    Disarm {
+        /// For so long, for example 30m or 2h; then the cluster arms itself.
+        #[arg(long = "for", value_name = "TIME")]
+        length: String,
+        /// Shown wherever the cluster says that it is disarmed.
+        #[arg(long, default_value = "")]
+        because: String,
+    },
+    /// End `disarm`. Needs root.
+    Arm,
     /// Show, or replace, the rules for what guests say. Needs root.
     ///
     /// Without FILE the rules in use are printed, ready to be edited and given back. Example, which lets any of app1, app2,

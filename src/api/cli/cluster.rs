@@ -26,13 +26,16 @@ use super::{agent, vm};
 use crate::api::dbus::Bus;
 use crate::api::dbus::client::Agent;
 use crate::config;
+use crate::exec::clock;
 use crate::exec::cluster::Cluster;
 use crate::types::guests::GuestSettings;
 use crate::types::power::FenceAt;
 use crate::types::rules::VmRules;
-use crate::types::settings::{ClusterSettings, ForeignMigration, OnDoubt, SettingsChange, Timing};
+use crate::types::settings::{ClusterSettings, Disarmed, ForeignMigration, OnDoubt, SettingsChange, Timing};
 use crate::types::view::VIEW_SCHEMA;
 
+/// Longer is surely forgotten.
+const MOST_DISARMED: Duration = Duration::from_secs(7 * 24 * 3600);
 /// In this order: the agent needs its guard.
 const UNITS: [&str; 2] = ["mainstay-guard.service", "mainstayd.service"];
 /// Both are `Type=notify`; starting waits until they are ready.
@@ -75,6 +78,27 @@ pub async fn run(out: &mut Out, json: bool, command: ClusterCommand) -> Result<(
                 Ok(SettingsChange::SetRules(Box::new(rules)))
             };
             take(out, json, "vm-rules", &file, change).await
+        }
+        ClusterCommand::Disarm { length, because } => {
+            let what = "the cluster was not disarmed";
+            need_root(what)?;
+            let example = "for example: mainstay cluster disarm --for 30m --because \"switch is replaced\"";
+            let length =
+                config::duration(&length).map_err(|why| Trouble::new(USAGE, what, why.to_string(), example))?;
+            if length < Duration::from_secs(1) || MOST_DISARMED < length {
+                let why = "it is disarmed for 1 s to 7 days";
+                return Err(Trouble::new(USAGE, what, why, example));
+            }
+            let until_unix_ms = clock::unix_ms() + u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
+            let change = SettingsChange::Disarm(Some(Disarmed { until_unix_ms, why: because }));
+            let said = agent(what).await?.change(&change).await.what(what)?;
+            vm::done(out, json, "disarmed", &said)
+        }
+        ClusterCommand::Arm => {
+            let what = "the cluster was not armed";
+            need_root(what)?;
+            let said = agent(what).await?.change(&SettingsChange::Disarm(None)).await.what(what)?;
+            vm::done(out, json, "armed", &said)
         }
         ClusterCommand::Set { setting } => {
             let what = format!("{setting} was not set");

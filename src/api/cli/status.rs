@@ -89,6 +89,10 @@ fn show(out: &mut Out, json: bool, view: &ClusterView) -> Result<(), Trouble> {
     } else {
         out.line(&format!("\n{}", lists::datastore_table(out, &view.datastores)))?;
     }
+    if let Some(disarmed) = &view.disarmed {
+        out.line("")?;
+        out.line(&out.paint(&out.wrapped("DISARMED: ", &format!("{disarmed} (mainstay cluster arm)")), Tone::Bad))?;
+    }
     if !view.rule_problems.is_empty() {
         out.line("")?;
     }

@@ -119,6 +119,7 @@ pub(in crate::core) fn change(settings: &mut ClusterSettings, change: SettingsCh
         | SettingsChange::SetGuests(_)
         | SettingsChange::SetRules(_)
         | SettingsChange::Host(_)
+        | SettingsChange::Disarm(_)
         | SettingsChange::AcceptDatastore { .. } => return None,
     })
 }

@@ -38,10 +38,13 @@ pub(super) fn guard(agent: &AgentFacts) -> Vec<Finding> {
     }]
 }
 
-/// Rules for VMs do what they were made for.
+/// The cluster acts by itself, and rules for VMs do what they were made for.
 pub(super) fn rules(agent: &AgentFacts) -> Vec<Finding> {
+    let armed =
+        agent.disarmed.iter().map(|text| Finding::warning("armed", "cluster", text.clone(), "mainstay cluster arm"));
     let cure = "mainstay cluster vm-rules shows the rules; edit them and give them back";
-    agent.rules.iter().map(|problem| Finding::warning("vm-rules", "rules for VMs", problem.clone(), cure)).collect()
+    let rules = agent.rules.iter().map(|problem| Finding::warning("vm-rules", "rules for VMs", problem.clone(), cure));
+    armed.chain(rules).collect()
 }
 
 /// Nothing is protected yet.

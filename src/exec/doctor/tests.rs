@@ -25,6 +25,7 @@ fn well() -> DoctorInput {
         autostart: Vec::new(),
         devices: Vec::new(),
         without_device: vec!["a".into(), "b".into(), "c".into()],
+        disarmed: None,
         rules: Vec::new(),
     };
     let mount = Mount {
@@ -73,6 +74,13 @@ fn check(what: &str, expected: &[(&str, Level, &str)], change: Change) {
 fn rules_for_vms() {
     check("a name", &[("vm-rules", Level::Warning, "no VM is called mial")], |agent, _| {
         agent.rules.push("priority rule 1: no VM is called mial".into());
+    });
+}
+
+#[test]
+fn disarmed() {
+    check("for an hour", &[("armed", Level::Warning, "is disarmed")], |agent, _| {
+        agent.disarmed = Some("the cluster is disarmed until noon".into());
     });
 }
 

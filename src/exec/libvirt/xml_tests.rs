@@ -99,6 +99,7 @@ fn settings() -> ClusterSettings {
         guests: Default::default(),
         rules: Default::default(),
         maintenance: Vec::new(),
+        disarmed: None,
     }
 }
 

@@ -22,6 +22,10 @@ use crate::judge::{Moment, Wish};
 use crate::lab::wait;
 
 const VMS: usize = 3;
+/// The last host that comes back comes so late.
+const LAST_BOOT: Duration = Duration::from_secs(60);
+/// From then on: its boot, a lease that is proven over, six guests on two hosts.
+const ALL_UP: Duration = Duration::from_secs(60);
 const DEFAULT: Duration = Duration::from_secs(8);
 const FAST: Duration = Duration::from_secs(3);
 /// What the election of a new master may add: two beats of one second.
@@ -129,6 +133,33 @@ pub fn local_exclude(ground: &mut Ground) -> Result<()> {
     }
     let last = starts.iter().map(|start| start.ran.since(back)).max().unwrap_or_default();
     ground.figure(format!("started {} after its power was back", seconds(last)));
+    Ok(())
+}
+
+/// A site without power: all hosts go at once, and come back one after the other; one never does.
+pub fn all(ground: &mut Ground) -> Result<()> {
+    let hosts = ground.hosts();
+    let (gone, back) = hosts.split_last().context("there are hosts")?;
+    let guests: Vec<String> = ground.lab().guests().iter().map(|guest| guest.name().to_owned()).collect();
+    ground.watch()?;
+    for guest in &guests {
+        ground.expect(guest, Wish::Running { starts: 2 })?;
+    }
+    let dark = ground.fault("power loss of all hosts", &guests)?;
+    for host in &hosts {
+        ground.lab().kill(host)?;
+    }
+    let stagger = if ground.full { LAST_BOOT } else { LAST_BOOT / 4 } / u32::try_from(back.len().max(2) - 1)?;
+    for (n, host) in back.iter().enumerate() {
+        if 0 < n {
+            std::thread::sleep(stagger); // What is tried here: hosts that come late.
+        }
+        ground.judges()?.mark(&format!("start {}", host.name()));
+        ground.lab().start(host)?;
+    }
+    let last = Moment::now();
+    ground.demand_started(&guests, dark, gone, LAST_BOOT + ALL_UP)?;
+    ground.figure(format!("all up {} after the last host's start", seconds(Moment::now().since(last))));
     Ok(())
 }
 

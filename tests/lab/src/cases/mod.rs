@@ -200,6 +200,11 @@ pub const ALL: &[Case] = &[
     case("kill-subordinate", "3 VMs run on survivors within 8 s", kill::subordinate),
     case("kill-master", "3 VMs of the master's host run on survivors within 10 s", kill::master),
     case("comes-back", "a killed host rejoins, loses its stale definitions, starts nothing twice", kill::comes_back),
+    case(
+        "power-loss",
+        "all hosts lose their power, come back up to 15 s (--full: 60 s) apart, one never does: every guest runs once",
+        kill::all,
+    ),
     case("stays-down", "stopped by people or from inside: stays down when the host dies", people::stays_down),
     case("host-poweroff", "an orderly poweroff of a host: its VMs run elsewhere", people::host_poweroff),
     case("freeze", "a frozen host's VMs are taken once; its old copies gain at most 20 ms", freeze::freeze),
