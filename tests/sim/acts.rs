@@ -82,7 +82,7 @@ impl World {
             }
             ["heal"] => {
                 self.links.heal();
-                self.hosts.iter_mut().for_each(|host| host.router = true);
+                self.routers_answer();
             }
             ["hang", "storage", "all"] => self.set_hung(true),
             ["hang", "storage", host] => self.set_path(self.named(host), Path::Hung),
@@ -342,6 +342,14 @@ impl World {
     pub fn cut_pair(&mut self, a: H, b: H) {
         self.links.cut(a, b);
         self.links.cut(b, a);
+    }
+
+    /// All of them.
+    pub fn routers_answer(&mut self) {
+        let now = self.now;
+        for host in self.hosts.iter_mut().filter(|host| !host.router) {
+            (host.router, host.routed) = (true, now);
+        }
     }
 
     /// The story begins in 1970.

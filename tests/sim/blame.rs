@@ -1,6 +1,7 @@
 //! Needless stops: no VM stops on a host that nothing happened to, unless something was done to the VM. A cut network,
 //! or one that loses datagrams, is nothing.
 
+use mainstay::types::rules::Response;
 use std::time::Duration;
 
 use mainstay::types::VmId;
@@ -23,6 +24,20 @@ impl World {
     pub fn touch(&mut self, vm: VmId) {
         let now = self.now;
         self.judge.touched.insert(vm, now);
+    }
+
+    /// An agent ends a VM: that is its isolation response, where there is one and the host's router does not answer.
+    pub fn blame_isolation(&mut self, h: H, vm: VmId) {
+        // What was ordered just before it answered again is under way.
+        let host = &self.hosts[h];
+        let alone = !host.router || 0 < host.routed && self.now - host.routed < 3_000_000_000;
+        let Some(agent) = host.agent.as_ref().filter(|_| alone) else { return };
+        let name = &self.vms[&vm].record.name;
+        let rules = &agent.core.settings().rules.isolations;
+        let rule = rules.iter().find(|rule| rule.vms.iter().any(|glob| glob.fits(name)));
+        if rule.is_some_and(|rule| rule.response != Response::Leave) {
+            self.touch(vm);
+        }
     }
 
     /// The storage hangs for everybody, or goes on.

@@ -239,7 +239,7 @@ impl World {
     /// Everything is well again, except that people may have stopped VMs.
     pub fn heal_everything(&mut self) {
         self.links.heal();
-        self.hosts.iter_mut().for_each(|host| host.router = true);
+        self.routers_answer();
         self.weather = Weather::default();
         self.set_hung(false);
         (self.fence_fails, self.migrations_fail, self.stops_fail) = (false, false, false);

@@ -138,6 +138,8 @@ pub struct Host {
     memory_kib: u64,
     /// It reaches its router.
     pub router: bool,
+    /// Since when again.
+    pub routed: u64,
 }
 
 fn boot_id(life: u64) -> BootId {
@@ -151,6 +153,7 @@ impl Host {
             n,
             memory_kib,
             router: true,
+            routed: 0,
             id: member.host,
             name: member.name,
             index: member.index,

@@ -257,10 +257,14 @@ impl World {
             DomainOrder::Resume { vm } => self.after(gate, delay, move |world| world.resume(h, vm, then)),
             DomainOrder::Suspend { vm } => self.after(gate, delay, move |world| world.suspend(h, vm, then)),
             DomainOrder::Shutdown { vm } => self.after(gate, delay, move |world| {
+                world.blame_isolation(h, vm);
                 world.shut_down(h, vm, false);
                 then(world, Ok(()));
             }),
-            DomainOrder::Destroy { vm } => self.after(gate, delay, move |world| world.destroy(h, vm, then)),
+            DomainOrder::Destroy { vm } => self.after(gate, delay, move |world| {
+                world.blame_isolation(h, vm);
+                world.destroy(h, vm, then);
+            }),
             DomainOrder::Reset { .. } => self.after(gate, delay, move |world| then(world, Ok(()))),
             DomainOrder::Migrate { vm, uri, .. } => {
                 self.touch(vm); // By a person, or for the maintenance of its host.
