@@ -134,10 +134,7 @@ async fn member(
                 None => continue,
             },
             _ = watchdog.tick() => {
-                let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
-                for line in answers.poll_notes() {
-                    tracing::warn!("{line}");
-                }
+                feed(&answers);
                 continue;
             }
             next = guests.next() => { // Last: guests that talk without end hold up nobody else.
@@ -159,6 +156,14 @@ async fn member(
     guests.flush().await;
     serving.abort();
     Ok(())
+}
+
+/// The loop goes on.
+fn feed(answers: &Answers) {
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Watchdog]);
+    for line in answers.poll_notes() {
+        tracing::warn!("{line}");
+    }
 }
 
 /// A third of systemd's patience; without one, a minute for what else hangs on it.

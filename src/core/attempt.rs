@@ -332,6 +332,7 @@ impl Core {
 
     /// An attempt has ended. A pause that was asked for may still show: it stays remembered until it cannot.
     fn end_underway(&mut self, cx: &mut Cx, id: VmId) {
+        self.vm(id).responded = None;
         if self.underway.get(&id) != Some(&Underway::Pause) {
             self.set_underway(cx, id, None);
         }

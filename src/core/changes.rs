@@ -209,13 +209,7 @@ impl Core {
                 settings.rules = *rules;
             }
             SettingsChange::Host(change) => self.change_host(cx, &mut settings, change),
-            SettingsChange::Disarm(disarmed) => {
-                cx.note(match &disarmed {
-                    Some(disarmed) => Note::alarm("disarmed", super::disarm::text(disarmed)),
-                    None => Note::info("armed", "the cluster acts by itself"),
-                });
-                settings.disarmed = disarmed;
-            }
+            SettingsChange::Disarm(disarmed) => super::disarm::change(cx, &mut settings, disarmed),
             SettingsChange::AcceptDatastore { name } => {
                 // Above that of each other, too: generations of a VM whose home moved here have counted on from there.
                 let highest = settings.datastores.iter().map(|datastore| datastore.accepted).max().unwrap_or_default();

@@ -11,7 +11,7 @@
 use super::Core;
 use super::cx::Cx;
 use super::note::Note;
-use crate::types::settings::{Disarmed, SettingsChange};
+use crate::types::settings::{ClusterSettings, Disarmed, SettingsChange};
 
 impl Core {
     /// Nothing is done by itself now; until when, and why.
@@ -43,4 +43,12 @@ pub(super) fn text(disarmed: &Disarmed) -> String {
         .unwrap_or(jiff::Timestamp::MAX);
     let why = if disarmed.why.is_empty() { String::new() } else { format!(" ({})", disarmed.why) };
     format!("the cluster is disarmed until {until:.0}{why}: nothing is restarted, switched off or reset by itself")
+}
+
+pub(super) fn change(cx: &mut Cx, settings: &mut ClusterSettings, disarmed: Option<Disarmed>) {
+    cx.note(match &disarmed {
+        Some(disarmed) => Note::alarm("disarmed", text(disarmed)),
+        None => Note::info("armed", "the cluster acts by itself"),
+    });
+    settings.disarmed = disarmed;
 }

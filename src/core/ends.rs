@@ -31,6 +31,7 @@ impl Core {
                 return self.take_up_move(cx, id, claim.tenure, to);
             }
             Some(Underway::Start) if self.vm(id).late.is_some() => {} // It may still come up, paused.
+            Some(Underway::End) => return self.release(cx, id, claim, Wanted::Running, ClaimReason::Isolated),
             Some(_) => self.set_underway(cx, id, None),
             None => {}
         }
@@ -38,9 +39,6 @@ impl Core {
         if self.going_down {
             let why = if reason == OffReason::Saved { ClaimReason::Saved } else { ClaimReason::HostWentDown };
             return self.release(cx, id, claim, Wanted::Running, why);
-        }
-        if self.vm(id).responded.is_some() {
-            return self.release(cx, id, claim, Wanted::Running, ClaimReason::Isolated);
         }
         if self.vm(id).own_end {
             return self.crashed(cx, id, claim, OffReason::Failed);

@@ -17,7 +17,7 @@ use super::Core;
 use super::cx::{Cx, Pending};
 use super::note::Note;
 use crate::types::rules::Response;
-use crate::types::vm::DomainOrder;
+use crate::types::vm::{DomainOrder, Underway};
 use crate::types::{DatastoreId, Freshness, Ticket, Time, VmId, VmState};
 
 /// Beats beyond the suspect time.
@@ -35,12 +35,16 @@ pub struct Isolation {
     isolated: bool,
 }
 
-/// What was done with a VM because of it.
+/// A VM was told to end because of it.
 #[derive(Clone, Copy, Debug)]
 pub struct Responded {
+    /// When, for the first time.
     since: Time,
     destroyed: bool,
 }
+
+/// A guest that was told to shut down, and does not for so long, was not impressed: if it ends later that is somebody else's wish.
+const IMPRESSED: Duration = Duration::from_secs(600);
 
 impl Core {
     /// This host is cut off from everybody, as far as it can know.
@@ -116,7 +120,12 @@ impl Core {
     }
 
     fn respond_for(&mut self, cx: &mut Cx, id: VmId, response: Response) {
+        let busy = !matches!(self.underway.get(&id), None | Some(Underway::End));
         let name = self.vm_name(id);
+        let vm = self.vm(id);
+        if busy || vm.attempt.is_some() || vm.moving.is_some() {
+            return; // With the next beat.
+        }
         let before = self.vm(id).responded;
         let since = before.map_or(cx.now, |before| before.since);
         let destroys = match response {
@@ -133,8 +142,19 @@ impl Core {
             "this host is isolated: {name} is {what}, as its isolation response says, so that another host can run it"
         );
         cx.note(Note::warning("isolation-response", text).of(&name));
+        self.set_underway(cx, id, Some(Underway::End));
         let order = if destroys { DomainOrder::Destroy { vm: id } } else { DomainOrder::Shutdown { vm: id } };
         cx.domain(order, CALL, Pending::Nothing);
+    }
+
+    /// It runs, although this agent or the one before has told it to end.
+    pub(super) fn does_not_end(&mut self, cx: &mut Cx, id: VmId) {
+        let told = *self.vm(id).responded.get_or_insert(Responded { since: cx.now, destroyed: false });
+        let most = if told.destroyed { CALL * 2 } else { IMPRESSED };
+        if most < cx.now.since(told.since) && !self.is_isolated() {
+            self.vm(id).responded = None;
+            self.set_underway(cx, id, None);
+        }
     }
 
     /// Somebody else is alive there, and could take a VM over.

@@ -174,7 +174,6 @@ impl Core {
             DomainChange::Started { .. } => {
                 self.vm(id).by_guest = None;
                 self.vm(id).own_end = false;
-                self.vm(id).responded = None;
                 self.vm(id).end_seen = None;
                 self.vm(id).ended = None;
                 None
@@ -404,8 +403,10 @@ impl Core {
             DomainState::Paused { .. } | DomainState::Running | DomainState::ShuttingDown | DomainState::Off(_) => {}
         }
         let Some(underway) = self.underway.get(&id).copied() else { return };
-        if underway == Underway::Pause {
-            return self.lift_pause(cx, id, row.home, state);
+        match underway {
+            Underway::Pause => return self.lift_pause(cx, id, row.home, state),
+            Underway::End => return self.does_not_end(cx, id),
+            Underway::Start | Underway::Move { .. } => {}
         }
         match state {
             DomainState::Paused { by_io_error: false } => {

@@ -48,7 +48,7 @@ mod tests {
             return;
         }
         assert!(anybody(vec![[127, 0, 0, 1].into()], Duration::from_secs(10)).await);
-        // For documentation (RFC 5737): nobody has it.
-        assert!(!anybody(vec![[192, 0, 2, 1].into()], within).await);
+        // Reserved (RFC 1112): nobody has it.
+        assert!(!anybody(vec![[240, 0, 0, 1].into()], within).await);
     }
 }

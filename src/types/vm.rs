@@ -53,6 +53,8 @@ pub enum Underway {
     Move { to: super::HostId },
     /// libvirt was told to pause it, because its lease is in doubt.
     Pause,
+    /// libvirt was told to end it, because this host is isolated: no person wants it stopped.
+    End,
 }
 
 /// One domain as listed.

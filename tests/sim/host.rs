@@ -10,13 +10,13 @@ use mainstay::guard::table::KeptRow;
 use mainstay::types::guard::BeatKey;
 use mainstay::types::guard::{GuardConfig, GuardDatastore, GuardOrder};
 use mainstay::types::settings::{ClusterSettings, MemberSettings};
-use mainstay::types::vm::{HostCapacity, Underway};
+use mainstay::types::vm::Underway;
 use mainstay::types::{BootId, DatastoreId, HostId, HostIndex, Incarnation, Ticket, Time, VmId};
 use uuid::Uuid;
 
 use super::guard::Guard;
 use super::hypervisor::Domain;
-use super::world::{Gate, H, Item, World, nanos};
+use super::world::{Gate, H, Item, World};
 
 /// Memory of every host.
 pub const MEMORY_KIB: u64 = 16 << 20;
@@ -134,8 +134,9 @@ pub struct Host {
     pub paths: BTreeMap<DatastoreId, Path>,
     /// When something last happened to it that explains stops of its VMs.
     pub excused: u64,
-    told_kib: u64,
-    memory_kib: u64,
+    /// Free memory as its agent was told last, and all of it.
+    pub told_kib: u64,
+    pub memory_kib: u64,
     /// It reaches its router.
     pub router: bool,
     /// Since when again.
@@ -482,25 +483,5 @@ impl World {
             datastores: datastores.collect(),
         };
         self.guard_order(h, Ticket(0), GuardOrder::Configure(Box::new(config)));
-    }
-
-    /// Memory as the agent sees it, if it changed.
-    pub fn tell_capacity(&mut self, h: H) {
-        let host = &mut self.hosts[h];
-        let running = host.domains.iter().filter(|(_, domain)| domain.qemu.is_some());
-        let used: u64 = running.map(|(vm, _)| self.vms[vm].record.memory_kib).sum();
-        let total_kib = host.memory_kib;
-        let free_kib = total_kib.saturating_sub(used);
-        let Some(agent) = &host.agent else { return };
-        if host.told_kib == free_kib {
-            return;
-        }
-        host.told_kib = free_kib;
-        let capacity = HostCapacity { free_kib, total_kib, cpus: 8, resident_kib: used };
-        let gate = Gate::Agent(h, agent.life);
-        // It looks every few seconds.
-        let delay = Duration::from_nanos(5_000_000_000 - self.now % 5_000_000_000).min(Duration::from_secs(5));
-        let delay = if self.now < nanos(super::world::SETTLING) { Duration::ZERO } else { delay };
-        self.after(gate, delay, move |world| world.agent_event(h, Event::Capacity(capacity)));
     }
 }

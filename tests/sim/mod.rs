@@ -16,6 +16,7 @@
 pub mod acts;
 pub mod agenda;
 pub mod blame;
+pub mod capacity;
 pub mod chance;
 pub mod datastore;
 pub mod definitions;

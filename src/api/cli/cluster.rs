@@ -79,27 +79,8 @@ pub async fn run(out: &mut Out, json: bool, command: ClusterCommand) -> Result<(
             };
             take(out, json, "vm-rules", &file, change).await
         }
-        ClusterCommand::Disarm { length, because } => {
-            let what = "the cluster was not disarmed";
-            need_root(what)?;
-            let example = "for example: mainstay cluster disarm --for 30m --because \"switch is replaced\"";
-            let length =
-                config::duration(&length).map_err(|why| Trouble::new(USAGE, what, why.to_string(), example))?;
-            if length < Duration::from_secs(1) || MOST_DISARMED < length {
-                let why = "it is disarmed for 1 s to 7 days";
-                return Err(Trouble::new(USAGE, what, why, example));
-            }
-            let until_unix_ms = clock::unix_ms() + u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
-            let change = SettingsChange::Disarm(Some(Disarmed { until_unix_ms, why: because }));
-            let said = agent(what).await?.change(&change).await.what(what)?;
-            vm::done(out, json, "disarmed", &said)
-        }
-        ClusterCommand::Arm => {
-            let what = "the cluster was not armed";
-            need_root(what)?;
-            let said = agent(what).await?.change(&SettingsChange::Disarm(None)).await.what(what)?;
-            vm::done(out, json, "armed", &said)
-        }
+        ClusterCommand::Disarm { length, because } => disarm(out, json, &length, because).await,
+        ClusterCommand::Arm => arm(out, json).await,
         ClusterCommand::Set { setting } => {
             let what = format!("{setting} was not set");
             let change = match setting.split_once('=') {
@@ -125,6 +106,28 @@ pub async fn run(out: &mut Out, json: bool, command: ClusterCommand) -> Result<(
             vm::done(out, json, &setting, &said)
         }
     }
+}
+
+async fn disarm(out: &mut Out, json: bool, length: &str, because: String) -> Result<(), Trouble> {
+    let what = "the cluster was not disarmed";
+    need_root(what)?;
+    let example = "for example: mainstay cluster disarm --for 30m --because \"switch is replaced\"";
+    let length = config::duration(length).map_err(|why| Trouble::new(USAGE, what, why.to_string(), example))?;
+    if length < Duration::from_secs(1) || MOST_DISARMED < length {
+        let why = "it is disarmed for 1 s to 7 days";
+        return Err(Trouble::new(USAGE, what, why, example));
+    }
+    let until_unix_ms = clock::unix_ms() + u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
+    let change = SettingsChange::Disarm(Some(Disarmed { until_unix_ms, why: because }));
+    let said = agent(what).await?.change(&change).await.what(what)?;
+    vm::done(out, json, "disarmed", &said)
+}
+
+async fn arm(out: &mut Out, json: bool) -> Result<(), Trouble> {
+    let what = "the cluster was not armed";
+    need_root(what)?;
+    let said = agent(what).await?.change(&SettingsChange::Disarm(None)).await.what(what)?;
+    vm::done(out, json, "armed", &said)
 }
 
 /// The document of this host's cluster.
