@@ -63,6 +63,8 @@ pub enum Pending {
     Dropped(super::moving::Unheard),
     /// An order to run this VM elsewhere.
     Placed(VmId, HostId),
+    /// The record of a VM whose size is not known.
+    Sized(VmId),
     /// Isolation addresses.
     Network,
     /// An order to move this VM away.

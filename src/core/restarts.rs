@@ -15,19 +15,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::Core;
-use super::cx::{Cx, Timer};
+use super::cx::{Cx, Pending, Timer};
 use super::failover::{Candidate, FAILED_TIME};
 use super::note::Note;
 use super::placement::Bars;
 use super::placement::rules::Meaning;
 use super::placement::search::{Plan, plan};
 use crate::types::rules::Priority;
+use crate::types::store::{StoreAnswer, StoreOrder};
 use crate::types::{DatastoreId, HostId, VmId};
 
 /// How it is called in words to wait for a host that can take it.
 const A_PLACE: &str = "a place: ";
 /// Whatever else happens, one that waits for a place is looked at after so long.
 const AGAIN: Duration = Duration::from_secs(2);
+
+/// A datastore's time to show a record.
+const RECORD: Duration = Duration::from_secs(3);
 
 /// Starts under way.
 #[derive(Default)]
@@ -48,6 +52,8 @@ impl Core {
         for candidate in never {
             self.vm(candidate.id).waits = Some("a person: by its priority, never, it is not restarted".to_owned());
         }
+        let candidates: Vec<&Candidate> =
+            candidates.into_iter().filter(|candidate| self.is_sized(cx, candidate)).collect();
         for candidate in &candidates {
             self.vm(candidate.id).failed.retain(|_, (at, _)| cx.now.since(*at) < FAILED_TIME);
         }
@@ -70,6 +76,30 @@ impl Core {
         for n in order {
             self.restart_one(cx, candidates[n], (&plan, n), &meaning, &mut turns);
         }
+    }
+
+    /// Whether it is known what it takes. After a cold start nobody has reported it: its record says.
+    fn is_sized(&mut self, cx: &mut Cx, candidate: &Candidate) -> bool {
+        let vm = self.vm(candidate.id);
+        if 0 < vm.memory_kib() || vm.sized == Some(true) {
+            return true;
+        }
+        if vm.sized.is_none() {
+            vm.sized = Some(false);
+            let order = StoreOrder::ReadRecord { vm: candidate.id, digest: candidate.claim.record };
+            cx.store(candidate.claim.next_home(), order, RECORD, Pending::Sized(candidate.id));
+        }
+        false
+    }
+
+    /// One that cannot be read counts as little: whoever starts it has to read it, too.
+    pub(super) fn sized(&mut self, id: VmId, answer: StoreAnswer) {
+        let vm = self.vm(id);
+        vm.sized = Some(true);
+        if let StoreAnswer::Record(record) = answer {
+            vm.reported = (record.memory_kib, record.vcpus);
+        }
+        self.look = true;
     }
 
     fn restart_one(

@@ -125,6 +125,7 @@ impl Core {
             (Pending::Attempt(vm), outcome) => self.attempt_done(cx, vm, ticket, outcome),
             (Pending::Move(vm), outcome) => self.move_done(cx, vm, ticket, outcome),
             (Pending::Placed(vm, host), Outcome::Reply(reply)) => self.placed_done(cx, vm, host, ticket, reply),
+            (Pending::Sized(vm), Outcome::Store(answer)) => self.sized(vm, answer),
             (Pending::Network, Outcome::Network(answered)) => self.network_answered(cx, ticket, answered),
             (Pending::Evacuated(vm), Outcome::Reply(reply)) => self.evacuated(cx, vm, ticket, reply),
             (Pending::Dropped(unheard), Outcome::Reply(reply)) => self.dropped_answered(cx.now, unheard, &reply),

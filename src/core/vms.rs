@@ -102,6 +102,8 @@ pub struct Vm {
     pub io_error: bool,
     /// Its memory and vCPUs, as its host last reported them.
     pub reported: (u64, u32),
+    /// As master: its record was asked for its size, and has answered.
+    pub sized: Option<bool>,
     /// How far it is inside, while it runs here.
     pub inside: Inside,
     /// As master: since when it has come so far, in this generation.
