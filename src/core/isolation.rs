@@ -55,11 +55,13 @@ impl Core {
     /// With each beat.
     pub(super) fn follow_isolation(&mut self, cx: &mut Cx) {
         let heard = self.peers.keys().any(|host| self.is_heard(*host, cx.now));
-        let suspect = self.settings.timing.suspect;
-        // What was not heard while it slept itself is no silence.
-        if heard || self.peers.is_empty() || cx.now.since(self.awake_since) < suspect {
+        if heard || self.peers.is_empty() {
             self.isolation.alone = None;
             return self.no_longer_isolated(cx, "other hosts are heard");
+        }
+        // What was not heard while it slept itself is no silence; what was known before that stands.
+        if cx.now.since(self.awake_since) < self.settings.timing.suspect {
+            return;
         }
         let alone = *self.isolation.alone.get_or_insert(cx.now);
         if cx.now.since(alone) < self.settings.timing.beat * BEATS {

@@ -52,8 +52,10 @@ impl Core {
         for candidate in never {
             self.vm(candidate.id).waits = Some("a person: by its priority, never, it is not restarted".to_owned());
         }
-        let candidates: Vec<&Candidate> =
-            candidates.into_iter().filter(|candidate| self.is_sized(cx, candidate)).collect();
+        let unsized_yet = candidates.iter().filter(|candidate| !self.is_sized(cx, candidate)).count();
+        if 0 < unsized_yet {
+            return; // Else those whose records come first would take the room of those that come first.
+        }
         for candidate in &candidates {
             self.vm(candidate.id).failed.retain(|_, (at, _)| cx.now.since(*at) < FAILED_TIME);
         }

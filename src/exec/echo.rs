@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use surge_ping::{Client, Config, ICMP, PingIdentifier, PingSequence};
+use surge_ping::{Client, Config, ICMP, IcmpPacket, PingIdentifier, PingSequence};
 use tokio::task::JoinSet;
 
 /// Whether one of them answers in time. Without addresses nobody does.
@@ -32,7 +32,13 @@ async fn answers(address: IpAddr, n: usize, within: Duration) -> Result<(), Stri
     let client = Client::new(&Config::builder().kind(kind).build()).map_err(|why| fails(&why))?;
     let low = u16::try_from((std::process::id() as usize + n) & 0xffff).unwrap_or_default();
     let mut pinger = client.pinger(address, PingIdentifier(low)).await;
-    pinger.timeout(within).ping(PingSequence(0), b"mainstay").await.map(drop).map_err(|why| fails(&why))
+    let (packet, _) = pinger.timeout(within).ping(PingSequence(0), b"mainstay").await.map_err(|why| fails(&why))?;
+    // That it cannot be reached is told by somebody else: a router, or the kernel of this host.
+    let from = match &packet {
+        IcmpPacket::V4(packet) => IpAddr::V4(packet.get_source()),
+        IcmpPacket::V6(packet) => IpAddr::V6(packet.get_source()),
+    };
+    if from == address { Ok(()) } else { Err(fails(&format!("{from} says that it cannot be reached"))) }
 }
 
 #[cfg(test)]

@@ -189,8 +189,8 @@ fn demand_waiting(ground: &Ground, alive: &[Host], waiting: &[&str]) -> Result<(
 fn demand_return(ground: &mut Ground, plan: &Plan, back: &Host, n: usize) -> Result<()> {
     let (guest, name) = (plan.wait[n].to_owned(), back.name());
     let begun = ground.judges()?.mark(&format!("start {name}"));
-    ground.lab().start(back)?;
     let view_of = ground.master()?;
+    ground.lab().start(back)?;
     ground.wait_view_of(&view_of, &format!("{name} to be back"), BOOT, |view| {
         let live = view.host(&name).is_some_and(|host| host.verdict == "live" && host.libvirt == Some(true));
         live && view.datastores.iter().all(|store| store.reached_by.contains(&name))
