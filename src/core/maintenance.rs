@@ -1,7 +1,7 @@
 //! Hosts that people work on: the master moves their VMs away, all placed together, a few at a time; and back afterwards.
 //!
 //! ```text
-//!   enter h ─► document: h, and who runs there ─► nothing is started on h ─► plan for all ─► MOVES at a time ─► h is empty
+//!   enter h ─► document: h, and who runs there ─► nothing is started on h ─► plan for all ─► some at a time ─► h is empty
 //!                                                                                 │ refused, no place: told, later again
 //!   leave h ─► document: it ends ─► those who ran there are moved back, as far as they still run elsewhere ─► forgotten
 //! ```
@@ -23,8 +23,6 @@ use crate::types::view::MaintenanceView;
 use crate::types::vm::DomainState;
 use crate::types::{HostId, Ticket, Time, VmId, Wanted};
 
-/// Moves away from one host, or back to it, at the same time.
-const MOVES: usize = 2;
 /// One that was not moved is tried again after this.
 const AGAIN: Duration = Duration::from_secs(30);
 /// The longest move, and its answer.
@@ -132,7 +130,8 @@ impl Core {
     fn move_away(&mut self, cx: &mut Cx, host: HostId) {
         let all = self.running_on(host);
         let idle: Vec<VmId> = all.iter().copied().filter(|id| self.may_be_moved(cx, *id, host)).collect();
-        let mut slots = MOVES.saturating_sub(all.len() - idle.len() - self.stay(cx, &all, host));
+        let most = self.settings.rules.limits.moves_per_host as usize;
+        let mut slots = most.saturating_sub(all.len() - idle.len() - self.stay(cx, &all, host));
         if idle.is_empty() || slots == 0 {
             return;
         }
@@ -156,7 +155,7 @@ impl Core {
     }
 
     fn bring_back(&mut self, cx: &mut Cx, host: HostId, vms: &[VmId]) {
-        let mut left = 0;
+        let (mut left, most) = (0, self.settings.rules.limits.moves_per_host as usize);
         for id in vms {
             if self.is_under_way(*id, cx.now) {
                 left += 1;
@@ -170,7 +169,7 @@ impl Core {
                 continue; // It was tried once: it is well where it is.
             }
             left += 1;
-            if MOVES < left || !self.may_be_moved(cx, *id, from) {
+            if most < left || !self.may_be_moved(cx, *id, from) {
                 continue;
             }
             match self.room_on(host, *id, &self.need_of(*id), cx.now) {

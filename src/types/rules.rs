@@ -213,13 +213,15 @@ pub struct Limits {
     pub starts_per_host: u32,
     /// Starts at once from one datastore.
     pub starts_per_datastore: u32,
+    /// Planned moves at once away from one host, or back to it. Two share a wire, and each takes longer to come to its switch.
+    pub moves_per_host: u32,
     /// vCPUs of VMs for each logical CPU of a host; none = any number.
     pub vcpus_per_cpu: Option<u32>,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { starts_per_host: 4, starts_per_datastore: 16, vcpus_per_cpu: None }
+        Self { starts_per_host: 4, starts_per_datastore: 16, moves_per_host: 1, vcpus_per_cpu: None }
     }
 }
 
@@ -343,6 +345,7 @@ impl VmRules {
             ("admission: hosts", hosts),
             ("limits: starts_per_host", self.limits.starts_per_host as usize),
             ("limits: starts_per_datastore", self.limits.starts_per_datastore as usize),
+            ("limits: moves_per_host", self.limits.moves_per_host as usize),
             ("limits: vcpus_per_cpu", self.limits.vcpus_per_cpu.unwrap_or(1) as usize),
         ];
         match amounts.into_iter().find(|(_, amount)| *amount == 0) {
@@ -404,7 +407,7 @@ mod tests {
             ("[limits]\nstarts_per_host = 0", "limits: starts_per_host has to be 1 or more"),
             (
                 "[limits]\nstarts = 1",
-                "unknown field `starts`, expected one of `starts_per_host`, `starts_per_datastore`, `vcpus_per_cpu`",
+                "unknown field `starts`, expected one of `starts_per_host`, `starts_per_datastore`, `moves_per_host`, `vcpus_per_cpu`",
             ),
         ] {
             assert_eq!(read(text).err().unwrap_or_default(), expected, "{text}");

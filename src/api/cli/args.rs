@@ -99,7 +99,7 @@ pub enum HostCommand {
 /// `mainstay host maintenance …`
 #[derive(Subcommand, Debug)]
 pub enum MaintenanceCommand {
-    /// Nothing is started there any more, and all that is protected is moved to other hosts, two at a time. Waits for that.
+    /// Nothing is started there any more, and all that is protected is moved to other hosts, one after the other (moves_per_host in the rules for VMs). Waits for that.
     ///
     /// Power cycles do not end it. VMs that cannot be moved are named with the reason, and tried again every half minute.
     Enter {
@@ -396,6 +396,7 @@ pub enum ClusterCommand {
     /// [limits]
     /// starts_per_host = 4
     /// starts_per_datastore = 16
+    /// moves_per_host = 1      # of a host that goes into maintenance
     /// vcpus_per_cpu = 8       # none: any number
     #[command(verbatim_doc_comment)]
     VmRules {

@@ -19,7 +19,7 @@ use crate::lab::wait;
 
 const MOVED: usize = 4;
 const GAP: Duration = Duration::from_secs(1);
-/// For the moves of all; two at a time.
+/// For the moves of all.
 const MOVES: Duration = Duration::from_secs(120);
 const BOOT: Duration = Duration::from_secs(90);
 
