@@ -338,14 +338,19 @@ impl Ground {
     /// usual, the limit is as much longer, and that is told. The guests are up: the lab is at rest.
     pub fn within_at_its_pace(&mut self, what: &str, since: Moment, starts: &[Start], limit: Duration) -> Result<()> {
         let last = starts.iter().map(|start| start.ran.since(since)).max().unwrap_or_default();
-        if last <= limit {
-            return self.within(what, last, limit);
-        }
         let on = |start: &Start| self.hosts().into_iter().find(|host| host.name() == start.host).context("its host");
         let hosts = starts.iter().map(on).collect::<Result<Vec<Host>>>()?;
-        let behind = pace::behind(&hosts, self.lab.accelerator())?;
+        self.within_for(what, last, limit, &hosts)
+    }
+
+    /// The same for any figure in which libvirt and QEMU of these hosts have a part.
+    pub fn within_for(&mut self, what: &str, measured: Duration, limit: Duration, hosts: &[Host]) -> Result<()> {
+        if measured <= limit {
+            return self.within(what, measured, limit);
+        }
+        let behind = pace::behind(hosts, self.lab.accelerator())?;
         self.figure(format!("libvirt and QEMU alone take {} longer here than usual", seconds(behind)));
-        self.within(what, last, limit + behind)
+        self.within(what, measured, limit + behind)
     }
 
     /// A figure with its limit.

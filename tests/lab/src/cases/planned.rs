@@ -68,7 +68,7 @@ fn order_host(at: &Host, what: &str, host: &Host) -> Result<()> {
 
 /// Live, each with a short gap.
 fn demand_moved(ground: &mut Ground, guests: &[String], since: Moment) -> Result<()> {
-    let (judges, mut longest) = (ground.judges()?, Duration::ZERO);
+    let (judges, hosts, mut longest) = (ground.judges()?, ground.hosts(), Duration::ZERO);
     for guest in guests {
         let id = ground.id(guest);
         if judges.boots(id, since) != 1 {
@@ -76,7 +76,7 @@ fn demand_moved(ground: &mut Ground, guests: &[String], since: Moment) -> Result
         }
         longest = longest.max(judges.longest_gap(id, since, Moment::now()));
     }
-    ground.within("longest gap", longest, GAP)
+    ground.within_for("longest gap", longest, GAP, &hosts[..1])
 }
 
 /// `web` starts so long after `db`.
