@@ -89,6 +89,8 @@ pub enum Stage {
     Claiming,
     /// The guard confirms the epoch.
     Confirming,
+    /// A complete read of this debt's datastore, begun when the claim stood, is waited for.
+    Sighting(Debt),
     /// A storage fence runs, for this debt.
     Fencing(Debt),
     /// Image locks are probed, since then.
@@ -126,6 +128,8 @@ pub struct Attempt {
     pub claim: Option<Claim>,
     /// What it starts.
     pub record: Option<VmRecord>,
+    /// A fence needs a complete read that began then, or later: when the claim stood, or the last try had failed.
+    fence_after: Time,
     /// Debts that a fence of this attempt has paid.
     fenced: Vec<Debt>,
     /// The fence program was asked to free its locks.
@@ -242,6 +246,7 @@ impl Core {
             home,
             claim: None,
             record,
+            fence_after: cx.now,
             fenced: Vec::new(),
             freed: false,
             asked: BTreeMap::new(),

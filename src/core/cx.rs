@@ -55,6 +55,8 @@ pub enum Pending {
     Read(DatastoreId),
     /// Claims of a datastore.
     Claims(DatastoreId),
+    /// Claims of what this host has held, after its lease there became valid.
+    Taken(DatastoreId),
     /// A step of this VM's attempt.
     Attempt(VmId),
     /// A step of this VM's move away.

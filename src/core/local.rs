@@ -452,6 +452,9 @@ impl Core {
         let id = row.tenure.vm;
         let home = self.vms.get(&id).and_then(|vm| vm.claim.as_ref()).map_or(row.home, Claim::next_home);
         if self.guard.leases.get(&home).is_some_and(|lease| lease.until.is_some()) {
+            if self.may_be_fenced(cx, home, id) {
+                return;
+            }
             self.begin(cx, id, Kind::Reclaim { old: row.tenure }, home, Vec::new());
         }
     }

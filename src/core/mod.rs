@@ -51,6 +51,7 @@ mod policy;
 mod power;
 mod proofs;
 mod restarts;
+mod returns;
 mod steady;
 mod step;
 mod storage;
@@ -139,6 +140,8 @@ pub struct Core {
     /// Silence before that was perhaps our own.
     awake_since: Time,
     stores: BTreeMap<DatastoreId, storage::Store>,
+    /// Leases that became valid.
+    returns: BTreeMap<DatastoreId, returns::Return>,
     /// How long servers keep locks of silent clients.
     lock_leases: BTreeMap<DatastoreId, Duration>,
     isolation: isolation::Isolation,
@@ -196,6 +199,7 @@ impl Core {
             beat_at: None,
             awake_since: now,
             stores: BTreeMap::new(),
+            returns: BTreeMap::new(),
             lock_leases: BTreeMap::new(),
             vms: BTreeMap::new(),
             wishes: BTreeMap::new(),

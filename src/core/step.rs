@@ -120,6 +120,7 @@ impl Core {
         match (pending, outcome) {
             (Pending::Read(datastore), Outcome::Store(answer)) => self.read_done(cx, datastore, answer),
             (Pending::Claims(datastore), Outcome::Store(answer)) => self.claims_done(cx, datastore, answer),
+            (Pending::Taken(datastore), Outcome::Store(answer)) => self.taken_looked(cx, datastore, answer),
             (Pending::Wish(ask), Outcome::Store(answer)) => self.looked(cx, ask, answer),
             (Pending::Settled, Outcome::Guard(_)) => self.guard_settled(cx),
             (Pending::Attempt(vm), outcome) => self.attempt_done(cx, vm, ticket, outcome),

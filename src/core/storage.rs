@@ -108,6 +108,11 @@ impl Store {
     pub fn read_at(&self) -> Option<Time> {
         self.read_at
     }
+    /// When it began.
+    #[must_use]
+    pub fn read_began(&self) -> Time {
+        self.read_began
+    }
     /// What is wrong with reading it.
     #[must_use]
     pub fn trouble(&self) -> Option<&str> {
@@ -217,6 +222,7 @@ impl Core {
             self.shows_life(cx, host, boot, since);
         }
         self.follow_trust(cx, id);
+        self.look_at_fences(cx, id);
         self.plan_next_read(cx, id);
         self.mend_roster(cx, id);
         let since = self.master_since;
@@ -302,8 +308,9 @@ impl Core {
         let Some(store) = self.stores.get_mut(&id) else { return };
         store.listing = false;
         match answer {
-            StoreAnswer::Claims { ended, claims, bad, .. } => {
+            StoreAnswer::Claims { began, ended, claims, bad } => {
                 store.listed = Some(ended);
+                self.all_looked(id, began, ended);
                 for claim in claims {
                     self.learn(cx, claim, ended);
                 }
@@ -442,6 +449,7 @@ impl Core {
         } else if !was && is {
             cx.note(Note::info("lease-valid", format!("lease on datastore {name} is valid")));
             cx.set(Timer::Read(id), cx.now);
+            self.came_back(cx, id);
         }
     }
 }

@@ -268,6 +268,9 @@ impl Core {
         match answer {
             StoreAnswer::Created => {
                 self.learn(cx, claim.clone(), cx.now);
+                if let Some(attempt) = &mut self.vm(id).attempt {
+                    attempt.fence_after = cx.now;
+                }
                 match attempt.kind {
                     Kind::Release { .. } => return self.released(cx, id),
                     Kind::Change if attempt.is_unowned() => return self.finish(cx, id),

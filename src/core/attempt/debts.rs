@@ -1,7 +1,7 @@
 //! Late writes: what earlier owners may still have under way is excluded before the VM starts, and that is written down.
 //!
 //! ```text
-//!   claim g+1 with debts ─► fence each, or wait for the locks ─► claim g+2 without them ─► start
+//!   claim g+1 with debts ─► look (`returns`), fence each, or wait for the locks ─► claim g+2 without them ─► start
 //!                             └── its copy ended cleanly there, a new boot, its own debt: nothing to do
 //! ```
 //!
@@ -9,6 +9,7 @@
 //! then perhaps against a host that is well and runs VMs.
 
 use super::*;
+use crate::core::returns::FENCE_LIMIT;
 use crate::mutants::{Mutant, planted};
 use crate::types::Over;
 use crate::types::guard::RowView;
@@ -18,6 +19,7 @@ impl Core {
     pub(in crate::core) fn pay_debts(&mut self, cx: &mut Cx, id: VmId) {
         let Some(claim) = self.vm(id).claim.clone() else { return };
         let fenced = self.vm(id).attempt.as_ref().map(|attempt| attempt.fenced.clone()).unwrap_or_default();
+        let after = self.vm(id).attempt.as_ref().map(|attempt| attempt.fence_after).unwrap_or_default();
         let over =
             |host| self.vms.get(&id).and_then(|vm| vm.attempt.as_ref()).is_some_and(|attempt| attempt.ends(host));
         let mut lock = false;
@@ -34,8 +36,13 @@ impl Core {
                     let what = format!("a storage fence against {host} would hit the VMs that run there");
                     return self.give_up(cx, id, Denial::Waiting(what));
                 }
+                LateWrite::Command { .. } if !self.looked_at_debtor(debt, after, cx.now) => {
+                    cx.set(Timer::Read(debt.datastore), cx.now);
+                    cx.set(Timer::Attempt(id), cx.now + RETRY);
+                    return self.stage_of(id, Stage::Sighting(*debt));
+                }
                 LateWrite::Command { program } => {
-                    let ticket = cx.fence(program, debt.host, host, CALL, Pending::Attempt(id));
+                    let ticket = cx.fence(program, debt.host, host, FENCE_LIMIT, Pending::Attempt(id));
                     return self.stage(id, Stage::Fencing(*debt), ticket);
                 }
                 LateWrite::Lock => lock = true,
@@ -139,6 +146,9 @@ impl Core {
         match result {
             Ok(()) => self.paid(cx, id, &[debt]),
             Err(why) => {
+                if let Some(attempt) = &mut self.vm(id).attempt {
+                    attempt.fence_after = cx.now;
+                }
                 let host = self.name_of(debt.host);
                 let what = format!("the storage fence against {host}, which failed and is tried again: {why}");
                 self.wait(cx, id, RETRY * 2, what);

@@ -274,7 +274,8 @@ impl Core {
     /// The attempt's timer: a retry, or the end of patience.
     pub(in crate::core) fn attempt_due(&mut self, cx: &mut Cx, id: VmId) {
         let Some(attempt) = self.vms.get(&id).and_then(|vm| vm.attempt.clone()) else { return };
-        if matches!(attempt.stage, Stage::Waiting | Stage::Locks { .. }) && !self.stands(&attempt) {
+        if matches!(attempt.stage, Stage::Waiting | Stage::Sighting(_) | Stage::Locks { .. }) && !self.stands(&attempt)
+        {
             return self.give_up(
                 cx,
                 id,
@@ -283,6 +284,15 @@ impl Core {
         }
         match attempt.stage {
             Stage::Waiting => self.pay_debts(cx, id),
+            Stage::Sighting(debt) if self.looked_at_debtor(&debt, attempt.fence_after, cx.now) => {
+                self.pay_debts(cx, id)
+            }
+            Stage::Sighting(debt) => {
+                cx.set(Timer::Read(debt.datastore), cx.now);
+                let (host, store) = (self.name_of(debt.host), self.store_name(debt.datastore));
+                let what = format!("a look at {store}, before the storage fence against {host}");
+                self.wait_in(cx, id, Stage::Sighting(debt), RETRY, what);
+            }
             Stage::Locks { since } => self.probe_locks(cx, id, since),
             Stage::Adopting => {
                 self.start_is_late(id);
