@@ -37,6 +37,7 @@ impl Core {
                 cx.answer(ask, Reply::Denied(Denial::Unable("the settings here are newer than the master's".into())));
             }
             (Request::Run(order), Some(_)) => self.run_ordered(cx, ask, *order),
+            (Request::PutDown(order), Some(_)) => self.put_down(cx, *order, vec![ask]),
             (Request::Vm(command), None) => self.look_first(cx, ask, command),
             (Request::Vm(command), from) => self.command(cx, ask, from, command),
             (Request::Incoming(order), Some(from)) => self.incoming(cx, ask, from, *order),
@@ -61,6 +62,7 @@ impl Core {
                 Request::Report(_)
                 | Request::Settings(_)
                 | Request::Run(_)
+                | Request::PutDown(_)
                 | Request::Incoming(_)
                 | Request::Handed { .. }
                 | Request::Dropped { .. }
@@ -119,6 +121,9 @@ impl Core {
     /// Claims reach other hosts only when something happens: before a person's wish is carried out or passed on, the
     /// newest claim is read, as far as the datastores answer.
     fn look_first(&mut self, cx: &mut Cx, ask: AskId, command: VmCommand) {
+        if self.keeps_stop(&command, cx.now) {
+            return self.wish_stop(cx, ask, command.vm()); // Not a moment later: its restart may be near.
+        }
         let homes: Vec<_> = self.settings.datastores.iter().map(|datastore| datastore.id).collect();
         if homes.is_empty() {
             return self.command(cx, ask, None, command);
@@ -143,11 +148,19 @@ impl Core {
         }
     }
 
-    fn command(&mut self, cx: &mut Cx, ask: AskId, from: Option<HostId>, command: VmCommand) {
+    pub(super) fn command(&mut self, cx: &mut Cx, ask: AskId, from: Option<HostId>, command: VmCommand) {
         let id = command.vm();
         let here = self.libvirt.domains.contains_key(&id);
+        if self.keeps_stop(&command, cx.now) && (from.is_none() || self.is_master()) {
+            return self.wish_stop(cx, ask, id);
+        }
         let Some(vm) = self.vms.get(&id) else {
-            return cx.answer(ask, Reply::Denied(Denial::UnknownVm));
+            return match self.master() {
+                Some(master) if from.is_none() && master != self.me.host => {
+                    self.forward(cx, ask, from, Some(master), Request::Vm(command));
+                }
+                _ => cx.answer(ask, Reply::Denied(Denial::UnknownVm)),
+            };
         };
         let owner = vm.claim.as_ref().and_then(crate::types::Claim::owner).map(|owner| owner.host);
         // Only the host that saved its memory can restore it.
@@ -276,6 +289,7 @@ impl Core {
             libvirt: self.libvirt.up,
             vms,
             over: self.over_for_master(now),
+            stops: self.stops_kept(),
         }
     }
 }

@@ -57,6 +57,8 @@ pub enum Pending {
     Claims(DatastoreId),
     /// Claims of what this host has held, after its lease there became valid.
     Taken(DatastoreId),
+    /// Claims of what people want stopped.
+    Stopped(DatastoreId),
     /// A step of this VM's attempt.
     Attempt(VmId),
     /// A step of this VM's move away.

@@ -31,6 +31,12 @@ pub struct Placing {
     since: Time,
 }
 
+impl Placing {
+    pub(super) fn new(host: HostId, ticket: Ticket, since: Time) -> Self {
+        Self { host, ticket, since }
+    }
+}
+
 /// A VM that needs a place.
 pub(super) struct Candidate {
     pub(super) id: VmId,
@@ -55,7 +61,7 @@ const SILENT_TIME: Duration = Duration::from_secs(5);
 /// A VM that nobody can take is looked at again after this.
 const RETRY: Duration = Duration::from_secs(2);
 /// An order's answer: starting may take a while, a lock may be waited for.
-const ORDER_TIME: Duration = Duration::from_secs(120);
+pub(super) const ORDER_TIME: Duration = Duration::from_secs(120);
 
 impl Core {
     /// Looks at every VM that should run and does not.
@@ -71,8 +77,15 @@ impl Core {
             let unowned: Vec<VmId> = wanted.into_iter().filter(|id| self.is_lost(*id, cx.now)).collect();
             return unowned.into_iter().for_each(|id| self.vm(id).waits = Some(what.clone()));
         }
-        let candidates: Vec<Candidate> = wanted.into_iter().filter_map(|id| self.candidate(cx, id)).collect();
-        self.restart(cx, &candidates);
+        let candidates = wanted.into_iter().filter_map(|id| self.candidate(cx, id));
+        let (stop, run): (Vec<Candidate>, Vec<Candidate>) =
+            candidates.collect::<Vec<_>>().into_iter().partition(|one| self.shall_stop(one.claim.tenure, cx.now));
+        for candidate in stop {
+            if let Some((proof, _)) = candidate.over {
+                self.order_stop(cx, &candidate, proof);
+            }
+        }
+        self.restart(cx, &run);
     }
 
     /// Nobody who is heard owns it.
@@ -119,7 +132,9 @@ impl Core {
             return None;
         }
         let tied = self.tied_to(&claim, proof, cx.now);
-        let open = || self.late_writes_open(&claim, proof, tied);
+        // What is only put down writes nothing.
+        let stops = self.shall_stop(claim.tenure, cx.now);
+        let open = || if stops { None } else { self.late_writes_open(&claim, proof, tied) };
         if let Some(what) = self.homes_wait_for_trust(&claim).or_else(open) {
             self.waits(cx, id, what);
             return None;
@@ -248,7 +263,7 @@ impl Core {
         }
         let order = RunOrder { claim, proof, reason };
         let ticket = cx.send(host, Request::Run(Box::new(order)), ORDER_TIME, Pending::Placed(id, host));
-        self.vm(id).placing = Some(Placing { host, ticket, since: cx.now });
+        self.vm(id).placing = Some(Placing::new(host, ticket, cx.now));
     }
 
     pub(super) fn proof_text(&self, claim: &Claim, proof: Proof) -> String {
@@ -317,6 +332,7 @@ impl Core {
                 self.look = true;
                 return;
             }
+            Ok(Reply::Done) => return, // It was put down; the claim says so.
             Ok(Reply::Denied(Denial::Waiting(why))) => why,
             Ok(Reply::Denied(denial)) => denial.to_string(),
             Ok(_) => "an answer of the wrong kind".to_owned(),

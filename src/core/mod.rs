@@ -54,6 +54,7 @@ mod restarts;
 mod returns;
 mod steady;
 mod step;
+mod stops;
 mod storage;
 pub mod timing;
 pub mod trust;
@@ -140,6 +141,8 @@ pub struct Core {
     /// Silence before that was perhaps our own.
     awake_since: Time,
     stores: BTreeMap<DatastoreId, storage::Store>,
+    /// What people want stopped whose hosts are gone.
+    stops: BTreeMap<VmId, stops::Stop>,
     /// Leases that became valid.
     returns: BTreeMap<DatastoreId, returns::Return>,
     /// How long servers keep locks of silent clients.
@@ -199,6 +202,7 @@ impl Core {
             beat_at: None,
             awake_since: now,
             stores: BTreeMap::new(),
+            stops: BTreeMap::new(),
             returns: BTreeMap::new(),
             lock_leases: BTreeMap::new(),
             vms: BTreeMap::new(),

@@ -360,7 +360,7 @@ impl Core {
     }
 
     /// A lease that others attest lets VMs run on; to start one, its host must reach the datastore itself.
-    fn reaches(&self, host: HostId, datastore: DatastoreId, now: Time) -> bool {
+    pub(super) fn reaches(&self, host: HostId, datastore: DatastoreId, now: Time) -> bool {
         if host == self.me.host {
             let lost = self.datastores_in(self.lost_datastores(now)).contains(&datastore);
             return !lost && self.guard.leases.get(&datastore).is_some_and(|lease| lease.until.is_some());

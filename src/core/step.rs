@@ -67,6 +67,7 @@ impl Core {
             }
             self.reconcile(cx);
         }
+        self.follow_stops(cx);
         if std::mem::take(&mut self.look) {
             if self.is_master() {
                 self.read_rules();
@@ -121,6 +122,9 @@ impl Core {
             (Pending::Read(datastore), Outcome::Store(answer)) => self.read_done(cx, datastore, answer),
             (Pending::Claims(datastore), Outcome::Store(answer)) => self.claims_done(cx, datastore, answer),
             (Pending::Taken(datastore), Outcome::Store(answer)) => self.taken_looked(cx, datastore, answer),
+            (Pending::Stopped(_), Outcome::Store(StoreAnswer::Claims { ended, claims, .. })) => {
+                claims.into_iter().for_each(|claim| self.learn(cx, claim, ended));
+            }
             (Pending::Wish(ask), Outcome::Store(answer)) => self.looked(cx, ask, answer),
             (Pending::Settled, Outcome::Guard(_)) => self.guard_settled(cx),
             (Pending::Attempt(vm), outcome) => self.attempt_done(cx, vm, ticket, outcome),

@@ -50,6 +50,8 @@ pub enum Request {
     Change(Box<SettingsChange>),
     /// Master to the host that shall run a VM.
     Run(Box<RunOrder>),
+    /// The same for one that a person wants stopped: nobody owns it any more.
+    PutDown(Box<RunOrder>),
     /// A person's wish about a VM; whoever can carry it out does, others answer `NotHere`.
     Vm(VmCommand),
     /// Source to target of a move: expect this VM, paused, under the source's generation.
@@ -195,6 +197,8 @@ pub struct HostReport {
     pub vms: Vec<VmReport>,
     /// Claims that its own reads prove to be over, of VMs whose home the master does not reach; at most `MAX_OVER`.
     pub over: Vec<(Claim, Proof)>,
+    /// Claims whose VMs people want stopped, while their owners are not heard; at most `MAX_STOPS`.
+    pub stops: Vec<Tenure>,
 }
 
 /// Proofs in one report; the rest follows when these VMs run again.
@@ -320,6 +324,7 @@ impl Request {
             Self::FetchSettings => "fetch settings",
             Self::Change(_) => "change",
             Self::Run(_) => "run",
+            Self::PutDown(_) => "put down",
             Self::Vm(_) => "vm",
             Self::Incoming(_) => "incoming",
             Self::Handed { .. } => "handed",

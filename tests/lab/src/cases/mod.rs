@@ -8,7 +8,7 @@
 //!
 //! - `ground`: the words in which cases are told. `restore`: from whatever a case left to a healthy lab.
 //! - `guests`, `homes`, `images`, `kill`, `power`, `freeze`, `cut`, `storage`, `people`, `restarts`, `guards`, `moves`, `foreign`, `junk`,
-//!   `remedies`, `planned`, `chaos`: the cases.
+//!   `remedies`, `planned`, `split`, `chaos`: the cases.
 //! - `pace`: what a limit is held against on a slow machine. `report`: what is kept of a case that failed.
 //!
 //! Cases are ordered by setting, since another kind of locks needs other mounts, and thus a power loss of all hosts.
@@ -36,6 +36,7 @@ pub mod report;
 mod restarts;
 mod restore;
 mod screens;
+mod split;
 mod storage;
 
 use std::time::Duration;
@@ -197,6 +198,16 @@ pub const ALL: &[Case] = &[
         storage::resume_held,
     ),
     case("storage-full", "the storage is full: nothing is taken or killed, all run again", storage::full),
+    case(
+        "storage-split",
+        "the master does not reach the datastore when a host dies: restarted within 8.5 s; a stop asked for meanwhile is kept",
+        split::storage_of_the_master,
+    ),
+    case(
+        "split-both",
+        "network and storage part differently: what can run runs once, what waits says so, and goes on 3 s after the heal",
+        split::both_differently,
+    ),
     case("kill-subordinate", "3 VMs run on survivors within 8 s", kill::subordinate),
     case("kill-master", "3 VMs of the master's host run on survivors within 10 s", kill::master),
     case("comes-back", "a killed host rejoins, loses its stale definitions, starts nothing twice", kill::comes_back),

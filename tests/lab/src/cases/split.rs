@@ -1,0 +1,104 @@
+//! Network and storage that part differently, so that who decides and who can act are not the same.
+//!
+//! ```text
+//!  storage-split   the master's path hangs, a host dies     another host proves the lapse, and starts what the master orders
+//!                  a person stops one of the dead host's    another host writes that down
+//!  split-both      h1 without network and storage,          its VMs are taken by the third host, but what may only run on h1 waits,
+//!                  h2 without storage                       says so, and goes on there when all is healed; h2's go on by attestation
+//! ```
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+
+use super::Ground;
+use super::ground::seconds;
+use crate::agents;
+use crate::host::Host;
+use crate::judge::{Moment, Wish};
+use crate::lab::wait;
+use crate::network;
+use crate::storage::Fault;
+
+/// As without a split, and half a second for the way through another host.
+const STARTED: Duration = Duration::from_millis(8500);
+/// From when a datastore answers again.
+const HEALS: Duration = Duration::from_secs(3);
+/// Longer than the lease, and what follows from its end.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+pub fn storage_of_the_master(ground: &mut Ground) -> Result<()> {
+    let (master, owner, other) = roles(ground)?;
+    ground.gather(&owner, 3)?;
+    while let Some(guest) = ground.guests_on(&master)?.pop() {
+        ground.bring(&guest, &other)?; // What runs there can read nothing from its disk.
+    }
+    ground.watch()?;
+    ground.fault(&format!("the storage of {}, the master, hangs", master.name()), &[])?;
+    ground.lab().storage()?.fault(&master.name(), Fault::Hang)?;
+    ground.wait_view_of(&other, "the master to be seen without storage", PATIENCE, |view| {
+        view.host(&master.name()).is_some_and(|host| host.verdict == "storage-lost")
+    })?;
+    let (killed, guests) = ground.kill(&owner)?;
+    let stopped = guests.last().context("it has guests")?.clone();
+    ground.expect(&stopped, Wish::Stopped)?;
+    // It is answered when it is written down.
+    agents::ask(&master, PATIENCE, &["mainstay", "vm", "stop", &stopped])?;
+    ground.figure(format!("the stop of {stopped} written down {}", seconds(Moment::now().since(killed))));
+    ground.demand_started(&guests[..guests.len() - 1], killed, &owner, STARTED)?;
+    ground.wait_view_of(&other, &format!("{stopped} to be wanted stopped"), PATIENCE, |view| {
+        view.vm(&stopped).is_some_and(|vm| vm.wanted.as_deref() == Some("stopped") && vm.host.is_none())
+    })?;
+    ground.judges()?.mark("heal");
+    ground.lab().storage()?.fault(&master.name(), Fault::None)
+}
+
+pub fn both_differently(ground: &mut Ground) -> Result<()> {
+    let (other, alone, blind) = roles(ground)?;
+    let guests = ground.gather(&alone, 2)?;
+    let [bound, free] = guests.as_slice() else { bail!("two guests were asked for") };
+    let name = alone.name();
+    ground.set_rules(&format!(
+        "[[placement]]\nvms = [{bound:?}]\nhosts = [{name:?}]\nplace = \"only\"\nforce = \"must\"\n"
+    ))?;
+    let of_blind = ground.guests_on(&blind)?;
+    ground.watch()?;
+    ground.expect(free, Wish::Running { starts: 2 })?;
+    let mut reach = guests.clone();
+    reach.extend(of_blind);
+    let from = ground.fault(&format!("cut {name}, its storage and that of {} hang", blind.name()), &reach)?;
+    network::cut_host(&alone)?;
+    let storage = ground.lab().storage()?;
+    storage.fault(&name, Fault::Hang)?;
+    storage.fault(&blind.name(), Fault::Hang)?;
+    ground.demand_started(std::slice::from_ref(free), from, &alone, STARTED)?;
+    let view = ground.wait_view_of(&other, &format!("{bound} to wait, and to say so"), PATIENCE, |view| {
+        view.vm(bound).and_then(|vm| vm.why.as_ref()).is_some_and(|why| why.contains("placement rule 1"))
+    })?;
+    if ground.host_of(free)? == blind {
+        bail!("{free} was started where its disk cannot be read");
+    }
+    ground.figure(view.vm(bound).and_then(|vm| vm.why.clone()).unwrap_or_default());
+    let healed = ground.judges()?.mark("heal");
+    for host in [&name, &blind.name()] {
+        ground.lab().storage()?.fault(host, Fault::None)?;
+    }
+    network::heal()?;
+    let what = format!("{bound} to go on");
+    let on = wait(PATIENCE, &what, || Ok(ground.judges()?.executed(ground.id(bound), healed)))?;
+    if ground.host_of(bound)? != alone {
+        bail!("{bound} may only run on {name}");
+    }
+    ground.within(&format!("{bound} goes on"), on.since(healed), HEALS)?;
+    ground.wait_cluster()?;
+    ground.set_rules("")
+}
+
+/// The master, and the two others.
+fn roles(ground: &Ground) -> Result<(Host, Host, Host)> {
+    let master = ground.master()?;
+    match ground.others(&[master])[..] {
+        [first, second, ..] => Ok((master, first, second)),
+        _ => bail!("three hosts are needed"),
+    }
+}
