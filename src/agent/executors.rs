@@ -29,7 +29,7 @@ use crate::exec::libvirt::{Libvirt, What};
 use crate::exec::net::BeatReceiver;
 use crate::exec::program::Stop;
 use crate::exec::reading::{self, Reader};
-use crate::exec::{clock, echo, fence, power};
+use crate::exec::{access, clock, echo, fence, power};
 use crate::types::control::{Reply, Request, VmCommand};
 use crate::types::failure::FailureAsk;
 use crate::types::guard::{GuardConfig, GuardDatastore, GuardOrder};
@@ -199,6 +199,10 @@ impl Executors {
                 }
             }
             Action::ProbeLocks { ticket, paths, within } => self.probe_locks(ticket, paths, within),
+            Action::ProbeAccess { ticket, paths, within } => {
+                let done = self.done(ticket);
+                access::probe(paths, within, move |result| done(Outcome::Access(result)));
+            }
             Action::Answer(ask, reply) => self.answers.reply(ask, reply),
             Action::HookAnswer(ask, result) => self.answers.hook(ask, result),
             Action::OpenDatastore(id, path) => self.open(id, &path),

@@ -42,6 +42,8 @@ pub enum Action {
     AskNetwork { ticket: Ticket, within: Duration },
     /// Who holds QEMU's locks of these images?
     ProbeLocks { ticket: Ticket, paths: Vec<String>, within: Duration },
+    /// Can each of these disks be read, past all caches?
+    ProbeAccess { ticket: Ticket, paths: Vec<String>, within: Duration },
     /// Answer an `Asked`.
     Answer(AskId, Reply),
     /// Answer a `Hooked`: allowed, or refused with a message.

@@ -149,6 +149,9 @@ impl Core {
     }
 
     pub(super) fn command(&mut self, cx: &mut Cx, ask: AskId, from: Option<HostId>, command: VmCommand) {
+        if let VmCommand::Retry { vm } = command {
+            return self.retry(cx, ask, from, vm);
+        }
         let id = command.vm();
         let here = self.libvirt.domains.contains_key(&id);
         if self.keeps_stop(&command, cx.now) && (from.is_none() || self.is_master()) {
@@ -190,6 +193,7 @@ impl Core {
             VmCommand::Move { vm, to } => self.begin_move(cx, vec![ask], vm, to),
             VmCommand::Stop { vm, force } => self.stop(cx, ask, vm, force),
             VmCommand::Start { vm } => self.start_here(cx, ask, vm),
+            VmCommand::Retry { vm } => self.retry(cx, ask, from, vm),
         }
     }
 
@@ -290,6 +294,7 @@ impl Core {
             vms,
             over: self.over_for_master(now),
             stops: self.stops_kept(),
+            unreachable: self.unreachable_here(),
         }
     }
 }

@@ -46,6 +46,7 @@ impl Core {
         self.hand_again(cx);
         self.look_at_libvirt(cx);
         self.look_at_datastores(cx);
+        self.look_for_access(cx);
         self.follow_trust_everywhere(cx);
         self.check = true; // Catches what no event told.
         self.look = true;

@@ -69,6 +69,8 @@ pub enum Pending {
     Placed(VmId, HostId),
     /// The record of a VM whose size is not known.
     Sized(VmId),
+    /// Whether the disks of this VM can be read.
+    Access(VmId),
     /// Isolation addresses.
     Network,
     /// An order to move this VM away.
@@ -255,6 +257,12 @@ impl<'a> Cx<'a> {
     pub fn probe_locks(&mut self, paths: Vec<String>, within: Duration, pending: Pending) -> Ticket {
         let ticket = self.ticket(pending);
         self.output.actions.push(Action::ProbeLocks { ticket, paths, within });
+        ticket
+    }
+    /// Looks whether disks can be read.
+    pub fn probe_access(&mut self, paths: Vec<String>, within: Duration, pending: Pending) -> Ticket {
+        let ticket = self.ticket(pending);
+        self.output.actions.push(Action::ProbeAccess { ticket, paths, within });
         ticket
     }
     /// Answers.

@@ -97,6 +97,8 @@ pub enum Outcome {
     Network(bool),
     /// Of a storage fence.
     Fenced(Result<(), String>),
+    /// Of a look at disks: whether each could be read.
+    Access(Result<(), String>),
     /// Of a probe of image locks: who holds one.
     Locks(Result<Option<String>, String>),
 }

@@ -17,6 +17,7 @@ use super::attempt::Kind;
 use super::cx::{Cx, Pending, Timer};
 use super::note::Note;
 use super::proofs::LateWrite;
+use super::tries::Tries;
 use crate::mutants::{Mutant, planted};
 use crate::types::control::{Denial, Reply, Request, RunOrder};
 use crate::types::vm::DomainState;
@@ -54,10 +55,6 @@ fn is_idle(vm: &super::vms::Vm) -> bool {
 
 /// A host that lives is left to mend its own VMs for this long.
 const OWNER_TIME: Duration = Duration::from_secs(10);
-/// A failed host is tried again after this.
-pub(super) const FAILED_TIME: Duration = Duration::from_secs(30);
-/// A host that did not answer an order is tried again after this.
-const SILENT_TIME: Duration = Duration::from_secs(5);
 /// A VM that nobody can take is looked at again after this.
 const RETRY: Duration = Duration::from_secs(2);
 /// An order's answer: starting may take a while, a lock may be waited for.
@@ -314,10 +311,9 @@ impl Core {
         let (name, target) = (self.vm_name(id), self.name_of(host));
         let vm = self.vm(id);
         let began = vm.placing.take().map(|placing| placing.since);
-        let mut since = cx.now;
         let why = match reply {
             Ok(Reply::Ran { generation }) => {
-                vm.failed.clear();
+                vm.tries = Tries::default();
                 vm.waits = None;
                 self.start_took = began.map(|began| cx.now.since(began));
                 cx.note(
@@ -333,15 +329,20 @@ impl Core {
                 return;
             }
             Ok(Reply::Done) => return, // It was put down; the claim says so.
-            Ok(Reply::Denied(Denial::Waiting(why))) => why,
-            Ok(Reply::Denied(denial)) => denial.to_string(),
-            Ok(_) => "an answer of the wrong kind".to_owned(),
+            Ok(Reply::Denied(denial)) => {
+                self.start_failed_on(cx.now, id, host, &denial);
+                denial.to_string()
+            }
+            Ok(_) => {
+                let why = "an answer of the wrong kind".to_owned();
+                self.start_failed_on(cx.now, id, host, &Denial::Unable(why.clone()));
+                why
+            }
             Err(why) => {
-                since = cx.now - (FAILED_TIME - SILENT_TIME); // Its agent was restarted, or the network is slow.
+                self.silent_about_start(cx.now, id, host, why.clone());
                 why
             }
         };
-        vm.failed.insert(host, (since, why.clone()));
         cx.note(Note::warning("vm-start-failed", format!("{name} does not start on {target}: {why}")).of(&name));
         self.list_claims(cx);
         self.look = true;
@@ -351,7 +352,7 @@ impl Core {
     pub(super) fn drop_placings(&mut self, cx: &mut Cx) {
         for (id, vm) in &mut self.vms {
             vm.placing = None;
-            vm.failed.clear();
+            vm.tries = Tries::default();
             cx.unset(Timer::Place(*id));
         }
     }

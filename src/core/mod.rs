@@ -8,6 +8,7 @@
 //!              │   definitions ── ends   │            what changed, what is stale, why one ended
 //!              │   homes                 │            claims follow disks to another datastore
 //!              │   failover ── placement │            the master: whom to restart, where; power
+//!              │   tries ── access       │            starts that failed, and when they are tried again
 //!              └── moving, hooks, asks ──┘            migrations, libvirt's hook, people and other agents
 //! ```
 //!
@@ -17,6 +18,7 @@
 //! Deliberately not here: how things are done (`exec`), bytes (`wire`), the lease itself (`lease`, shared with the
 //! guard), numbers (`timing`).
 
+mod access;
 pub mod action;
 mod asks;
 mod attempt;
@@ -57,6 +59,7 @@ mod step;
 mod stops;
 mod storage;
 pub mod timing;
+mod tries;
 pub mod trust;
 mod twins;
 mod views;

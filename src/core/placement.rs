@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::Core;
+use super::tries::Tries;
 use crate::types::rules::VmRules;
 use crate::types::vm::{DomainState, HostCapacity};
 use crate::types::{DatastoreId, HostId, Time, VmId, VmRecord, Wanted};
@@ -152,12 +153,12 @@ impl<'a> Bars<'a> {
     /// What one asks for; `tied`: the only host that may have it.
     pub(super) fn ask(&mut self, id: VmId, need: &Need, from: Option<HostId>, tied: Option<HostId>) -> Ask {
         let mut barred = Arc::clone(self.of_need(&need.datastores));
-        let failed = self.core.vms.get(&id).map(|vm| &vm.failed).filter(|failed| !failed.is_empty());
+        let tries = self.core.vms.get(&id).map(|vm| &vm.tries).filter(|tries| tries.barred().next().is_some());
         let by_rule = self.meaning.barred(id);
-        if failed.is_some() || tied.is_some() || !by_rule.is_empty() {
+        if tries.is_some() || tied.is_some() || !by_rule.is_empty() {
             let mut own = by_rule;
-            let failed = failed.into_iter().flatten().map(|(host, (_, why))| (*host, WhyNot::Failed(why.clone())));
-            own.extend(failed);
+            let failed = tries.into_iter().flat_map(Tries::barred);
+            own.extend(failed.map(|(host, why)| (host, WhyNot::Failed(why.to_owned()))));
             if let Some(to) = tied {
                 let others = self.core.settings.members.iter().map(|member| member.host).filter(|host| *host != to);
                 let why = WhyNot::Tied { to: self.core.name_of(to) };
@@ -293,7 +294,7 @@ impl Core {
 
     /// What there is on a host whose libvirt answers. Hosts report to their master only: another one takes it that there is enough,
     /// and the host that is asked judges itself.
-    fn capacity_of(&self, host: HostId) -> Option<HostCapacity> {
+    pub(super) fn capacity_of(&self, host: HostId) -> Option<HostCapacity> {
         if host == self.me.host {
             return self.libvirt.up.then(|| self.own_capacity());
         }
@@ -314,8 +315,8 @@ impl Core {
         if let Some(why) = self.away(host, now).or_else(|| self.lacks(host, &need.datastores, now)) {
             return Err(why);
         }
-        if let Some((_, why)) = self.vms.get(&id).and_then(|vm| vm.failed.get(&host)) {
-            return Err(WhyNot::Failed(why.clone()));
+        if let Some(why) = self.vms.get(&id).and_then(|vm| vm.tries.bars(host)) {
+            return Err(WhyNot::Failed(why.to_owned()));
         }
         let Some(HostCapacity { free_kib, .. }) = self.capacity_of(host) else { return Err(WhyNot::NoLibvirt) };
         let promised = self.promised(&BTreeSet::from([id])).get(&host).copied().unwrap_or_default();

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use super::Core;
 use super::cx::{Cx, Pending, Timer};
-use super::failover::{Candidate, FAILED_TIME};
+use super::failover::Candidate;
 use super::note::Note;
 use super::placement::Bars;
 use super::placement::rules::Meaning;
@@ -56,9 +56,8 @@ impl Core {
         if 0 < unsized_yet {
             return; // Else those whose records come first would take the room of those that come first.
         }
-        for candidate in &candidates {
-            self.vm(candidate.id).failed.retain(|_, (at, _)| cx.now.since(*at) < FAILED_TIME);
-        }
+        let candidates: Vec<&Candidate> =
+            candidates.into_iter().filter(|candidate| self.rests(cx, candidate.id).is_none()).collect();
         let asking: BTreeSet<VmId> = candidates.iter().map(|candidate| candidate.id).collect();
         let site = self.site(&meaning, &asking);
         let mut bars = Bars::of_lost(self, &meaning, cx.now);
@@ -117,7 +116,8 @@ impl Core {
         let Some(host) = plan.host(n) else {
             let why = plan.why_nowhere(n);
             let why: Vec<String> = why.iter().map(|(host, why)| format!("{} {why}", self.name_of(*host))).collect();
-            return self.waits_for_place(cx, id, format!("{A_PLACE}{}", why.join("; ")));
+            let round = self.no_place_left(cx.now, id).map(|round| format!("; or {round}")).unwrap_or_default();
+            return self.waits_for_place(cx, id, format!("{A_PLACE}{}{round}", why.join("; ")));
         };
         if let Some(what) = self.held_up(cx, id, &meaning.order) {
             self.vm(id).waits = Some(what);
@@ -134,7 +134,7 @@ impl Core {
     /// It is looked at again with whatever changes: told when it begins, since every change of some host's memory changes the words.
     fn waits_for_place(&mut self, cx: &mut Cx, id: VmId, what: String) {
         let name = self.vm_name(id);
-        cx.set(Timer::Place(id), cx.now + AGAIN);
+        cx.set_earlier(Timer::Place(id), cx.now + AGAIN);
         let before = self.vm(id).waits.replace(what.clone());
         if !before.is_some_and(|before| before.starts_with(A_PLACE)) {
             cx.note(Note::warning("vm-waits", format!("{name} waits for {what}")).of(&name));

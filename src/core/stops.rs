@@ -117,7 +117,7 @@ impl Core {
     pub(super) fn order_stop(&mut self, cx: &mut Cx, candidate: &Candidate, proof: Proof) {
         let (id, home) = (candidate.id, candidate.claim.next_home());
         let reaches = |host: &HostId| self.is_heard(*host, cx.now) && self.reaches(*host, home, cx.now);
-        let failed = |host: &HostId| self.vms.get(&id).is_some_and(|vm| vm.failed.contains_key(host));
+        let failed = |host: &HostId| self.vms.get(&id).is_some_and(|vm| vm.tries.bars(*host).is_some());
         let members = self.settings.members.iter().map(|member| member.host);
         let first = std::iter::once(self.me.host).chain(members).find(|host| reaches(host) && !failed(host));
         let Some(host) = first else {

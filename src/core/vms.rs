@@ -2,9 +2,8 @@
 //!
 //! Claims only rise: whatever is learned of an older generation changes nothing.
 
-use std::collections::BTreeMap;
-
 use super::Core;
+use super::access::Unreachable;
 use super::attempt::Attempt;
 use super::cx::Cx;
 use super::depends::Far;
@@ -17,6 +16,7 @@ use super::isolation::Responded;
 use super::maintenance::Evacuation;
 use super::moving::{Incoming, Moving};
 use super::note::Note;
+use super::tries::{Tries, ends_tries};
 use crate::types::control::VmReport;
 use crate::types::guests::Inside;
 use crate::types::vm::OffReason;
@@ -63,8 +63,10 @@ pub struct Vm {
     pub attempt: Option<Attempt>,
     /// As master: where it is being started.
     pub placing: Option<Placing>,
-    /// As master: where it could not be started, when and why.
-    pub failed: BTreeMap<HostId, (Time, String)>,
+    /// As master: where it could not be started, why, and when it is tried again.
+    pub tries: Tries,
+    /// This host could not open its disks.
+    pub unreachable: Option<Unreachable>,
     /// As master: since when its living owner says that it is over.
     pub over_since: Option<Time>,
     /// As master: not tried again before.
@@ -191,6 +193,9 @@ impl Core {
         vm.bad = None;
         vm.over_since = None;
         vm.known = at;
+        if ends_tries(claim.reason) {
+            vm.tries = Tries::default();
+        }
         if !mine {
             vm.ended = None;
         }

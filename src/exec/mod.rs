@@ -1,4 +1,5 @@
 //! Does what the core orders: clock, network, datastores, libvirt, guard, hook, fences, power switches, local files. No policy here.
+pub mod access;
 pub mod channels;
 pub mod clock;
 pub mod cluster;

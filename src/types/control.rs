@@ -172,6 +172,8 @@ pub enum VmCommand {
     Move { vm: VmId, to: Option<HostId> },
     /// What is done with it in doubt; `None` = the cluster's default.
     SetOnDoubt { vm: VmId, on_doubt: Option<OnDoubt> },
+    /// Forget that starts of it have failed, and try again; for the master.
+    Retry { vm: VmId },
 }
 
 impl VmCommand {
@@ -179,7 +181,11 @@ impl VmCommand {
     #[must_use]
     pub fn vm(&self) -> VmId {
         match self {
-            Self::Start { vm } | Self::Stop { vm, .. } | Self::Move { vm, .. } | Self::SetOnDoubt { vm, .. } => *vm,
+            Self::Start { vm }
+            | Self::Stop { vm, .. }
+            | Self::Move { vm, .. }
+            | Self::SetOnDoubt { vm, .. }
+            | Self::Retry { vm } => *vm,
         }
     }
 }
@@ -199,6 +205,8 @@ pub struct HostReport {
     pub over: Vec<(Claim, Proof)>,
     /// Claims whose VMs people want stopped, while their owners are not heard; at most `MAX_STOPS`.
     pub stops: Vec<Tenure>,
+    /// VMs whose disks it could not open when it was to start them, and has not read since.
+    pub unreachable: Vec<VmId>,
 }
 
 /// Proofs in one report; the rest follows when these VMs run again.
@@ -287,6 +295,9 @@ pub enum Denial {
     /// No place, storage, memory.
     #[error("no place: {0}")]
     Capacity(String),
+    /// Its disks cannot be opened here.
+    #[error("its storage is not accessible: {0}")]
+    Storage(String),
     /// A lock of the image is still held, a fence has failed: waiting.
     #[error("waiting: {0}")]
     Waiting(String),

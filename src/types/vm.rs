@@ -128,8 +128,12 @@ pub enum DomainFailure {
     ImageLocked(String),
     /// A disk, network, device or memory is missing on this host.
     Host(String),
+    /// A disk cannot be opened on this host.
+    Storage(String),
     /// Not enough memory or hugepages.
     Capacity(String),
+    /// It is in another state than the order needs: another call is under way.
+    Busy(String),
     /// The hook refused.
     Refused(String),
     /// The definition is wrong.

@@ -28,7 +28,7 @@ impl World {
         self.store(name).unwrap_or_else(|| panic!("no datastore {name}"))
     }
 
-    fn hosts_named(&self, names: &[&str]) -> Vec<H> {
+    pub(super) fn hosts_named(&self, names: &[&str]) -> Vec<H> {
         if names == ["all"] {
             return (0..self.hosts.len()).collect();
         }
@@ -167,10 +167,8 @@ impl World {
             ["answers", "are", "lost"] => self.answers_lost = true,
             ["answers", "come"] => self.answers_lost = false,
             ["migrations", "fail"] => self.migrations_fail = true,
-            ["starts", "fail", "on", names @ ..] => {
-                let hosts = self.hosts_named(names);
-                self.starts_fail.extend(hosts);
-            }
+            ["starts", "fail", "on", names @ .., "for", what] => self.fail_starts(names, what),
+            ["starts", "fail", "on", names @ ..] => self.fail_starts(names, "host"),
             ["starts", "work"] => self.starts_fail.clear(),
             ["lose", "claim", vm] => self.lose_claim(self.named_vm(vm)),
             ["tear", "claim", vm] => {
@@ -265,6 +263,9 @@ impl World {
             }
             ["start", vm, "at", host] => {
                 self.command(self.named(host), what, VmCommand::Start { vm: self.named_vm(vm) });
+            }
+            ["retry", vm, "at", host] => {
+                self.command(self.named(host), what, VmCommand::Retry { vm: self.named_vm(vm) });
             }
             ["stop", vm, "at", host] => {
                 self.command(self.named(host), what, VmCommand::Stop { vm: self.named_vm(vm), force: false });

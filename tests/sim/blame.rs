@@ -62,7 +62,7 @@ impl World {
             || sick.flaky
             || sick.unreadable
             || sick.slow != Duration::ZERO
-            || self.starts_fail.contains(&h)
+            || self.starts_fail.contains_key(&h)
             || self.now < host.excused + lately
     }
 

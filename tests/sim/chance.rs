@@ -126,6 +126,13 @@ pub fn story(seed: u64, wish: &Wish) -> Scenario {
             story.acts.push((TROUBLE + Duration::from_secs(15 + n as u64), format!("{what} ends at {host}")));
         }
     }
+    // A person tries again what has failed too often to be tried soon: the master's answer counts, wherever it is asked.
+    for (n, vm) in VMS[..cast.vms].iter().enumerate() {
+        for after in [25, 75] {
+            let at = TROUBLE + Duration::from_secs(after) + Duration::from_millis(n as u64);
+            story.acts.push((at, format!("retry {vm} at {}", HOSTS[n % cast.hosts])));
+        }
+    }
     story.acts.sort_by_key(|(at, _)| *at);
     story
 }
@@ -440,7 +447,10 @@ impl Cast {
             7 => (format!("switch switch-{host} fails"), works),
             8 => (format!("switch switch-{host} idles"), works),
             4 => ("starts fail on all".to_owned(), Some("starts work".to_owned())),
-            0 => (format!("starts fail on {host}"), Some("starts work".to_owned())),
+            0 => {
+                let what = self.dice.pick(&["host", "storage", "capacity", "definition"]);
+                (format!("starts fail on {host} for {what}"), Some("starts work".to_owned()))
+            }
             1 => ("stops fail".to_owned(), Some("stops work".to_owned())),
             2 => ("migrations fail".to_owned(), Some("migrations work".to_owned())),
             _ => ("fence fails".to_owned(), Some("fence works".to_owned())),

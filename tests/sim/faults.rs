@@ -272,6 +272,19 @@ impl World {
         self.after(gate, within, move |world| world.done(h, life, ticket, outcome));
     }
 
+    /// Starts fail on hosts, for want of what.
+    pub fn fail_starts(&mut self, names: &[&str], what: &str) {
+        let why = match what {
+            "host" => DomainFailure::Host("no network 'front'".to_owned()),
+            "definition" => DomainFailure::Definition("no such machine".to_owned()),
+            "capacity" => DomainFailure::Capacity("cannot set up guest memory".to_owned()),
+            "storage" => DomainFailure::Storage("permission denied".to_owned()),
+            other => panic!("starts fail for host, definition, capacity or storage, not {other}"),
+        };
+        let hosts = self.hosts_named(names);
+        self.starts_fail.extend(hosts.into_iter().map(|h| (h, why.clone())));
+    }
+
     /// Every datastore.
     pub fn homes(&self) -> Vec<DatastoreId> {
         self.stores.keys().copied().collect()

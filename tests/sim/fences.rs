@@ -14,6 +14,7 @@ use super::faults::Deed;
 use super::host::Path;
 use super::world::{Gate, H, World};
 use mainstay::core::event::*;
+use mainstay::types::vm::DomainFailure;
 use mainstay::types::*;
 use std::time::Duration;
 
@@ -119,6 +120,27 @@ impl World {
         self.io(h, home, gate, Deed::Read, 2000, look, move |world, result| {
             world.done(h, life, ticket, Outcome::Locks(result));
         });
+    }
+
+    /// Can these disks be read?
+    pub fn probe_access(&mut self, h: H, ticket: Ticket, paths: &[String], within: Duration) {
+        let Some(life) = self.hosts[h].agent.as_ref().map(|agent| agent.life) else { return };
+        let gate = Gate::Agent(h, life);
+        self.due(gate, within, ticket, Outcome::Access(Err("no answer in time".to_owned())));
+        let Some((_, home)) = self.image(paths) else { return };
+        let denied = matches!(self.starts_fail.get(&h), Some(DomainFailure::Storage(_)));
+        self.io(
+            h,
+            home,
+            gate,
+            Deed::Read,
+            2000,
+            |_| (),
+            move |world, result| {
+                let result = if denied { Err("permission denied".to_owned()) } else { result };
+                world.done(h, life, ticket, Outcome::Access(result));
+            },
+        );
     }
 
     /// Its router answers at once, or nobody does.

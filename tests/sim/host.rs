@@ -444,6 +444,7 @@ impl World {
             Action::CallOffPower(ticket) => self.call_off_power(h, ticket),
             Action::AskNetwork { ticket, within } => self.ask_network(h, ticket, within),
             Action::ProbeLocks { ticket, paths, within } => self.probe_locks(h, ticket, &paths, within),
+            Action::ProbeAccess { ticket, paths, within } => self.probe_access(h, ticket, &paths, within),
             Action::Answer(ask, reply) => self.answered(h, ask, reply),
             Action::HookAnswer(ask, result) => self.hook_answered(h, ask, result),
             Action::OpenDatastore(..) => {}

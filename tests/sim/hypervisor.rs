@@ -289,7 +289,7 @@ impl World {
             return then(self, Err(DomainFailure::NoDomain));
         }
         if domain.qemu.is_some() || domain.starting {
-            return then(self, Err(DomainFailure::Host("domain is already running".to_owned())));
+            return then(self, Err(DomainFailure::Busy("domain is already running".to_owned())));
         }
         domain.starting = true;
         self.hook(
@@ -327,12 +327,12 @@ impl World {
             }
             Path::Broken => {
                 self.domain(h, vm).starting = false;
-                return then(self, Err(DomainFailure::Host("disk: input/output error".to_owned())));
+                return then(self, Err(DomainFailure::Storage("disk: input/output error".to_owned())));
             }
         }
-        if self.starts_fail.contains(&h) {
+        if let Some(why) = self.starts_fail.get(&h).cloned() {
             self.domain(h, vm).starting = false;
-            return then(self, Err(DomainFailure::Host("no network 'front'".to_owned())));
+            return then(self, Err(why));
         }
         let boot = self.hosts[h].life.unwrap_or(0);
         if let Err(holder) = self.stores.get_mut(&home).expect("its home").lock(vm, h, boot) {

@@ -11,6 +11,7 @@ use mainstay::types::power::{FenceAt, PowerSettings};
 use mainstay::types::settings::{
     ClusterSettings, DatastoreSettings, ForeignMigration, LateWrites, MemberSettings, OnDoubt, Timing, VmDefaults,
 };
+use mainstay::types::vm::DomainFailure;
 use mainstay::types::{ClusterId, DatastoreId, DiskNeed, HostId, HostIndex, StorageFence, Time, VmId, VmRecord};
 use uuid::Uuid;
 
@@ -184,8 +185,8 @@ pub struct World {
     pub migrations_fail: bool,
     /// A target's last word never reaches the source.
     pub answers_lost: bool,
-    /// Starts fail on these hosts.
-    pub starts_fail: BTreeSet<H>,
+    /// Starts fail on these hosts, and why.
+    pub starts_fail: BTreeMap<H, DomainFailure>,
     /// QEMUs that libvirt is told to end do not.
     pub stops_fail: bool,
     /// How long writes outlive a long break of their host's path, where that is not left to chance.
@@ -289,7 +290,7 @@ impl World {
             fence_fails: false,
             migrations_fail: false,
             answers_lost: false,
-            starts_fail: BTreeSet::new(),
+            starts_fail: BTreeMap::new(),
             stops_fail: false,
             linger: Duration::ZERO,
             copied: None,

@@ -225,6 +225,15 @@ pub enum VmCommand {
         /// Name or UUID.
         vm: String,
     },
+    /// Try again to start it now, wherever its starts have failed before. Needs root.
+    ///
+    /// A start that fails for want of something on a host is tried on the others at once. When all were tried, or it would start
+    /// nowhere, it is tried again 2, 6, 14 and 30 minutes after the first failure; then it has failed, until this is said or its
+    /// definition is changed. One that waits for memory or for its disks starts by itself as soon as they are there.
+    Retry {
+        /// Name or UUID.
+        vm: String,
+    },
     /// It should not run: its guest is asked to power off. Needs root.
     Stop {
         /// Name or UUID.

@@ -48,6 +48,11 @@ pub async fn run(out: &mut Out, json: bool, command: VmCommand) -> Result<(), Tr
             let said = out.progress(&format!("starting {}", vm.name), agent.start(&id)).await.what(&what)?;
             done(out, json, &vm.name, &said)
         }
+        VmCommand::Retry { vm } => {
+            let (agent, vm, what) = known(&vm, "tried again").await?;
+            let said = agent.retry(&vm.id.to_string()).await.what(&what)?;
+            done(out, json, &vm.name, &said)
+        }
         VmCommand::Stop { vm, force } => {
             let (agent, vm, what) = known(&vm, "stopped").await?;
             let (id, text) = (vm.id.to_string(), format!("stopping {}", vm.name));

@@ -64,6 +64,7 @@ trait Agent1 {
         from: u64,
     ) -> zbus::Result<(Vec<u8>, u64)>;
     async fn vm_start(&self, vm: &str) -> zbus::Result<String>;
+    async fn vm_retry(&self, vm: &str) -> zbus::Result<String>;
     async fn vm_stop(&self, vm: &str, force: bool) -> zbus::Result<String>;
     async fn vm_set_on_doubt(&self, vm: &str, on_doubt: &str) -> zbus::Result<String>;
     async fn vm_enable_guest(&self, vm: &str) -> zbus::Result<String>;
@@ -175,6 +176,13 @@ impl Agent {
     /// As [`AgentError`] says.
     pub async fn stop(&self, vm: &str) -> Result<String, AgentError> {
         within(CHANGE_TIME, self.proxy.vm_stop(vm, false)).await
+    }
+    /// The VM, whose starts have failed, is tried again now.
+    ///
+    /// # Errors
+    /// As [`AgentError`] says.
+    pub async fn retry(&self, vm: &str) -> Result<String, AgentError> {
+        within(CHANGE_TIME, self.proxy.vm_retry(vm)).await
     }
     /// The VM should not run and is ended at once.
     ///

@@ -129,6 +129,12 @@ impl Agent1 {
         self.done(Ask::Vm(VmCommand::Start { vm }), CHANGE_TIME).await
     }
 
+    /// Starts of the VM, by name or UUID, have failed: it is tried again now.
+    async fn vm_retry(&self, vm: String) -> Result<String, Failure> {
+        let vm = self.vm(&vm).await?;
+        self.done(Ask::Vm(VmCommand::Retry { vm }), CHANGE_TIME).await
+    }
+
     /// The VM should not run; `force` ends it at once.
     async fn vm_stop(&self, vm: String, force: bool) -> Result<String, Failure> {
         let vm = self.vm(&vm).await?;

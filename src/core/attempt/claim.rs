@@ -114,7 +114,7 @@ impl Core {
             StoreAnswer::Failed(_) if self.vm(id).attempt.as_ref().is_some_and(|a| a.kind == Kind::Settle) => {
                 self.finish(cx, id);
             }
-            StoreAnswer::Failed(why) => self.fail(cx, id, Denial::Host(format!("its record cannot be read: {why}"))),
+            StoreAnswer::Failed(why) => self.fail(cx, id, Denial::Unable(format!("its record cannot be read: {why}"))),
             _ => {}
         }
     }

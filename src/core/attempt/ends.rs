@@ -26,6 +26,9 @@ impl Core {
         if let Kind::Run { reason: ClaimReason::Crashed, .. } = attempt.kind {
             vm.restarts.push(cx.now);
         }
+        if let Kind::Run { .. } = attempt.kind {
+            vm.tries = Default::default();
+        }
         vm.waits = None;
         if !(attempt.may_wait() || attempt.kind == Kind::Settle && attempt.crosses()) {
             vm.ended = None; // Else it ran all the time, and may have ended meanwhile.
@@ -124,16 +127,16 @@ impl Core {
         cx.unset(Timer::Attempt(id));
         let me = self.me.host;
         let name = self.vm_name(id);
-        let vm = self.vm(id);
-        let Some(attempt) = vm.attempt.take() else { return };
+        let Some(attempt) = self.vm(id).attempt.take() else { return };
         if attempt.may_wait() {
             return self.change_failed(cx, id, &attempt.kind, &denial.to_string());
         }
+        let vm = self.vm(id);
         vm.waits = Some(denial.to_string());
         vm.pause = cx.now + RETRY;
         let beaten = matches!(denial, Denial::OwnedBy { .. } | Denial::Superseded { .. });
         if let (Kind::Run { .. }, false) = (&attempt.kind, beaten) {
-            vm.failed.insert(me, (cx.now, denial.to_string()));
+            self.start_failed_on(cx.now, id, me, &denial);
         }
         match &attempt.kind {
             Kind::Hook { ask } => cx.hook_answer(*ask, Err(refusal_text(&name, &denial))),
@@ -160,6 +163,9 @@ impl Core {
     pub(in crate::core) fn give_up(&mut self, cx: &mut Cx, id: VmId, denial: Denial) {
         cx.unset(Timer::Attempt(id));
         let name = self.vm_name(id);
+        if let (Denial::Storage(_), Some(Kind::Run { .. })) = (&denial, self.vm(id).attempt.as_ref().map(|a| &a.kind)) {
+            self.watch_access(cx.now, id);
+        }
         let Some(attempt) = self.vm(id).attempt.take() else { return };
         if attempt.kind != Kind::Arrive {
             self.end_underway(cx, id); // A copy that has arrived stands paused: whoever claims it lets it go on.
@@ -187,7 +193,7 @@ impl Core {
         }
         if let Kind::Run { .. } = &attempt.kind {
             let me = self.me.host;
-            self.vm(id).failed.insert(me, (cx.now, denial.to_string()));
+            self.start_failed_on(cx.now, id, me, &denial);
         }
         let wanted = match &attempt.kind {
             Kind::Hook { .. } => attempt.before.as_ref().map_or(Wanted::Stopped, |before| before.wanted),

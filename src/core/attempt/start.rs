@@ -103,6 +103,8 @@ impl Core {
             DomainFailure::NoDomain => self.give_up(cx, id, Denial::Unable("its definition vanished".into())),
             DomainFailure::Host(why) => self.give_up(cx, id, Denial::Host(why)),
             DomainFailure::Capacity(why) => self.give_up(cx, id, Denial::Capacity(why)),
+            DomainFailure::Storage(why) => self.give_up(cx, id, Denial::Storage(why)),
+            DomainFailure::Busy(why) => self.give_up(cx, id, Denial::Unable(why)),
             // The hook saw an image of another generation.
             DomainFailure::Refused(_) if self.vm(id).attempt.as_ref().is_some_and(|attempt| attempt.restores) => {
                 self.start_paused(cx, id, false);
@@ -176,7 +178,7 @@ impl Core {
                     return self.finish(cx, id); // It runs under its claim; reconcile looks at the pause again.
                 }
                 self.destroy(cx, id);
-                self.give_up(cx, id, Denial::Definition(format!("it could not be resumed: {why:?}")));
+                self.give_up(cx, id, not_resumed(why));
             }
         }
     }
@@ -192,5 +194,19 @@ impl Core {
     fn is_held(&self, id: VmId) -> bool {
         let kind = self.vms.get(&id).and_then(|vm| vm.attempt.as_ref()).map(|attempt| &attempt.kind);
         matches!(kind, Some(Kind::Adopt | Kind::Reclaim { .. } | Kind::Settle))
+    }
+}
+
+/// Why a start that libvirt has carried out came to nothing.
+fn not_resumed(why: DomainFailure) -> Denial {
+    let text = format!("it could not be resumed: {why:?}");
+    match why {
+        DomainFailure::Storage(_) => Denial::Storage(text),
+        DomainFailure::Capacity(_) => Denial::Capacity(text),
+        DomainFailure::Host(_) | DomainFailure::ImageLocked(_) => Denial::Host(text),
+        DomainFailure::Definition(_) | DomainFailure::Refused(_) => Denial::Definition(text),
+        DomainFailure::NoDaemon(_) | DomainFailure::NoDomain | DomainFailure::Busy(_) | DomainFailure::Timeout => {
+            Denial::Unable(text)
+        }
     }
 }

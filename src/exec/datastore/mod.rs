@@ -26,7 +26,7 @@ use crate::types::{ClusterId, DatastoreId, HostId};
 
 pub mod beats;
 mod claims;
-mod files;
+pub(super) mod files;
 mod lanes;
 mod members;
 mod orders;

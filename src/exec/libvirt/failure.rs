@@ -17,7 +17,9 @@ enum Class {
     NoDomain,
     ImageLocked,
     Host,
+    Storage,
     Capacity,
+    Busy,
     Refused,
     Definition,
     Timeout,
@@ -49,6 +51,42 @@ const TEXTS: &[(&str, Class)] = &[
     ("failed to connect socket to", Class::NoDaemon),
     ("unable to connect to server at", Class::NoDaemon),
     ("cannot acquire state change lock", Class::Timeout),
+    // What QEMU opens of the host itself is no disk.
+    ("could not open '/usr/share/", Class::Host),
+    ("could not open '/dev/vfio", Class::Host),
+    ("could not open '/dev/vhost", Class::Host),
+    ("failed to open /dev/vfio", Class::Host),
+    ("/dev/net/tun", Class::Host),
+    ("/dev/kvm", Class::Host),
+    ("could not access kvm", Class::Host),
+    ("cannot access storage file", Class::Storage),
+    ("cannot access backing file", Class::Storage),
+    ("could not open backing file", Class::Storage),
+    ("could not open '", Class::Storage),
+    ("could not reopen", Class::Storage),
+    ("could not read image for determining its format", Class::Storage),
+    ("could not read qcow2 header", Class::Storage),
+    ("could not read l1 table", Class::Storage),
+    ("could not refresh total sector count", Class::Storage),
+    ("unable to set user and group to", Class::Storage),
+    ("storage pool not found", Class::Storage),
+    ("storage volume not found", Class::Storage),
+    ("containing volume", Class::Storage),
+    // Network disks: rbd, iscsi, gluster, nbd.
+    ("error connecting: ", Class::Storage),
+    ("error opening pool", Class::Storage),
+    ("error reading header from", Class::Storage),
+    ("failed to connect to lun", Class::Storage),
+    ("gluster connection for volume", Class::Storage),
+    ("failed to connect to '", Class::Storage),
+    ("input/output error", Class::Storage),
+    ("stale file handle", Class::Storage),
+    ("transport endpoint is not connected", Class::Storage),
+    ("read-only file system", Class::Storage),
+    ("no space left on device", Class::Storage),
+    ("connection timed out", Class::Storage),
+    ("no route to host", Class::Storage),
+    ("host is down", Class::Storage),
 ];
 
 fn class_of_code(code: ErrorNumber) -> Class {
@@ -56,6 +94,8 @@ fn class_of_code(code: ErrorNumber) -> Class {
         ErrorNumber::HookScriptFailed => Class::Refused,
         ErrorNumber::NoDomain => Class::NoDomain,
         ErrorNumber::NoMemory => Class::Capacity,
+        ErrorNumber::NoStoragePool | ErrorNumber::NoStorageVolume | ErrorNumber::StorageProbeFailed => Class::Storage,
+        ErrorNumber::OperationInvalid => Class::Busy,
         ErrorNumber::ResourceBusy => Class::ImageLocked,
         ErrorNumber::OperationTimeout | ErrorNumber::AgentUnresponsive => Class::Timeout,
         ErrorNumber::Rpc
@@ -68,7 +108,6 @@ fn class_of_code(code: ErrorNumber) -> Class {
         ErrorNumber::XmlError
         | ErrorNumber::XmlDetail
         | ErrorNumber::XmlInvalidSchema
-        | ErrorNumber::ConfigUnsupported
         | ErrorNumber::ConfSyntax
         | ErrorNumber::DomExist
         | ErrorNumber::NoName
@@ -76,6 +115,7 @@ fn class_of_code(code: ErrorNumber) -> Class {
         | ErrorNumber::InvalidArg
         | ErrorNumber::OsType
         | ErrorNumber::ParseFailed => Class::Definition,
+        // An older QEMU, another CPU: what this host does not support another may (ConfigUnsupported, CpuIncompatible).
         // libvirt's own enum has over a hundred more; what they share is that this host could not do it now.
         _ => Class::Host,
     }
@@ -100,7 +140,9 @@ fn classify(code: ErrorNumber, text: &str) -> DomainFailure {
         Class::NoDomain => DomainFailure::NoDomain,
         Class::ImageLocked => DomainFailure::ImageLocked(shorten(text)),
         Class::Host => DomainFailure::Host(shorten(text)),
+        Class::Storage => DomainFailure::Storage(shorten(text)),
         Class::Capacity => DomainFailure::Capacity(shorten(text)),
+        Class::Busy => DomainFailure::Busy(shorten(text)),
         Class::Refused => DomainFailure::Refused(shorten(refusal(text))),
         Class::Definition => DomainFailure::Definition(shorten(text)),
         Class::Timeout => DomainFailure::Timeout,
@@ -149,18 +191,18 @@ mod tests {
                 |f| matches!(f, F::ImageLocked(_)),
             ),
             (E::ResourceBusy, "resource busy: Lockspace resource '4d3a' is locked", |f| matches!(f, F::ImageLocked(_))),
-            (E::SystemError, "Cannot access storage file '/vm/web1.qcow2': No such file or directory", |f| {
-                matches!(f, F::Host(_))
-            }),
-            (
-                E::InternalError,
-                "internal error: qemu unexpectedly closed the monitor: Could not open '/vm/web1.qcow2': No such file or directory",
-                |f| matches!(f, F::Host(_)),
-            ),
             (E::NoNetwork, "Network not found: no network with matching name 'lan'", |f| matches!(f, F::Host(_))),
             (E::SystemError, "Cannot get interface MTU on 'br0': No such device", |f| matches!(f, F::Host(_))),
             (E::CpuIncompatible, "the CPU is incompatible with host CPU", |f| matches!(f, F::Host(_))),
             (E::OperationInvalid, "Requested operation is not valid: domain is already running", |f| {
+                matches!(f, F::Busy(_))
+            }),
+            (
+                E::OperationFailed,
+                "operation failed: guest CPU doesn't match specification: missing features: avx512f",
+                |f| matches!(f, F::Host(_)),
+            ),
+            (E::OperationFailed, "operation failed: Unable to find any firmware to satisfy 'efi'", |f| {
                 matches!(f, F::Host(_))
             }),
             (
@@ -200,7 +242,14 @@ mod tests {
             (E::Rpc, "this function is not supported", |f| matches!(f, F::NoDaemon(_))),
             (E::XmlError, "XML error: missing name", |f| matches!(f, F::Definition(_))),
             (E::XmlDetail, "(domain_definition):1: Start tag expected", |f| matches!(f, F::Definition(_))),
-            (E::ConfigUnsupported, "unsupported configuration: no such machine", |f| matches!(f, F::Definition(_))),
+            (
+                E::ConfigUnsupported,
+                "unsupported configuration: Emulator '/usr/bin/qemu-system-x86_64' does not support machine type 'pc-q35-9.2'",
+                |f| matches!(f, F::Host(_)),
+            ),
+            (E::InvalidArg, "invalid argument: could not find capabilities for arch=riscv64", |f| {
+                matches!(f, F::Definition(_))
+            }),
             (E::OperationFailed, "operation failed: domain 'a' already exists with uuid b", |f| {
                 matches!(f, F::Host(_))
             }),
@@ -216,6 +265,85 @@ mod tests {
         for (code, text, expected) in table {
             let failure = classify(*code, text);
             assert!(expected(&failure), "{code:?} {text:?} became {failure:?}");
+        }
+    }
+
+    /// Of disks; and of what is opened like a disk and is none.
+    #[test]
+    fn storage_that_is_missing_is_told_from_a_host_that_lacks_something() {
+        const STORAGE: [(ErrorNumber, &str); 19] = [
+            (E::SystemError, "Cannot access storage file '/vm/web1.qcow2': No such file or directory"),
+            (E::SystemError, "Cannot access storage file '/vm/web1.qcow2' (as uid:64055, gid:108): Permission denied"),
+            (
+                E::SystemError,
+                "Cannot access backing file '/vm/base.qcow2' of storage file '/vm/web1.qcow2' (as uid:64055, gid:108): Stale file handle",
+            ),
+            (
+                E::InternalError,
+                "internal error: qemu unexpectedly closed the monitor: Could not open '/vm/web1.qcow2': No such file or directory",
+            ),
+            (
+                E::InternalError,
+                "internal error: process exited while connecting to monitor: -blockdev {\"node-name\":\"libvirt-1-storage\"}: Could not open '/vm/web1.qcow2': Permission denied",
+            ),
+            (
+                E::InternalError,
+                "internal error: process exited while connecting to monitor: Could not open backing file: Could not open '/vm/base.img': Input/output error",
+            ),
+            (
+                E::InternalError,
+                "internal error: process exited while connecting to monitor: Could not read image for determining its format: Input/output error",
+            ),
+            (
+                E::InternalError,
+                "internal error: process exited while connecting to monitor: Could not read L1 table: Input/output error",
+            ),
+            (
+                E::SystemError,
+                "unable to set user and group to '64055:108' on '/vm/web1.qcow2': Operation not permitted",
+            ),
+            (E::SystemError, "Failed to open file '/vm/web1.qcow2': Transport endpoint is not connected"),
+            (E::NoStoragePool, "Storage pool not found: no storage pool with matching name 'vms'"),
+            (E::NoStorageVolume, "Storage volume not found: no storage vol with matching path '/vm/web1.qcow2'"),
+            (
+                E::ConfigUnsupported,
+                "unsupported configuration: storage pool 'vms' containing volume 'web1' is not active",
+            ),
+            (
+                E::InternalError,
+                "internal error: process exited while connecting to monitor: error connecting: Connection timed out",
+            ),
+            (
+                E::InternalError,
+                "internal error: process exited while connecting to monitor: error reading header from web1: No such file or directory",
+            ),
+            (
+                E::InternalError,
+                "internal error: process exited while connecting to monitor: iSCSI: Failed to connect to LUN : Failed to log in to target",
+            ),
+            (
+                E::InternalError,
+                "internal error: process exited while connecting to monitor: Failed to connect to '10.0.0.9:10809': No route to host",
+            ),
+            (
+                E::InternalError,
+                "internal error: process exited while connecting to monitor: Gluster connection for volume vms, path web1 failed to connect",
+            ),
+            (E::SystemError, "cannot open path '/dev/vg/web1': No such device or address: Input/output error"),
+        ];
+        use ErrorNumber as E;
+        for (code, text) in STORAGE {
+            let failure = classify(code, text);
+            assert!(matches!(failure, F::Storage(_)), "{code:?} {text:?} became {failure:?}");
+        }
+        for text in [
+            "internal error: process exited while connecting to monitor: Could not open '/usr/share/OVMF/OVMF_CODE_4M.fd': No such file or directory",
+            "internal error: process exited while connecting to monitor: vfio 0000:01:00.0: failed to open /dev/vfio/17: No such file or directory",
+            "Unable to open /dev/net/tun, is tun module loaded?: No such file or directory",
+            "internal error: process exited while connecting to monitor: Could not access KVM kernel module: No such file or directory",
+        ] {
+            let failure = classify(E::InternalError, text);
+            assert!(matches!(failure, F::Host(_)), "{text:?} became {failure:?}");
         }
     }
 

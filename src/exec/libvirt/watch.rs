@@ -223,6 +223,8 @@ pub fn text_of(failure: &DomainFailure) -> String {
         DomainFailure::NoDaemon(text)
         | DomainFailure::ImageLocked(text)
         | DomainFailure::Host(text)
+        | DomainFailure::Storage(text)
+        | DomainFailure::Busy(text)
         | DomainFailure::Capacity(text)
         | DomainFailure::Refused(text)
         | DomainFailure::Definition(text) => text.clone(),
