@@ -46,6 +46,7 @@ fn live(hosts: u64, vms: u64, free: u64) -> Live {
         House {
             room: Room { host: host(h), free, total: free.plus(taken), runs: BTreeSet::new(), owed_kib: 0 },
             vms: asks,
+            cpus: 0,
         }
     });
     let affinities = (0..vms / 100).map(|n| Affinity {

@@ -14,14 +14,14 @@ use std::time::Duration;
 use super::Core;
 use super::cx::Cx;
 use super::event::AskId;
-use super::placement::foresight::{House, Live, TooMuch, schedule};
+use super::placement::foresight::{House, Live, TooMuch, TooSlow, cpu_loss_percent, schedule};
 use super::placement::rules::Meaning;
 use super::placement::search::plan;
 use super::placement::site::Size;
 use super::placement::{Bars, Need};
 use crate::types::control::{Denial, Reply, Takes};
 use crate::types::rules::Admission;
-use crate::types::view::{VIEW_SCHEMA, VmView, WhatIfView, WhatIfVm};
+use crate::types::view::{VIEW_SCHEMA, VmView, WhatIfCpu, WhatIfView, WhatIfVm};
 use crate::types::{Claim, HostId, Time, VmId};
 
 /// What a start takes where none was measured yet.
@@ -80,8 +80,34 @@ impl Core {
             key(one).total_cmp(&key(other)).then_with(|| one.name.cmp(&other.name))
         });
         let hosts = lost.iter().map(|host| self.name_of(*host)).collect();
-        let (over_s, start_s) = (over.as_secs_f64(), start.as_secs_f64());
-        WhatIfView { schema: VIEW_SCHEMA, hosts, over_s, start_s, measured: self.start_took.is_some(), vms }
+        WhatIfView {
+            schema: VIEW_SCHEMA,
+            hosts,
+            over_s: over.as_secs_f64(),
+            start_s: start.as_secs_f64(),
+            measured: self.start_took.is_some(),
+            vms,
+            cpus: self.cpus_then(&live, lost, asks.iter().zip(&places).map(|(ask, host)| (*host, ask.size.vcpus))),
+            floor_percent: self.settings.rules.floor.map(|floor| floor.cpu_loss_percent),
+        }
+    }
+
+    /// What the CPUs of the hosts that are left would have to do.
+    fn cpus_then(
+        &self,
+        live: &Live,
+        lost: &BTreeSet<HostId>,
+        come: impl Iterator<Item = (Option<HostId>, u64)> + Clone,
+    ) -> Vec<WhatIfCpu> {
+        let left = live.houses.iter().filter(|house| !lost.contains(&house.room.host) && 0 < house.cpus);
+        let cpu = |house: &House| {
+            let host = house.room.host;
+            let come: u64 = come.clone().filter(|(to, _)| *to == Some(host)).map(|(_, vcpus)| vcpus).sum();
+            let vcpus = house.vcpus() + come;
+            let loss_percent = cpu_loss_percent(house.cpus, vcpus);
+            WhatIfCpu { host: self.name_of(host), cpus: house.cpus, vcpus, loss_percent }
+        };
+        left.map(cpu).collect()
     }
 
     /// All about one VM, with what would become of it if its host failed.
@@ -121,7 +147,8 @@ impl Core {
         let houses = site.rooms.into_iter().filter(|room| self.is_heard(room.host, now)).map(|mut room| {
             let runs = std::mem::take(&mut room.runs);
             let vms = runs.into_iter().map(|id| bars.ask(id, &self.need_of(id), None, None)).collect();
-            House { room, vms }
+            let cpus = self.capacity_of(room.host).map(|capacity| capacity.cpus).unwrap_or_default();
+            House { room, vms, cpus }
         });
         Live { houses: houses.collect(), affinities: site.affinities }
     }
@@ -155,8 +182,8 @@ impl Core {
                 if kept { refused(format!("{name} is kept free for the failure of another host")) } else { None }
             }
             Admission::HostFailures(count) => {
-                let too_much = self.with(on, id, takes, now).survives(*count as usize).err()?;
-                refused(self.too_much_text(&too_much))
+                let why = self.not_survived(&self.with(on, id, takes, now), *count as usize)?;
+                refused(why)
             }
             Admission::Percent(percent) => {
                 let left = percent_free(&self.with(on, id, takes, now));
@@ -173,10 +200,7 @@ impl Core {
         let meaning = self.meaning();
         let why = match &self.settings.rules.admission {
             Admission::Off | Admission::Dedicated(_) => return None,
-            Admission::HostFailures(count) => {
-                let too_much = self.live(&meaning, now).survives(*count as usize).err()?;
-                self.too_much_text(&too_much)
-            }
+            Admission::HostFailures(count) => self.not_survived(&self.live(&meaning, now), *count as usize)?,
             Admission::Percent(percent) => {
                 let left = percent_free(&self.live(&meaning, now));
                 (left < u64::from(*percent))
@@ -199,6 +223,25 @@ impl Core {
             house.vms.push(ask);
         }
         live
+    }
+
+    /// Why so many failures would be too much: for memory, or for the floor.
+    fn not_survived(&self, live: &Live, failures: usize) -> Option<String> {
+        if let Err(too_much) = live.survives(failures) {
+            return Some(self.too_much_text(&too_much));
+        }
+        let percent = self.settings.rules.floor?.cpu_loss_percent;
+        match live.survives_fast(failures, percent).err()? {
+            TooSlow::Now { host, vcpus, cpus } => Some(format!(
+                "{vcpus} vCPUs would be on the {cpus} CPUs of {}: that is {} % less CPU than they are made for, and {percent} % may be \
+                 missing",
+                self.name_of(host),
+                cpu_loss_percent(cpus, vcpus)
+            )),
+            TooSlow::Then(too_much) => {
+                Some(format!("{} with at most {percent} % less CPU", self.too_much_text(&too_much)))
+            }
+        }
     }
 
     fn too_much_text(&self, TooMuch { hosts, vms }: &TooMuch) -> String {

@@ -7,15 +7,21 @@
 //!  affinity     together | apart, must | should           between VMs
 //!  placement    only | not, must | should                 between VMs and hosts
 //!  isolation    what a host that is cut off does: leave | shut down | power off
-//!  admission    what a start must leave free
+//!  admission    what a start must leave free          floor: and how much CPU
+//!  failback     the hosts that VMs belong to
+//!  room         who makes room for those of higher priority
+//!  shutdown     of a host: its VMs are released | evacuated
 //!  limits       starts at once, vCPUs for each CPU
 //! ```
 //!
 //! VMs are named by patterns: they come and go, and a rule stays. What a rule means for the VMs of now is in `core/placement/rules.rs`.
 
+mod moves;
+
 use serde::{Deserialize, Serialize};
 
 use super::guests::Glob;
+pub use moves::{AtShutdown, FailbackRule, RoomRules, ShutdownRules};
 
 /// A document holds at most so many rules of each kind.
 pub const MAX_RULES: usize = 256;
@@ -205,6 +211,14 @@ pub enum Admission {
     Dedicated(Vec<Glob>),
 }
 
+/// How much slower VMs may become by the failures that admission control foresees.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Floor {
+    /// A VM has one CPU for each of its vCPUs, less at most so many percent, were all of them busy.
+    pub cpu_loss_percent: u32,
+}
+
 /// How much at once.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -246,6 +260,15 @@ pub struct VmRules {
     pub isolations: Vec<IsolationRule>,
     /// What a start must leave possible.
     pub admission: Admission,
+    /// And how much CPU.
+    pub floor: Option<Floor>,
+    /// The hosts that VMs belong to.
+    #[serde(rename = "failback")]
+    pub failbacks: Vec<FailbackRule>,
+    /// Who makes room.
+    pub room: RoomRules,
+    /// Before a host goes down.
+    pub shutdown: ShutdownRules,
     /// How much at once.
     pub limits: Limits,
 }
@@ -292,6 +315,21 @@ pub enum BadRules {
     /// Not a share.
     #[error("admission: percent is 1 to 99, not {0}")]
     Percent(u32),
+    /// No share, or of nothing.
+    #[error("floor: cpu_loss_percent is 0 to 99, and needs admission = {{ host-failures = N }}")]
+    Floor,
+    /// VMs would never be brought back.
+    #[error("failback rule {number}: after_s is 0 to {MAX_WELL_S} seconds", MAX_WELL_S = moves::MAX_WELL_S)]
+    Well {
+        /// From one.
+        number: usize,
+    },
+    /// A guest, or a host, would have no time, or too much.
+    #[error("{what}: within_s is 1 to {MAX_WAIT_S} seconds")]
+    Within {
+        /// `room` or `shutdown`.
+        what: &'static str,
+    },
 }
 
 impl VmRules {
@@ -307,6 +345,8 @@ impl VmRules {
             ("affinity", self.affinities.len()),
             ("placement", self.placements.len()),
             ("isolation", self.isolations.len()),
+            ("failback", self.failbacks.len()),
+            ("room", self.room.moved.len().max(self.room.stopped.len())),
         ];
         if let Some((kind, count)) = kinds.into_iter().find(|(_, count)| MAX_RULES < *count) {
             return Err(BadRules::Many { kind, count });
@@ -319,6 +359,9 @@ impl VmRules {
         all_named(self.placements.iter().map(|rule| ("placement", "VMs", names(&rule.vms))))?;
         all_named(self.placements.iter().map(|rule| ("placement", "hosts", names(&rule.hosts))))?;
         all_named(self.isolations.iter().map(|rule| ("isolation", "VMs", names(&rule.vms))))?;
+        all_named(self.failbacks.iter().map(|rule| ("failback", "VMs", names(&rule.vms))))?;
+        all_named(self.failbacks.iter().map(|rule| ("failback", "hosts", names(&rule.hosts))))?;
+        moves::check(&self.failbacks, &self.room, &self.shutdown)?;
         let waits = |rule: &DependencyRule| (1..=MAX_WAIT_S).contains(&rule.within_s) && rule.delay_s <= MAX_WAIT_S;
         if let Some(n) = self.dependencies.iter().position(|rule| !waits(rule)) {
             return Err(BadRules::Wait { number: n + 1 });
@@ -334,6 +377,10 @@ impl VmRules {
     }
 
     fn check_amounts(&self) -> Result<(), BadRules> {
+        let foreseen = matches!(self.admission, Admission::HostFailures(_));
+        if self.floor.is_some_and(|floor| 99 < floor.cpu_loss_percent || !foreseen) {
+            return Err(BadRules::Floor);
+        }
         let hosts = match &self.admission {
             Admission::Off => 1,
             Admission::HostFailures(hosts) => *hosts as usize,
@@ -365,70 +412,4 @@ fn all_named(rules: impl Iterator<Item = (&'static str, &'static str, bool)>) ->
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(text: &str) -> Result<VmRules, String> {
-        let rules: VmRules = toml::from_str(text).map_err(|why| why.message().to_owned())?;
-        rules.check().map_err(|why| why.to_string())?;
-        Ok(rules)
-    }
-
-    #[test]
-    fn a_document_is_read_or_refused_with_its_reason() {
-        for (text, expected) in [
-            ("", ""),
-            ("[[priority]]\nvms = [\"db*\"]\npriority = \"highest\"", ""),
-            ("[[priority]]\nvms = []\npriority = \"low\"", "priority rule 1 names no VMs"),
-            ("[[dependency]]\nvms = [\"app\"]\nafter = [\"db\"]\nready = \"agent\"\ndelay_s = 5", ""),
-            ("[[dependency]]\nvms = [\"app\"]\nafter = []", "dependency rule 1 names no VMs to wait for"),
-            (
-                "[[dependency]]\nvms = [\"app\"]\nafter = [\"db\"]\nwithin_s = 0",
-                "dependency rule 1: within_s and delay_s are 1 to 3600 and 0 to 3600 seconds",
-            ),
-            ("[[affinity]]\nvms = [\"dns*\"]\ntie = \"apart\"\nforce = \"must\"", ""),
-            (
-                "[[affinity]]\nvms = [\"dns*\"]\ntie = \"near\"",
-                "unknown variant `near`, expected `together` or `apart`",
-            ),
-            ("[[placement]]\nvms = [\"a\"]\nhosts = [\"h1\"]\nplace = \"only\"", ""),
-            ("[[placement]]\nvms = [\"a\"]\nhosts = []\nplace = \"not\"", "placement rule 1 names no hosts"),
-            ("[[isolation]]\nvms = [\"web\"]\nresponse = \"power-off\"", ""),
-            ("[[isolation]]\nvms = [\"web\"]\nresponse = { shutdown = { within_s = 60 } }", ""),
-            (
-                "[[isolation]]\nvms = [\"web\"]\nresponse = { shutdown = { within_s = 0 } }",
-                "isolation rule 1: within_s is 1 to 3600 seconds",
-            ),
-            ("admission = \"off\"", ""),
-            ("admission = { host-failures = 1 }", ""),
-            ("admission = { host-failures = 0 }", "admission: hosts has to be 1 or more"),
-            ("admission = { percent = 100 }", "admission: percent is 1 to 99, not 100"),
-            ("admission = { dedicated = [\"spare*\"] }", ""),
-            ("[limits]\nstarts_per_host = 0", "limits: starts_per_host has to be 1 or more"),
-            (
-                "[limits]\nstarts = 1",
-                "unknown field `starts`, expected one of `starts_per_host`, `starts_per_datastore`, `moves_per_host`, `vcpus_per_cpu`",
-            ),
-        ] {
-            assert_eq!(read(text).err().unwrap_or_default(), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn what_is_printed_is_read_again() {
-        let text = "admission = { host-failures = 1 }\n[[priority]]\nvms = [\"db*\"]\npriority = \"high\"\n\
-                    [[placement]]\nvms = [\"a\"]\nhosts = [\"h1\"]\nplace = \"only\"\n[limits]\nvcpus_per_cpu = 8";
-        for rules in [read(text).unwrap(), VmRules::default()] {
-            assert_eq!(read(&toml::to_string(&rules).unwrap()), Ok(rules));
-        }
-    }
-
-    #[test]
-    fn what_is_not_said_has_a_default() {
-        let rules = read("[[dependency]]\nvms = [\"app\"]\nafter = [\"db\"]").unwrap();
-        assert_eq!(rules.dependencies[0].ready, Ready::Started);
-        assert_eq!(rules.dependencies[0].within_s, 600);
-        assert_eq!((rules.limits.starts_per_host, rules.limits.starts_per_datastore), (4, 16));
-        assert_eq!(rules.admission, Admission::Off);
-    }
-}
+mod tests;

@@ -178,6 +178,25 @@ pub struct WhatIfView {
     pub measured: bool,
     /// Their VMs, in the order of their starts; those without a place last.
     pub vms: Vec<WhatIfVm>,
+    /// CPUs of the hosts that are left, where they are known.
+    #[serde(default)]
+    pub cpus: Vec<WhatIfCpu>,
+    /// How much less CPU the rules tolerate, in percent.
+    #[serde(default)]
+    pub floor_percent: Option<u32>,
+}
+
+/// The CPUs of a host that is left.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct WhatIfCpu {
+    /// Its name.
+    pub host: String,
+    /// Logical CPUs.
+    pub cpus: u32,
+    /// vCPUs of all VMs that would run there.
+    pub vcpus: u64,
+    /// How much less than one CPU for each of them there would be, in percent, were all busy.
+    pub loss_percent: u32,
 }
 
 /// One of them.

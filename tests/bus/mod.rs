@@ -18,7 +18,8 @@ use mainstay::types::failure::{
 };
 use mainstay::types::guests::Remedy;
 use mainstay::types::view::{
-    ClusterView, DatastoreView, FenceDeviceView, HostView, NoteView, VIEW_SCHEMA, VmView, WhatIfView, WhatIfVm,
+    ClusterView, DatastoreView, FenceDeviceView, HostView, NoteView, VIEW_SCHEMA, VmView, WhatIfCpu, WhatIfView,
+    WhatIfVm,
 };
 use tokio::sync::{broadcast, mpsc};
 
@@ -246,6 +247,11 @@ pub fn example_what_if() -> WhatIfView {
             vm("web", Some("c"), Some(6.8), &["db"], None),
             vm("big", None, None, &[], Some("b 4096 MiB of memory short; c is in maintenance")),
         ],
+        cpus: vec![
+            WhatIfCpu { host: "b".into(), cpus: 8, vcpus: 12, loss_percent: 34 },
+            WhatIfCpu { host: "c".into(), cpus: 8, vcpus: 4, loss_percent: 0 },
+        ],
+        floor_percent: Some(25),
     }
 }
 

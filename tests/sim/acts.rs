@@ -329,7 +329,12 @@ impl World {
                 continue;
             };
             let (view, at) = (agent.core.what_if(&hosts, self.local(h)), self.hosts[h].name.clone());
-            for vm in view.expect("hosts of the world").vms {
+            let view = view.expect("hosts of the world");
+            for cpu in view.cpus.iter().filter(|_| view.floor_percent.is_some()) {
+                let (host, vcpus, loss) = (&cpu.host, cpu.vcpus, cpu.loss_percent);
+                self.tell(&at, &format!("$ {host}: {vcpus} vCPUs on {} CPUs, {loss} % less", cpu.cpus));
+            }
+            for vm in view.vms {
                 let place = match (vm.to, vm.why) {
                     (Some(to), _) => format!("on {to} after {:.1} s", vm.runs_s.unwrap_or_default()),
                     (None, why) => format!("nowhere: {}", why.unwrap_or_default()),

@@ -4,14 +4,14 @@
 //!   priority P of VMS       VMS after VMS [ready started|agent|application] [delay T] [within T]
 //!   together|apart VMS must|should                VMS only|not on HOSTS must|should
 //!   isolated VMS power-off|shut-down T
-//!   survive N failures    keep N percent    dedicate HOSTS
+//!   survive N failures [at most N percent less cpu]    keep N percent    dedicate HOSTS
 //!   at most N starts on a host|from a datastore   at most N vcpus on a cpu
 //! ```
 
 use mainstay::types::guests::Glob;
 use mainstay::types::rules::{
-    Admission, AffinityRule, DependencyRule, Force, HostRule, IsolationRule, Priority, PriorityRule, Ready, Response,
-    Tie, VmRules, Where,
+    Admission, AffinityRule, DependencyRule, Floor, Force, HostRule, IsolationRule, Priority, PriorityRule, Ready,
+    Response, Tie, VmRules, Where,
 };
 
 use super::scenario::span;
@@ -55,6 +55,9 @@ fn add(rules: &mut VmRules, words: &[&str]) {
         ["at", "most", most, "starts", "on", "a", "host"] => rules.limits.starts_per_host = number(most),
         ["at", "most", most, "starts", "from", "a", "datastore"] => rules.limits.starts_per_datastore = number(most),
         ["at", "most", most, "vcpus", "on", "a", "cpu"] => rules.limits.vcpus_per_cpu = Some(number(most)),
+        ["at", "most", percent, "percent", "less", "cpu"] => {
+            rules.floor = Some(Floor { cpu_loss_percent: number(percent) });
+        }
         ["isolated", vms @ .., "shut-down", time] => {
             isolated(rules, vms, Response::Shutdown { within_s: seconds(time) })
         }

@@ -5,7 +5,7 @@ use super::out::{Out, Tone, Word};
 use super::status::view;
 use super::trouble::{Trouble, What};
 use crate::api::dbus::resolve;
-use crate::types::view::{WhatIfView, WhatIfVm};
+use crate::types::view::{WhatIfCpu, WhatIfView, WhatIfVm};
 
 /// Asks, and shows a line per VM.
 pub async fn run(out: &mut Out, json: bool, hosts: &[String]) -> Result<(), Trouble> {
@@ -26,6 +26,9 @@ pub async fn run(out: &mut Out, json: bool, hosts: &[String]) -> Result<(), Trou
     }
     out.line(&table(out, &view.vms))?;
     out.line("")?;
+    for line in slower(&view) {
+        out.line(&out.wrapped("", &line))?;
+    }
     Ok(out.line(&summary(out, &view))?)
 }
 
@@ -46,6 +49,19 @@ fn table(out: &Out, vms: &[WhatIfVm]) -> String {
         ]
     });
     out.table(&["VM", "PRIORITY", "FROM", "TO", "RUNS AFTER", "WHY"], rows.collect())
+}
+
+/// Hosts that would have fewer CPUs than vCPUs.
+fn slower(view: &WhatIfView) -> Vec<String> {
+    let line = |cpu: &WhatIfCpu| {
+        let floor = match view.floor_percent {
+            Some(floor) if floor < cpu.loss_percent => format!("; the rules tolerate {floor} %"),
+            Some(_) | None => String::new(),
+        };
+        let WhatIfCpu { host, cpus, vcpus, loss_percent } = cpu;
+        format!("{host} would have {vcpus} vCPUs on {cpus} CPUs: {loss_percent} % less CPU, if all are busy{floor}.")
+    };
+    view.cpus.iter().filter(|cpu| 0 < cpu.loss_percent).map(line).collect()
 }
 
 fn summary(out: &Out, view: &WhatIfView) -> String {

@@ -27,6 +27,8 @@ pub struct House {
     pub room: Room,
     /// VMs that would be restarted elsewhere.
     pub vms: Vec<Ask>,
+    /// Logical CPUs; 0 = not known.
+    pub cpus: u32,
 }
 
 /// A cluster as it is.
@@ -47,7 +49,34 @@ pub struct TooMuch {
     pub vms: Vec<VmId>,
 }
 
+/// What would become too slow.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum TooSlow {
+    /// Too much runs on this host as it is.
+    Now { host: HostId, vcpus: u64, cpus: u32 },
+    /// There would be no place where they are fast enough.
+    Then(TooMuch),
+}
+
 impl Live {
+    /// Whether, after the loss of any so many hosts, all VMs would have one CPU for each vCPU, less so many percent, were all busy: with
+    /// a place for each, since CPUs of several hosts help no VM.
+    ///
+    /// # Errors
+    /// The first failure after which they would not, or what is too slow already.
+    pub fn survives_fast(&self, failures: usize, loss_percent: u32) -> Result<(), TooSlow> {
+        let mut limited = self.clone();
+        for house in limited.houses.iter_mut().filter(|house| 0 < house.cpus) {
+            let (most, vcpus) = (most_vcpus(house.cpus, loss_percent), house.vcpus());
+            if most < vcpus {
+                return Err(TooSlow::Now { host: house.room.host, vcpus, cpus: house.cpus });
+            }
+            house.room.free.vcpus = house.room.free.vcpus.min(most - vcpus);
+            house.room.total.vcpus = house.room.total.vcpus.min(most);
+        }
+        limited.survives(failures).map_err(TooSlow::Then)
+    }
+
     /// What is left after the loss of hosts, and who asks for a place then: nobody whose priority is "never".
     #[must_use]
     pub fn without(&self, lost: &BTreeSet<HostId>) -> (Site, Vec<Ask>) {
@@ -108,7 +137,25 @@ impl Live {
     }
 }
 
+/// vCPUs that so many CPUs carry, if each may lose so many percent of one.
+fn most_vcpus(cpus: u32, loss_percent: u32) -> u64 {
+    u64::from(cpus) * 100 / u64::from(100 - loss_percent.min(99))
+}
+
+/// How much less than one CPU for each vCPU there is, in percent, were all busy.
+#[must_use]
+pub fn cpu_loss_percent(cpus: u32, vcpus: u64) -> u32 {
+    let has = u64::from(cpus) * 100 / vcpus.max(1);
+    u32::try_from(100_u64.saturating_sub(has)).unwrap_or(100)
+}
+
 impl House {
+    /// Of its VMs.
+    #[must_use]
+    pub fn vcpus(&self) -> u64 {
+        self.vms.iter().map(|ask| ask.size.vcpus).sum()
+    }
+
     /// Memory that its VMs would need elsewhere, in KiB.
     fn taken(&self) -> u64 {
         let sizes = self.vms.iter().map(|ask| ask.size);
@@ -203,7 +250,7 @@ mod tests {
             let vm = |(n, gib): (usize, &u64)| ask((h * 100 + n) as u128, *gib, Priority::Medium);
             let free = Size { memory_kib: free << 20, ..Size::default() };
             let room = Room { host: host(h as u128), free, total: free, runs: BTreeSet::new(), owed_kib: 0 };
-            House { room, vms: vms.iter().enumerate().map(vm).collect() }
+            House { room, vms: vms.iter().enumerate().map(vm).collect(), cpus: 0 }
         };
         Live { houses: hosts.iter().enumerate().map(house).collect(), affinities: Vec::new() }
     }
@@ -218,6 +265,37 @@ mod tests {
         assert_eq!(whole.survives(1), Ok(()));
         assert!(whole.survives(2).is_err());
         assert_eq!(live(&[(0, &[])]).survives(1), Ok(()));
+    }
+
+    #[test]
+    fn cpus_are_counted_host_by_host() {
+        // Each VM has 4 vCPUs; memory is enough for all on one host.
+        let busy = |hosts: &[(u32, usize)]| {
+            let sizes: Vec<Vec<u64>> = hosts.iter().map(|(_, vms)| vec![1; *vms]).collect();
+            let shape: Vec<(u64, &[u64])> = sizes.iter().map(|vms| (100, vms.as_slice())).collect();
+            let mut live = live(&shape);
+            for (house, (cpus, _)) in live.houses.iter_mut().zip(hosts) {
+                house.cpus = *cpus;
+                (house.room.free.vcpus, house.room.total.vcpus) = (u64::MAX, u64::MAX);
+                house.vms.iter_mut().for_each(|ask| ask.size.vcpus = 4);
+            }
+            live
+        };
+        assert_eq!(busy(&[(8, 1), (8, 1), (8, 1)]).survives_fast(1, 0), Ok(()));
+        // Two of 8 vCPUs would be on 8 CPUs with 8 of another: half of what they are made for.
+        let full = busy(&[(8, 2), (8, 2)]);
+        assert!(matches!(full.survives_fast(1, 49), Err(TooSlow::Then(TooMuch { .. }))));
+        assert_eq!(full.survives_fast(1, 50), Ok(()));
+        // What runs now is too slow, whatever fails.
+        let crowded = TooSlow::Now { host: host(0), vcpus: 12, cpus: 8 };
+        assert_eq!(busy(&[(8, 3), (8, 0)]).survives_fast(1, 25), Err(crowded));
+        // 10 CPUs on two hosts are 5 on each: no place for one more VM there.
+        assert!(matches!(busy(&[(5, 1), (5, 1), (8, 2)]).survives_fast(1, 20), Err(TooSlow::Then(_))));
+        // Where nobody knows how many there are, they are enough.
+        assert_eq!(busy(&[(0, 9), (0, 9)]).survives_fast(1, 0), Ok(()));
+        for (cpus, vcpus, loss) in [(8, 0, 0), (8, 8, 0), (8, 12, 34), (8, 16, 50), (1, 1000, 100)] {
+            assert_eq!(cpu_loss_percent(cpus, vcpus), loss, "{vcpus} on {cpus}");
+        }
     }
 
     #[test]
