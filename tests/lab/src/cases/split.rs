@@ -36,8 +36,8 @@ pub fn storage_of_the_master(ground: &mut Ground) -> Result<()> {
     ground.watch()?;
     ground.fault(&format!("the storage of {}, the master, hangs", master.name()), &[])?;
     ground.lab().storage()?.fault(&master.name(), Fault::Hang)?;
-    ground.wait_view_of(&other, "the master to be seen without storage", PATIENCE, |view| {
-        view.host(&master.name()).is_some_and(|host| host.verdict == "storage-lost")
+    ground.wait_view_of(&master, "the master to say that it has no storage", PATIENCE, |view| {
+        view.datastores.iter().any(|store| store.trouble.is_some())
     })?;
     let (killed, guests) = ground.kill(&owner)?;
     let stopped = guests.last().context("it has guests")?.clone();
@@ -75,7 +75,8 @@ pub fn both_differently(ground: &mut Ground) -> Result<()> {
     let view = ground.wait_view_of(&other, &format!("{bound} to wait, and to say so"), PATIENCE, |view| {
         view.vm(bound).and_then(|vm| vm.why.as_ref()).is_some_and(|why| why.contains("placement rule 1"))
     })?;
-    if ground.host_of(free)? == blind {
+    let starts = ground.wait_started(std::slice::from_ref(free), from, PATIENCE)?;
+    if starts[0].host != other.name() {
         bail!("{free} was started where its disk cannot be read");
     }
     ground.figure(view.vm(bound).and_then(|vm| vm.why.clone()).unwrap_or_default());
