@@ -21,9 +21,8 @@ use crate::types::{Claim, Debt, Holder, Time, VmId, VmState};
 impl Core {
     pub(super) fn hooked(&mut self, cx: &mut Cx, ask: AskId, id: VmId, name: &str, wish: HookWish, record: Recorded) {
         self.hook_seen = Some(cx.now);
-        let vm = self.vm(id);
-        if vm.name.is_empty() {
-            name.clone_into(&mut vm.name);
+        if self.vm(id).name.is_empty() {
+            self.named(id, name);
         }
         match wish {
             HookWish::Prepare => self.hook_prepare(cx, ask, id, name, record),

@@ -159,7 +159,7 @@ impl Core {
 
     pub(super) fn changed(&mut self, cx: &mut Cx, id: VmId, name: &str, change: DomainChange) {
         if self.vm(id).name.is_empty() {
-            name.clone_into(&mut self.vm(id).name);
+            self.named(id, name);
         }
         let state = match change {
             DomainChange::Stopped(reason) => {
