@@ -31,13 +31,14 @@ use tokio::time::MissedTickBehavior;
 
 use crate::api::dbus::{self, ASKS_WAITING, AskMessage, Bus};
 use crate::config::Config;
-use crate::core::event::Event;
+use crate::core::event::{Event, Listed};
 use crate::core::{Core, Me};
 use crate::exec::cluster::Cluster;
+use crate::exec::recorder::{Recorder, shelf};
 use crate::exec::{clock, libvirt, notes::NoteBook};
-use crate::types::Time;
 use crate::types::guard::GuardReport;
 use crate::types::view::{ClusterView, VIEW_SCHEMA};
+use crate::types::{BootId, Time};
 
 use answers::Answers;
 use ending::Ending;
@@ -101,17 +102,11 @@ async fn member(
     let boot = clock::boot_id().context("reading the kernel's boot id")?;
     let (mut guests, to_guests) = GuestSide::new(&config.paths.state, boot).context("remembering guests")?;
     let answers = Answers::new(cluster.clone(), notes, to_guests, &config.paths.state);
-    let me = Me {
-        host: cluster.host,
-        boot,
-        started: clock::now(),
-        nonce_seed: clock::nonce().0,
-        ticket_seed: clock::unix_ms().wrapping_mul(1_000_000),
-        underway: underway::read(&config.paths.run),
-    };
-    let mut core = Core::new(me, cluster.settings.clone());
+    let mut core = Core::new(me(&config, &cluster, boot), cluster.settings.clone());
+    let verdicts = config.paths.state.join("verdicts");
+    let mut recorder = Recorder::new(&here.name, clock::unix_ms, shelf::open(verdicts.clone()));
     let mut executors = Executors::start(&config, &here, &cluster, &answers, events.clone()).await?;
-    executors.carry_out(core.start(clock::now()));
+    executors.carry_out(core.start(clock::now()), None);
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
 
     let (mut watchdog, mut capacity) = (watchdog(), tokio::time::interval(CAPACITY_PERIOD));
@@ -149,13 +144,36 @@ async fn member(
             executors.own(*incarnation);
         }
         guests.look(&event, &core, &executors);
-        let output = core.step(clock::now(), event);
-        executors.carry_out(output);
+        recorder.keep_up(&mut core, clock::now());
+        let output = recorder.step(&mut core, clock::now(), without_xml(event));
+        executors.carry_out(output, recorder.making().map(|id| shelf::path(&verdicts, id)));
     }
     tracing::info!("ending; VMs and the guard go on");
     guests.flush().await;
     serving.abort();
     Ok(())
+}
+
+/// Who the core is from now on.
+fn me(config: &Config, cluster: &Cluster, boot: BootId) -> Me {
+    Me {
+        host: cluster.host,
+        boot,
+        started: clock::now(),
+        nonce_seed: clock::nonce().0,
+        ticket_seed: clock::unix_ms().wrapping_mul(1_000_000),
+        underway: underway::read(&config.paths.run),
+    }
+}
+
+/// The core has what definitions mean; their texts were for the guests' part.
+fn without_xml(mut event: Event) -> Event {
+    if let Event::Listed(domains) = &mut event {
+        for Listed { domain, .. } in domains {
+            (domain.xml, domain.live_xml) = (None, None);
+        }
+    }
+    event
 }
 
 /// The loop goes on.

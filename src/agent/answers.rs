@@ -19,10 +19,12 @@ use crate::exec::cluster::{self, Cluster};
 use crate::exec::failures::Failures;
 use crate::exec::hook::HookAnswer;
 use crate::exec::notes::{self, NoteBook};
+use crate::exec::verdicts::{self, VerdictBook};
 use crate::exec::{clock, doctor};
 use crate::types::control::{Denial, Reply, Request};
 use crate::types::guests::GuestWord;
 use crate::types::settings::{ClusterSettings, MemberSettings, SettingsChange};
+use crate::types::verdict::{VerdictAsk, VerdictView};
 use crate::types::view::{ClusterView, NoteView};
 use crate::types::{HostId, Ticket};
 
@@ -53,6 +55,7 @@ struct Inner {
     waiters: BTreeMap<AskId, Waiter>,
     cluster: Cluster,
     notes: NoteBook,
+    verdicts: VerdictBook,
 }
 
 /// A handle; the threads of hook and control channel have one, too. The lock is held for moments only.
@@ -61,8 +64,9 @@ pub(crate) struct Answers(Arc<Mutex<Inner>>);
 
 impl Answers {
     pub(crate) fn new(cluster: Cluster, notes: NoteBook, guests: ToGuests, state: &Path) -> Self {
+        let verdicts = VerdictBook::default();
         let (waiters, failures) = (BTreeMap::new(), Arc::new(Failures::open(state.join("failures"))));
-        Self(Arc::new(Mutex::new(Inner { next: 0, guests, failures, waiters, cluster, notes })))
+        Self(Arc::new(Mutex::new(Inner { next: 0, guests, failures, waiters, cluster, notes, verdicts })))
     }
 
     /// Failures of guests that are kept on this host.
@@ -94,6 +98,10 @@ impl Answers {
         self.lock().notes.add(note);
     }
 
+    pub(crate) fn verdict(&self, verdict: VerdictView) {
+        self.lock().verdicts.add(verdict);
+    }
+
     pub(crate) fn poll_notes(&self) -> Vec<String> {
         self.lock().notes.poll()
     }
@@ -113,6 +121,10 @@ impl Answers {
             Request::Notes { since_unix_ms } => {
                 let notes = self.lock().notes.since(since_unix_ms, None, None);
                 answer.send(Reply::Notes(notes));
+                None
+            }
+            Request::Verdicts(ask) => {
+                answer.send(Reply::Verdicts(self.lock().verdicts.asked(&ask)));
                 None
             }
             Request::Guest(word) => {
@@ -165,6 +177,10 @@ impl Answers {
             Ask::Change(change) => (Request::Change(change), Wish::Act("changed")),
             Ask::Notes { since_unix_ms, vm, host } => {
                 self.gather_notes(answer, core, executors, since_unix_ms, vm, host);
+                return None;
+            }
+            Ask::Verdicts(ask) => {
+                self.gather_verdicts(answer, core, executors, ask);
                 return None;
             }
             Ask::Failures { vm } => {
@@ -228,6 +244,19 @@ impl Answers {
                 }
             }
             let _ = answer.send(AskReply::Notes(notes::merge(lists)));
+        });
+    }
+
+    /// Verdicts of all hosts that answer in time.
+    fn gather_verdicts(&self, answer: oneshot::Sender<AskReply>, core: &Core, executors: &Executors, ask: VerdictAsk) {
+        let mut all = self.lock().verdicts.asked(&ask);
+        let others = core.heard_hosts(clock::now());
+        let waiting: Vec<_> = others.into_iter().map(|host| executors.verdicts_of(host, ask.clone())).collect();
+        tokio::spawn(async move {
+            for receiver in waiting {
+                all.extend(receiver.await.unwrap_or_default());
+            }
+            let _ = answer.send(AskReply::Verdicts(verdicts::newest(all)));
         });
     }
 
@@ -297,6 +326,9 @@ pub(crate) fn as_stranger(message: AskMessage, view: ClusterView) {
         }
         Ask::Notes { .. } => {
             let _ = answer.send(AskReply::Notes(Vec::new()));
+        }
+        Ask::Verdicts(_) => {
+            let _ = answer.send(AskReply::Verdicts(Vec::new()));
         }
         Ask::Doctor => {
             tokio::spawn(async move {

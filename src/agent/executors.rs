@@ -17,6 +17,7 @@ use crate::config::{Config, Here};
 use crate::core::action::{Action, Output};
 use crate::core::event::{Event, Outcome};
 use crate::core::note::{Level, Note};
+use crate::core::verdicts::Given;
 use crate::exec::cluster::{self, Cluster};
 use crate::exec::datastore::Datastore;
 use crate::exec::doctor::system;
@@ -36,9 +37,10 @@ use crate::types::guard::{GuardConfig, GuardDatastore, GuardOrder};
 use crate::types::guests::{GuestWord, Inside};
 use crate::types::settings::ClusterSettings;
 use crate::types::store::{StoreAnswer, StoreFailure, StoreOrder};
+use crate::types::verdict::{VerdictAsk, VerdictView};
 use crate::types::view::NoteView;
 use crate::types::vm::{DomainAnswer, DomainOrder};
-use crate::types::{DatastoreId, HostId, Incarnation, Ticket, VmId};
+use crate::types::{DatastoreId, HostId, Incarnation, Ticket, VerdictId, VmId};
 
 /// For another host to read of its disk what it has kept of failures.
 const FAILURES: Duration = Duration::from_secs(5);
@@ -65,6 +67,8 @@ pub(crate) struct Executors {
     /// Power switches that are being asked, and some that have answered.
     power: BTreeMap<Ticket, Arc<Stop>>,
     receiver: BeatReceiver,
+    /// What leads to verdicts that are given now is going to be there.
+    recording: Option<PathBuf>,
     _hook: HookServer,
 }
 
@@ -133,6 +137,7 @@ impl Executors {
             stores: BTreeMap::new(),
             power: BTreeMap::new(),
             receiver,
+            recording: None,
             _hook: hook,
         })
     }
@@ -160,8 +165,9 @@ impl Executors {
         .context("listening for beats")
     }
 
-    /// Saves first, then does everything in order.
-    pub(crate) fn carry_out(&mut self, output: Output) {
+    /// Saves first, then does everything in order. What led to verdicts of this output will be in `recording`.
+    pub(crate) fn carry_out(&mut self, output: Output, recording: Option<PathBuf>) {
+        self.recording = recording;
         if let Some(settings) = output.save
             && let Err(error) = cluster::save_settings(&self.state, &settings)
         {
@@ -218,6 +224,7 @@ impl Executors {
                 }
             }
             Action::Note(note) => self.note(note),
+            Action::Verdict(given) => self.answers.verdict(self.verdict(*given)),
         }
     }
 
@@ -265,6 +272,18 @@ impl Executors {
         self.control.send(to, ticket, Request::Notes { since_unix_ms }, Duration::from_secs(2), move |reply| {
             if let Ok(Reply::Notes(notes)) = reply {
                 let _ = sender.send(notes);
+            }
+        });
+        receiver
+    }
+
+    /// Asks another host for its verdicts; used by `answers`, past the core.
+    pub(crate) fn verdicts_of(&self, to: HostId, ask: VerdictAsk) -> oneshot::Receiver<Vec<VerdictView>> {
+        let (sender, receiver) = oneshot::channel();
+        let ticket = Ticket(clock::nonce().0 as u64);
+        self.control.send(to, ticket, Request::Verdicts(ask), Duration::from_secs(2), move |reply| {
+            if let Ok(Reply::Verdicts(verdicts)) = reply {
+                let _ = sender.send(verdicts);
             }
         });
         receiver
@@ -404,7 +423,7 @@ impl Executors {
     }
 
     pub(crate) fn note(&self, note: Note) {
-        let (kind, text) = (note.kind, note.text.as_str());
+        let (kind, text) = (&*note.kind, note.text.as_str());
         match note.level {
             Level::Info => tracing::info!(kind, vm = note.vm, "{text}"),
             Level::Warning => tracing::warn!(kind, vm = note.vm, "{text}"),
@@ -414,10 +433,23 @@ impl Executors {
             unix_ms: clock::unix_ms(),
             host: self.name.clone(),
             level: note.level.name().to_owned(),
-            kind: note.kind.to_owned(),
+            kind: note.kind.into_owned(),
             vm: note.vm,
             text: note.text,
+            verdict: note.verdict.map(|id| self.verdict_id(id)),
         });
+    }
+
+    /// As people know it: numbers are those of one host.
+    fn verdict_id(&self, id: VerdictId) -> String {
+        format!("{}-{id}", self.name)
+    }
+
+    fn verdict(&self, given: Given) -> VerdictView {
+        let Given { id, kind, host, vm, text, evidence } = given;
+        let (id, kind, by) = (self.verdict_id(id), kind.name(), self.name.clone());
+        let recording = self.recording.as_ref().map(|path| path.display().to_string());
+        VerdictView { id, unix_ms: clock::unix_ms(), by, kind, host, vm, text, evidence, recording }
     }
 }
 

@@ -25,6 +25,7 @@ mod member;
 mod out;
 mod status;
 mod trouble;
+mod verdict;
 mod vm;
 mod what_if;
 
@@ -74,6 +75,7 @@ async fn run(arguments: Arguments, out: &mut Out) -> Result<(), Trouble> {
         Command::Vm(command) => vm::run(out, json, command).await,
         Command::WhatIf { hosts } => what_if::run(out, json, &hosts).await,
         Command::Events(filter) => events::run(out, json, filter).await,
+        Command::Verdict(command) => verdict::run(out, json, command).await,
         Command::Doctor => doctor::run(out, json).await,
         Command::Cluster(command) => cluster::run(out, json, command).await,
         Command::Datastore(command) => datastore::run(out, json, command).await,

@@ -30,6 +30,7 @@ use crate::exec::doctor::Finding;
 use crate::types::control::{Denial, VmCommand};
 use crate::types::failure::{FailureAsk, FailureList, Piece};
 use crate::types::settings::SettingsChange;
+use crate::types::verdict::{VerdictAsk, VerdictView};
 use crate::types::view::{ClusterView, NoteView, VmView, WhatIfView};
 use crate::types::{HostId, VmId};
 
@@ -75,6 +76,8 @@ pub enum Ask {
         /// Name of a host.
         host: Option<String>,
     },
+    /// Verdicts of all hosts.
+    Verdicts(VerdictAsk),
     /// All checks, with cures.
     Doctor,
     /// A wish about a VM.
@@ -131,6 +134,8 @@ pub enum AskReply {
     View(Box<ClusterView>),
     /// Of `Notes`, oldest first.
     Notes(Vec<NoteView>),
+    /// Of `Verdicts`, oldest first.
+    Verdicts(Vec<VerdictView>),
     /// Of `Doctor`.
     Findings(Vec<Finding>),
     /// Done, or so already; one line for people.
@@ -215,8 +220,9 @@ async fn forward(connection: &zbus::Connection, notes: &mut broadcast::Receiver<
         match notes.recv().await {
             Ok(note) => {
                 let vm = note.vm.as_deref().unwrap_or("");
-                let sent =
-                    service::Agent1::note(&emitter, &note.kind, &note.level, &note.host, vm, &note.text, note.unix_ms);
+                let verdict = note.verdict.as_deref().unwrap_or("");
+                let (kind, level, host, text) = (&note.kind, &note.level, &note.host, &note.text);
+                let sent = service::Agent1::note(&emitter, kind, level, host, vm, text, note.unix_ms, verdict);
                 if let Err(error) = sent.await {
                     tracing::debug!("a note was not signalled: {error}");
                 }

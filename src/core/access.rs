@@ -11,6 +11,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Core;
 use super::cx::{Cx, Pending};
 use crate::types::{HostId, Ticket, Time, VmId};
@@ -23,7 +25,7 @@ const LATEST: Duration = Duration::from_secs(600);
 const BLIND: Duration = Duration::from_secs(60);
 
 /// A VM whose disks this host could not open.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Unreachable {
     paths: Vec<String>,
     since: Time,

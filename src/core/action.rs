@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::event::AskId;
 use super::note::Note;
+use super::verdicts::Given;
 use crate::types::control::{Reply, Request};
 use crate::types::guard::GuardOrder;
 use crate::types::power::{FenceDevice, PowerOrder};
@@ -13,7 +16,7 @@ use crate::types::vm::{DomainOrder, Underway};
 use crate::types::{DatastoreId, HostId, Ticket, VmId};
 
 /// Everything that came out of one step.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Output {
     /// Made durable before any of `actions`.
     pub save: Option<Box<ClusterSettings>>,
@@ -22,7 +25,7 @@ pub struct Output {
 }
 
 /// One order.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Action {
     /// To the guard.
     Guard(Ticket, GuardOrder),
@@ -58,4 +61,6 @@ pub enum Action {
     Underway(Vec<(VmId, Underway)>),
     /// Tell people.
     Note(Note),
+    /// Keep a verdict with its evidence, for people who ask.
+    Verdict(Box<Given>),
 }

@@ -55,7 +55,7 @@ impl Core {
             (Request::Handover(order), Some(from)) => self.handover_asked(cx, ask, from, *order),
             (Request::Spent { tenure }, Some(_)) => self.spent(cx, ask, tenure),
             (request @ (Request::View | Request::Explain { .. }), from) => self.view_asked(cx, ask, from, request),
-            (Request::Notes { .. } | Request::Join(_) | Request::Guest(_), _) => {
+            (Request::Notes { .. } | Request::Verdicts(_) | Request::Join(_) | Request::Guest(_), _) => {
                 cx.answer(ask, Reply::Denied(Denial::NotAllowed("not for the core".into())));
             }
             (

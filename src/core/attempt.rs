@@ -31,6 +31,8 @@ mod start;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Core;
 use super::cx::{Cx, Pending, Timer};
 use super::event::{AskId, Outcome};
@@ -46,7 +48,7 @@ use crate::types::{
 };
 
 /// What an attempt is for.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Kind {
     /// libvirt's hook waits: a person starts it.
     Hook { ask: AskId },
@@ -71,7 +73,7 @@ pub enum Kind {
 }
 
 /// How far it is.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Stage {
     /// The newest claim is read, on every datastore.
     Reading,
@@ -112,7 +114,7 @@ pub enum Stage {
 }
 
 /// The attempt.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Attempt {
     /// What for.
     pub kind: Kind,

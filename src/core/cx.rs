@@ -6,19 +6,22 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::action::{Action, Output};
 use super::event::AskId;
 use super::note::Note;
+use super::verdicts::{Given, Kind};
 use crate::types::control::{Reply, Request};
 use crate::types::guard::GuardOrder;
 use crate::types::power::{FenceDevice, PowerOrder};
 use crate::types::settings::{ClusterSettings, SettingsChange};
 use crate::types::store::StoreOrder;
 use crate::types::vm::DomainOrder;
-use crate::types::{DatastoreId, Digest, Generation, HostId, Ticket, Time, VmId};
+use crate::types::{DatastoreId, Digest, Generation, HostId, Ticket, Time, VerdictId, VmId};
 
 /// Something that happens at a time.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
 pub enum Timer {
     /// Every beat period: the agent's part of the beat, verdicts, election.
     Beat,
@@ -47,7 +50,7 @@ pub enum Timer {
 }
 
 /// What an answer is for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Pending {
     /// Nothing depends on it.
     Nothing,
@@ -118,12 +121,17 @@ pub enum Pending {
 }
 
 /// Tickets and timers: survive a step.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Desk {
     next: u64,
+    verdicts: VerdictId,
     pending: BTreeMap<Ticket, Pending>,
     timers: BTreeMap<Timer, Time>,
 }
+
+/// Verdicts are numbered from the second in which the agent was started, counted from the begin of 2026: short, and higher than those
+/// of an earlier agent as long as that has given less than one in a second.
+const VERDICTS_SINCE: u64 = 1_767_225_600;
 
 /// Questions under way at most; beyond it the oldest are given up (their answers will be dropped).
 const MAX_PENDING: usize = 20_000;
@@ -132,7 +140,8 @@ impl Desk {
     /// Tickets start above everything that an earlier process used: `seed` is the clock of day in nanoseconds.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        Self { next: seed, ..Self::default() }
+        let verdicts = VerdictId((seed / 1_000_000_000).saturating_sub(VERDICTS_SINCE));
+        Self { next: seed, verdicts, ..Self::default() }
     }
     /// Takes back what a ticket was for.
     pub fn take(&mut self, ticket: Ticket) -> Option<Pending> {
@@ -276,6 +285,21 @@ impl<'a> Cx<'a> {
     /// Tells people.
     pub fn note(&mut self, note: Note) {
         self.output.actions.push(Action::Note(note));
+    }
+    /// Gives a verdict.
+    pub fn verdict(
+        &mut self,
+        kind: Kind,
+        host: Option<String>,
+        vm: Option<String>,
+        text: &str,
+        evidence: Vec<String>,
+    ) -> VerdictId {
+        self.desk.verdicts = self.desk.verdicts.next();
+        let id = self.desk.verdicts;
+        let given = Given { id, kind, host, vm, text: text.to_owned(), evidence };
+        self.output.actions.push(Action::Verdict(Box::new(given)));
+        id
     }
     /// Saves a settings document, then uses it.
     pub fn save(&mut self, settings: &ClusterSettings) {

@@ -170,13 +170,13 @@ impl Core {
             }
         };
         if self.vm(id).waits.as_ref() != Some(&what) {
-            self.vm(id).waits = Some(what.clone());
+            let verdict = self.waits_for(cx, id, what.clone());
             let name = self.vm_name(id);
             let cure = if domain.managed_save { " --managed-save" } else { "" };
             let text = format!(
                 "{name}: {what}; the definition is kept; remove it with 'virsh undefine {name}{cure}' when it is not needed"
             );
-            cx.note(Note::warning("stale-definition", text).of(&name));
+            cx.note(Note::warning("stale-definition", text).of(&name).by(verdict));
         }
     }
 

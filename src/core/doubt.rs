@@ -14,6 +14,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Core;
 use super::cx::{Cx, Pending, Timer};
 use super::note::Note;
@@ -33,7 +35,7 @@ const SHOWN: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_millis(500);
 
 /// A call to libvirt because of doubt.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum PauseCall {
     /// A pause: answered when it has taken effect, which may be long after the doubt.
     Suspend(Ticket),

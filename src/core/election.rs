@@ -7,12 +7,14 @@
 //!      └─────────────────────────────────┘◄──── hears a better master ────────┘
 //! ```
 
+use serde::{Deserialize, Serialize};
+
 use super::Core;
 use super::cx::Cx;
 use super::note::Note;
 use crate::types::{HostId, HostIndex, NetBeat, Role, Term, Time};
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 enum State {
     /// Follows this master, or waits for one since then.
     Follower { master: Option<HostId>, since: Time },
@@ -23,7 +25,7 @@ enum State {
 }
 
 /// Where this agent stands.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Election {
     state: State,
     term: Term,

@@ -145,8 +145,8 @@ impl Core {
         }
         if let Some(disarmed) = self.disarmed() {
             let what = format!("'mainstay cluster arm': {}", super::disarm::text(disarmed));
-            let vm = self.vm(id);
-            (vm.waits, vm.end_told) = (Some(what), None);
+            self.waits_for(cx, id, what);
+            self.vm(id).end_told = None;
             return;
         }
         let vm = self.vm(id);

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::types::control::{Reply, Request};
 use crate::types::guard::{GuardReport, Refusal};
 use crate::types::guests::Inside;
@@ -11,11 +13,11 @@ use crate::types::vm::{DomainAnswer, DomainChange, DomainInfo, HostCapacity};
 use crate::types::{DatastoreId, Generation, HostId, NetBeat, Ticket, VmId, VmRecord};
 
 /// Names somebody who waits for an answer (a connection, a hook, a person).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct AskId(pub u64);
 
 /// What the hook wants to do.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum HookWish {
     /// A start, also the target's side of a migration.
     Prepare,
@@ -29,7 +31,7 @@ pub enum HookWish {
 pub type Recorded = Result<Box<VmRecord>, String>;
 
 /// One domain of libvirt's list.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Listed {
     /// What libvirt says of it.
     pub domain: DomainInfo,
@@ -40,7 +42,7 @@ pub struct Listed {
 }
 
 /// Something happened.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Event {
     /// A network beat was opened.
     Heard(Box<NetBeat>),
@@ -81,7 +83,7 @@ pub enum Event {
 }
 
 /// Answer to an action that carried a ticket.
-#[derive(Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Outcome {
     /// Of a datastore.
     Store(StoreAnswer),

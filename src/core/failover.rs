@@ -12,19 +12,22 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Core;
 use super::attempt::Kind;
 use super::cx::{Cx, Pending, Timer};
 use super::note::Note;
 use super::proofs::LateWrite;
 use super::tries::Tries;
+use super::verdicts::Kind as Ruled;
 use crate::mutants::{Mutant, planted};
 use crate::types::control::{Denial, Reply, Request, RunOrder};
 use crate::types::vm::DomainState;
 use crate::types::{Against, Claim, ClaimReason, Debt, Holder, HostId, Over, Owner, Proof, Ticket, Time, VmId, Wanted};
 
 /// An order under way.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Placing {
     /// Who shall run it.
     pub host: HostId,
@@ -72,7 +75,10 @@ impl Core {
         if let Some(disarmed) = self.disarmed() {
             let what = format!("'mainstay cluster arm': {}", super::disarm::text(disarmed));
             let unowned: Vec<VmId> = wanted.into_iter().filter(|id| self.is_lost(*id, cx.now)).collect();
-            return unowned.into_iter().for_each(|id| self.vm(id).waits = Some(what.clone()));
+            for id in unowned {
+                self.waits_for(cx, id, what.clone());
+            }
+            return;
         }
         let candidates = wanted.into_iter().filter_map(|id| self.candidate(cx, id));
         let (stop, run): (Vec<Candidate>, Vec<Candidate>) =
@@ -109,7 +115,7 @@ impl Core {
         }
         let Some(proof) = self.proof_of(&claim, known, cx.now) else {
             let Some(owner) = claim.owners().into_iter().find(|owner| !self.is_heard(owner.host, cx.now)) else {
-                self.vm(id).waits = None; // Its owner lives and says nothing else.
+                self.waits_no_more(cx, id); // Its owner lives and says nothing else.
                 return None;
             };
             self.wait_for_proof(cx, id, &claim, owner.host);
@@ -120,7 +126,7 @@ impl Core {
         }
         let lost = claim.owners().into_iter().find(|owner| !self.is_heard(owner.host, cx.now));
         if lost.is_some_and(|owner| self.holds_back(cx, owner.host)) {
-            self.vm(id).waits = Some("a moment: too many hosts were lost at once".to_owned());
+            self.waits_for(cx, id, "a moment: too many hosts were lost at once".to_owned());
             return Some(Candidate { id, claim, over: None });
         }
         if cx.now < self.vm(id).retry {
@@ -226,22 +232,30 @@ impl Core {
             Some(at) if cx.now < at => format!("the lease of {host} to lapse"),
             _ => format!("a proof that {host} has let go of it"),
         };
-        self.vm(id).waits = Some(self.waits_for_trust(claim.home).unwrap_or(what));
+        let what = self.waits_for_trust(claim.home).unwrap_or(what);
+        self.waits_for(cx, id, what);
     }
 
     pub(super) fn waits(&mut self, cx: &mut Cx, id: VmId, what: String) {
         let name = self.vm_name(id);
-        let vm = self.vm(id);
-        if vm.waits.as_ref() != Some(&what) {
-            vm.waits = Some(what.clone());
-            cx.note(Note::warning("vm-waits", format!("{name} waits for {what}")).of(&name));
+        if self.vm(id).waits.as_ref() != Some(&what) {
+            let verdict = self.waits_for(cx, id, what.clone());
+            cx.note(Note::warning("vm-waits", format!("{name} waits for {what}")).of(&name).by(verdict));
         }
         self.vm(id).retry = cx.now + RETRY;
         cx.set(Timer::Place(id), cx.now + RETRY);
     }
 
-    /// It shall run there.
-    pub(super) fn order(&mut self, cx: &mut Cx, id: VmId, claim: Claim, proof: Proof, host: HostId) {
+    /// It shall run there, and for these reasons not on the other hosts.
+    pub(super) fn order(
+        &mut self,
+        cx: &mut Cx,
+        id: VmId,
+        claim: Claim,
+        proof: Proof,
+        host: HostId,
+        instead: Vec<String>,
+    ) {
         let reason = if matches!(claim.holder, Holder::None) && claim.reason == ClaimReason::StartedByPerson {
             ClaimReason::StartedByPerson
         } else {
@@ -253,8 +267,12 @@ impl Core {
             "{name} is to run on {target}: generation {generation} is over ({})",
             self.proof_text(&claim, proof)
         );
-        cx.note(Note::warning("vm-restart", text).of(&name));
+        let mut evidence = vec![self.claim_line(&claim)];
         self.vm(id).waits = None;
+        evidence.extend(self.vm(id).waited.take().map(|what| format!("it had waited for {what}")));
+        evidence.extend(instead);
+        let verdict = cx.verdict(Ruled::Placed, Some(target), Some(name.clone()), &text, evidence);
+        cx.note(Note::warning("vm-restart", text).of(&name).by(Some(verdict)));
         if host == self.me.host {
             return self.begin(cx, id, Kind::Run { proof, reason }, claim.next_home(), Vec::new());
         }
@@ -314,7 +332,7 @@ impl Core {
         let why = match reply {
             Ok(Reply::Ran { generation }) => {
                 vm.tries = Tries::default();
-                vm.waits = None;
+                self.waits_no_more(cx, id);
                 self.start_took = began.map(|began| cx.now.since(began));
                 cx.note(
                     Note::info("vm-restarted", format!("{name} runs on {target} (generation {generation})")).of(&name),

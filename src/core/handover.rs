@@ -35,6 +35,8 @@ mod receive;
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Core;
 use super::attempt::Kind;
 use super::cx::{Cx, Pending, Timer};
@@ -60,7 +62,7 @@ const CALL: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_secs(1);
 
 /// What this host knows of a VM's handover beyond its claim.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Handover {
     /// The hook's question under way here, at the target.
     receiving: Option<receive::Receiving>,

@@ -18,6 +18,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Core;
 use super::cx::Cx;
 use super::note::Note;
@@ -26,7 +28,7 @@ use crate::types::store::StoreFailure;
 use crate::types::{DatastoreId, HostId, Time};
 
 /// What a datastore is for this host.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub enum Health {
     /// Writes and reads succeed in time.
     #[default]
@@ -42,7 +44,7 @@ pub enum Health {
 }
 
 /// What an error says of what is to come.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Loss {
     /// The storage says that it is gone.
     Gone,

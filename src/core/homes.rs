@@ -23,6 +23,8 @@
 //!
 //! Deliberately not here: how a claim is made (`attempt`), where the disks lie (`exec/libvirt`).
 
+use serde::{Deserialize, Serialize};
+
 use super::Core;
 use super::attempt::Kind;
 use super::cx::{Cx, Timer};
@@ -33,7 +35,7 @@ use crate::types::vm::DomainState;
 use crate::types::{Claim, DatastoreId, Holder, VmId};
 
 /// Where the disks lie that a VM runs with.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Lies {
     /// Everything that a start needs, on this datastore.
     On(DatastoreId),

@@ -13,6 +13,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Core;
 use super::cx::{Cx, Pending};
 use super::note::Note;
@@ -26,7 +28,7 @@ const BEATS: u32 = 3;
 const CALL: Duration = Duration::from_secs(20);
 
 /// What this host knows of its own connection.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Isolation {
     /// Since when it hears nobody.
     alone: Option<Time>,
@@ -36,7 +38,7 @@ pub struct Isolation {
 }
 
 /// A VM was told to end because of it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Responded {
     /// When, for the first time.
     since: Time,

@@ -12,6 +12,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Core;
 use super::cx::{Cx, Pending, Timer};
 use super::note::Note;
@@ -29,7 +31,7 @@ const AGAIN: Duration = Duration::from_secs(30);
 const MOVE_TIME: Duration = Duration::from_secs(660);
 
 /// The master has told its host to move it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Evacuation {
     from: HostId,
     ticket: Ticket,

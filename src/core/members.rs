@@ -11,6 +11,8 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 use super::Core;
 use super::action::Action;
 use super::cx::{Cx, Pending, Timer};
@@ -19,7 +21,7 @@ use crate::types::settings::MemberSettings;
 use crate::types::{DatastoreId, DatastoreSet, Flags, Freshness, HostId, NetBeat, Time};
 
 /// One other host.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Peer {
     /// Its newest beat.
     pub beat: Option<NetBeat>,
@@ -50,7 +52,7 @@ impl Peer {
 }
 
 /// What a master believes of a host.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Verdict {
     /// Heard, nothing wrong.
     Live,
@@ -240,7 +242,8 @@ impl Core {
             return;
         }
         let text = format!("host {} is {verdict}: {}", self.name_of(host), self.evidence(host, now));
-        cx.note(match verdict {
+        let id = self.host_judged(cx, host, &verdict, &text);
+        let note = match verdict {
             Verdict::Live => Note::info("host-live", text),
             Verdict::Left => Note::info("host-left", text),
             Verdict::AgentFailed => Note::warning("host-agent-failed", text),
@@ -249,7 +252,8 @@ impl Core {
             Verdict::Isolated => Note::warning("host-isolated", text),
             Verdict::Unknown => Note::warning("host-unknown", text),
             Verdict::Dead => Note::alarm("host-dead", text),
-        });
+        };
+        cx.note(note.by(Some(id)));
         self.follow_steadiness(cx, host, &before);
     }
 

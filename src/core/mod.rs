@@ -62,12 +62,15 @@ pub mod timing;
 mod tries;
 pub mod trust;
 mod twins;
+pub mod verdicts;
 mod views;
 mod vms;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
 
 use cx::Desk;
 
@@ -77,7 +80,7 @@ use crate::types::vm::{DomainInfo, HostCapacity, Underway};
 use crate::types::{BootId, Counter, DatastoreId, HostId, HostIndex, Incarnation, Tenure, Time, VmId};
 
 /// Who this agent is.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Me {
     /// This host.
     pub host: HostId,
@@ -94,7 +97,7 @@ pub struct Me {
 }
 
 /// What the guard last said.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct GuardSide {
     connected: bool,
     incarnation: Option<Incarnation>,
@@ -113,7 +116,7 @@ struct GuardSide {
 }
 
 /// What libvirt last said.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 struct LibvirtSide {
     up: bool,
     listed: bool,
@@ -123,7 +126,7 @@ struct LibvirtSide {
 }
 
 /// All that an agent knows. One value, one owner, changed only by `step`.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Core {
     me: Me,
     index: HostIndex,
@@ -155,6 +158,7 @@ pub struct Core {
     unix_ms: u64,
     vms: BTreeMap<VmId, vms::Vm>,
     /// What the cluster's rules mean, and whether names have changed since.
+    #[serde(skip, default = "unread")]
     meaning: (Arc<placement::rules::Meaning>, bool),
     /// Starts and moves of this host that libvirt was told of; at most one per VM.
     underway: BTreeMap<VmId, Underway>,
@@ -180,6 +184,11 @@ pub struct Core {
     storm: Option<steady::Storm>,
     /// As master: what the last start took that was ordered, from the order to the answer.
     start_took: Option<Duration>,
+}
+
+/// The rules have to be read.
+fn unread() -> (Arc<placement::rules::Meaning>, bool) {
+    (Arc::default(), true)
 }
 
 impl Core {
@@ -242,6 +251,16 @@ impl Core {
     #[must_use]
     pub fn settings(&self) -> &ClusterSettings {
         &self.settings
+    }
+
+    /// Shows all of it to somebody who writes it down, with this document in the place of the one in use. What is read again
+    /// goes on as this does.
+    pub fn shown<T>(&mut self, settings: ClusterSettings, write: impl FnOnce(&Self) -> T) -> T {
+        self.meaning = unread(); // It is not written: so that it is made anew in both.
+        let own = std::mem::replace(&mut self.settings, settings);
+        let written = write(self);
+        self.settings = own;
+        written
     }
 
     fn name_of(&self, host: HostId) -> String {

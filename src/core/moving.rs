@@ -17,6 +17,8 @@ use std::time::Duration;
 
 pub use again::Unheard;
 
+use serde::{Deserialize, Serialize};
+
 use super::Core;
 use super::attempt::Kind;
 use super::cx::{Cx, Pending, Timer};
@@ -32,7 +34,7 @@ use crate::types::{
 };
 
 /// A move away from this host.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Moving {
     /// To whom.
     pub to: HostId,
@@ -44,7 +46,7 @@ pub struct Moving {
     since: Time,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 enum MoveStage {
     /// The target makes its row.
     Asking,
@@ -57,7 +59,7 @@ enum MoveStage {
 }
 
 /// A move to this host.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Incoming {
     /// From whom.
     pub from: HostId,

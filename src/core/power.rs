@@ -27,6 +27,8 @@ mod when;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Core;
 use super::attempt::Stage;
 use super::cx::{Cx, Pending, Timer};
@@ -50,7 +52,7 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 const TELL_AGAIN: Duration = Duration::from_secs(10);
 
 /// What is known and done about one host's power.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Power {
     state: State,
     /// The boot that state, pause and next try are about.
@@ -65,7 +67,7 @@ pub struct Power {
     told: Option<(BootId, Time)>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 enum State {
     #[default]
     Idle,
@@ -74,7 +76,7 @@ enum State {
 }
 
 /// The devices of one level are asked, one after the other.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Cut {
     boot: BootId,
     level: u8,
@@ -89,7 +91,7 @@ struct Cut {
     ticket: Ticket,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Off {
     boot: BootId,
     started: Time,

@@ -50,7 +50,7 @@ impl Core {
         let (never, candidates): (Vec<&Candidate>, Vec<&Candidate>) =
             candidates.iter().partition(|candidate| meaning.priority(candidate.id) == Priority::Never);
         for candidate in never {
-            self.vm(candidate.id).waits = Some("a person: by its priority, never, it is not restarted".to_owned());
+            self.waits_for(cx, candidate.id, "a person: by its priority, never, it is not restarted".to_owned());
         }
         let unsized_yet = candidates.iter().filter(|candidate| !self.is_sized(cx, candidate)).count();
         if 0 < unsized_yet {
@@ -67,7 +67,7 @@ impl Core {
             bars.ask(candidate.id, &self.need_of(candidate.id), from, tied)
         };
         let asks: Vec<_> = candidates.iter().map(ask).collect();
-        let plan = plan(&site, &asks);
+        let mut plan = plan(&site, &asks);
         let mut order: Vec<usize> = (0..asks.len()).collect();
         order.sort_by_cached_key(|n| {
             let ask = &asks[*n];
@@ -75,7 +75,7 @@ impl Core {
         });
         let mut turns = self.turns();
         for n in order {
-            self.restart_one(cx, candidates[n], (&plan, n), &meaning, &mut turns);
+            self.restart_one(cx, candidates[n], (&mut plan, n), &meaning, &mut turns);
         }
     }
 
@@ -107,7 +107,7 @@ impl Core {
         &mut self,
         cx: &mut Cx,
         candidate: &Candidate,
-        (plan, n): (&Plan<'_>, usize),
+        (plan, n): (&mut Plan<'_>, usize),
         meaning: &Meaning,
         turns: &mut Turns,
     ) {
@@ -120,24 +120,26 @@ impl Core {
             return self.waits_for_place(cx, id, format!("{A_PLACE}{}{round}", why.join("; ")));
         };
         if let Some(what) = self.held_up(cx, id, &meaning.order) {
-            self.vm(id).waits = Some(what);
+            self.waits_for(cx, id, what);
             return;
         }
         if let Some(what) = self.not_its_turn(host, candidate.claim.next_home(), turns) {
-            self.vm(id).waits = Some(what);
+            self.waits_for(cx, id, what);
             return cx.set(Timer::Place(id), cx.now + self.settings.timing.beat);
         }
         turns.take(host, candidate.claim.next_home());
-        self.order(cx, id, candidate.claim.clone(), proof, host);
+        let instead = plan.why_there(n);
+        let instead = instead.iter().map(|(host, why)| format!("not on {}: {why}", self.name_of(*host))).collect();
+        self.order(cx, id, candidate.claim.clone(), proof, host, instead);
     }
 
     /// It is looked at again with whatever changes: told when it begins, since every change of some host's memory changes the words.
     fn waits_for_place(&mut self, cx: &mut Cx, id: VmId, what: String) {
         let name = self.vm_name(id);
         cx.set_earlier(Timer::Place(id), cx.now + AGAIN);
-        let before = self.vm(id).waits.replace(what.clone());
-        if !before.is_some_and(|before| before.starts_with(A_PLACE)) {
-            cx.note(Note::warning("vm-waits", format!("{name} waits for {what}")).of(&name));
+        let verdict = self.waits_for(cx, id, what.clone());
+        if verdict.is_some() {
+            cx.note(Note::warning("vm-waits", format!("{name} waits for {what}")).of(&name).by(verdict));
         }
     }
 

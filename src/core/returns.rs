@@ -15,6 +15,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Core;
 use super::attempt::Stage;
 use super::cx::{Cx, Pending, Timer};
@@ -29,7 +31,7 @@ pub(super) const FENCE_LIMIT: Duration = Duration::from_secs(20);
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// A lease on one datastore that became valid.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Return {
     /// Then, as far as this agent knows: its beat was there before.
     since: Time,

@@ -10,6 +10,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Core;
 use super::cx::{Cx, Timer};
 use super::members::Verdict;
@@ -23,7 +25,7 @@ const WITHIN: Duration = Duration::from_secs(3600);
 const STABLE: Duration = Duration::from_secs(1800);
 
 /// How steady one host is.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Steady {
     /// When it came back, lately.
     returns: Vec<Time>,
@@ -36,7 +38,7 @@ pub struct Steady {
 }
 
 /// Too many hosts were lost at once.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Storm {
     until: Time,
     lost: usize,

@@ -12,6 +12,8 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Core;
 use super::attempt::Kind;
 use super::cx::{Cx, Pending};
@@ -30,7 +32,7 @@ const KEPT: Duration = Duration::from_secs(3600);
 const AGAIN: Duration = Duration::from_secs(2);
 
 /// A person's wish.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Stop {
     /// Of the claim that was the newest.
     tenure: Tenure,
@@ -125,7 +127,7 @@ impl Core {
             return self.waits(cx, id, format!("a host that reaches {store}, where its stop is written down"));
         };
         let order = RunOrder { claim: candidate.claim.clone(), proof, reason: ClaimReason::StoppedByPerson };
-        self.vm(id).waits = None;
+        self.waits_no_more(cx, id);
         if host == self.me.host {
             return self.put_down(cx, order, Vec::new());
         }

@@ -9,6 +9,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Core;
 use super::cx::{Cx, Pending, Timer};
 use super::health::{Health, Loss};
@@ -23,7 +25,7 @@ use crate::types::{
 };
 
 /// One datastore as this host reads it.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Store {
     reading: bool,
     again: bool,
@@ -46,7 +48,7 @@ pub struct Store {
     pub health: Health,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Seen {
     bytes: Digest,
     changed: Time,

@@ -20,6 +20,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Core;
 use super::cx::{Cx, Timer};
 use super::event::AskId;
@@ -41,7 +43,7 @@ const REACHED: Duration = Duration::from_secs(2);
 const STORAGE_LATEST: Duration = Duration::from_secs(600);
 
 /// Starts of one VM that failed.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Tries {
     /// When a round began to fail for the first time.
     first: Option<Time>,
@@ -56,7 +58,7 @@ pub struct Tries {
 }
 
 /// What is waited for beside a place.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 enum Rest {
     /// Nothing: a round is under way.
     #[default]
@@ -69,7 +71,7 @@ enum Rest {
     Failed,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Failed {
     at: Time,
     why: String,
@@ -77,7 +79,7 @@ struct Failed {
     boot: Option<BootId>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 enum Class {
     Host,
     /// What was free there, and who ran there.
@@ -229,7 +231,7 @@ impl Core {
         self.vm(id).tries = tries;
         let what = text?;
         if self.vm(id).waits.as_ref() != Some(&what) {
-            self.vm(id).waits = Some(what.clone());
+            self.waits_for(cx, id, what.clone());
             self.told_rest(cx, id, &name, &what);
         }
         Some(what)

@@ -168,11 +168,11 @@ impl Core {
     pub(super) fn runs_twice(&mut self, cx: &mut Cx, id: VmId, host: HostId) {
         let (name, owner) = (self.vm_name(id), self.name_of(host));
         let what = format!("it runs here, but its claim names {owner}");
-        self.vm(id).waits = Some(what.clone());
+        let verdict = self.waits_for(cx, id, what.clone());
         if self.vm(id).against.replace(host) != Some(host) {
             let text =
                 format!("{name}: {what}; nothing is stopped; see 'mainstay vm explain {name}' and stop the wrong copy");
-            cx.note(Note::alarm("runs-against-claim", text).of(&name));
+            cx.note(Note::alarm("runs-against-claim", text).of(&name).by(verdict));
         }
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! Claims only rise: whatever is learned of an older generation changes nothing.
 
+use serde::{Deserialize, Serialize};
+
 use super::Core;
 use super::access::Unreachable;
 use super::attempt::Attempt;
@@ -23,7 +25,7 @@ use crate::types::vm::OffReason;
 use crate::types::{Claim, Digest, Generation, Holder, HostId, Nonce, Proof, Tenure, Time, VmId, VmRecord, Wanted};
 
 /// One VM.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Vm {
     /// Its name, as last heard.
     pub name: String,
@@ -95,6 +97,8 @@ pub struct Vm {
     pub stopping: Vec<AskId>,
     /// What it waits for, for people.
     pub waits: Option<String>,
+    /// The wait that was the last verdict on it: an attempt that fails and is made again is one wait.
+    pub waited: Option<String>,
     /// libvirt may still start it here, although that was given up: until its rows may be forgotten.
     pub late: Option<Time>,
     /// It runs here against its claim, which names this host; people were told.

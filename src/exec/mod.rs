@@ -22,8 +22,10 @@ pub mod power;
 pub mod program;
 pub mod qemu;
 pub mod reading;
+pub mod recorder;
 pub mod remembered;
 #[cfg(test)]
 mod scratch;
 pub mod state;
 pub mod store;
+pub mod verdicts;

@@ -198,6 +198,7 @@ mod tests {
             kind: "test".into(),
             vm: vm.map(str::to_owned),
             text: format!("at {unix_ms}"),
+            verdict: None,
         }
     }
 

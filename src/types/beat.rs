@@ -54,6 +54,22 @@ pub struct Flags {
     pub distrusts: bool,
 }
 
+impl std::fmt::Display for Flags {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { isolated, leaving, maintenance, agent_dead, unpunctual, distrusts } = *self;
+        let names = [
+            (isolated, "isolated"),
+            (leaving, "leaving"),
+            (maintenance, "maintenance"),
+            (agent_dead, "agent dead"),
+            (unpunctual, "unpunctual"),
+            (distrusts, "distrusts a datastore"),
+        ];
+        let set: Vec<&str> = names.into_iter().filter(|(is, _)| *is).map(|(_, name)| name).collect();
+        f.write_str(&if set.is_empty() { "none".to_owned() } else { set.join(" and ") })
+    }
+}
+
 /// Name of a VM list: a list that does not match its beat says nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct ListName {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::failure::{Failure, Piece};
 use super::guests::{GuestWord, Inside};
 use super::settings::{ClusterSettings, OnDoubt, SettingsChange};
+use super::verdict::{VerdictAsk, VerdictView};
 use super::view::{ClusterView, NoteView, VmView, WhatIfView};
 use super::vm::{DomainState, HostCapacity};
 use super::{BootId, Claim, Generation, HostId, Owner, Proof, Tenure, Ticket, VmId, VmRecord, Wanted};
@@ -81,6 +82,8 @@ pub enum Request {
     Explain { vm: VmId },
     /// About what a guest asks for another VM.
     Guest(Box<GuestWord>),
+    /// Verdicts that the other host has given.
+    Verdicts(VerdictAsk),
 }
 
 /// What a VM takes of its host.
@@ -269,6 +272,8 @@ pub enum Reply {
     WhatIf(Box<WhatIfView>),
     /// Of `Explain`.
     Explain(Box<VmView>),
+    /// Of `Verdicts`, oldest first.
+    Verdicts(Vec<VerdictView>),
 }
 
 /// Why not.
@@ -350,6 +355,7 @@ impl Request {
             Self::WhatIf { .. } => "what if",
             Self::Explain { .. } => "explain",
             Self::Guest(_) => "guest",
+            Self::Verdicts(_) => "verdicts",
         }
     }
 }

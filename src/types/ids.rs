@@ -102,6 +102,10 @@ number!(
     /// Names a question so that its answer finds back.
     Ticket(u64)
 );
+number!(
+    /// A verdict of one host; rises, also over restarts of its agent.
+    VerdictId(u64)
+);
 
 /// How many hosts a cluster can have.
 pub const MAX_HOSTS: usize = 128;

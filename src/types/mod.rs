@@ -18,6 +18,7 @@ pub mod rules;
 pub mod settings;
 pub mod store;
 pub mod time;
+pub mod verdict;
 pub mod view;
 pub mod vm;
 

@@ -146,7 +146,7 @@ pub struct PowerSettings {
 }
 
 /// What a device is asked.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum PowerOrder {
     /// Switch the host off.
     Off,
@@ -169,7 +169,7 @@ impl PowerOrder {
 }
 
 /// What a device says.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum PowerAnswer {
     /// Of `Off` and `Monitor`: done.
     Done,

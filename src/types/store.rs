@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{Attestation, BeatBlock, Claim, Digest, Generation, HostId, Nonce, Roster, Time, VmId, VmList, VmRecord};
 
 /// One member's files as one complete read saw them.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct MemberRead {
     /// Whose.
     pub host: HostId,
@@ -20,7 +20,7 @@ pub struct MemberRead {
 }
 
 /// A complete read (R3): member block first, then beat and VM list of every member, all successful.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct CompleteRead {
     /// Before its first operation.
     pub began: Time,
@@ -37,7 +37,7 @@ pub struct CompleteRead {
 }
 
 /// Which claims to read.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum ClaimsOf {
     /// Of every VM on the datastore.
     All,
@@ -46,7 +46,7 @@ pub enum ClaimsOf {
 }
 
 /// The claim that a new one follows.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum After {
     /// It lies on the same datastore, with this nonce.
     Here(Generation, Nonce),
@@ -65,7 +65,7 @@ impl After {
 }
 
 /// An order to one datastore. Each runs on that datastore's own threads and has a deadline.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum StoreOrder {
     /// Make a complete read.
     ReadAll,
@@ -87,7 +87,7 @@ pub enum StoreOrder {
 }
 
 /// What became of it.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum StoreAnswer {
     /// Of `ReadAll`.
     Read(Box<CompleteRead>),

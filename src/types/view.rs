@@ -236,4 +236,7 @@ pub struct NoteView {
     pub vm: Option<String>,
     /// One line for people.
     pub text: String,
+    /// Id of the verdict that it tells; `mainstay verdict show` has the evidence.
+    #[serde(default)]
+    pub verdict: Option<String>,
 }

@@ -58,7 +58,7 @@ pub enum Underway {
 }
 
 /// One domain as listed.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct DomainInfo {
     /// libvirt's UUID.
     pub vm: VmId,
@@ -87,7 +87,7 @@ pub struct DomainInfo {
 }
 
 /// Something happened to a domain. Events are hints; the list is the truth.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum DomainChange {
     /// Defined or changed on disk.
     Defined,
@@ -118,7 +118,7 @@ pub enum DomainChange {
 }
 
 /// What was ordered of libvirt, and what became of it.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum DomainFailure {
     /// libvirtd does not answer or is down.
     NoDaemon(String),
@@ -156,7 +156,7 @@ pub struct HostCapacity {
 }
 
 /// An order to libvirt. Every one is carried out on a worker thread with a deadline.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum DomainOrder {
     /// List all domains.
     List,
@@ -190,7 +190,7 @@ pub enum DomainOrder {
 }
 
 /// What libvirt answered.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum DomainAnswer {
     /// Done.
     Done,

@@ -17,6 +17,7 @@ use mainstay::types::failure::{
     Class, Failure, FailureAsk, FailureFile, FailureKind, FailureList, Family, KeptFile, MemoryDump, MissingFile, Piece,
 };
 use mainstay::types::guests::Remedy;
+use mainstay::types::verdict::{VerdictAsk, VerdictView};
 use mainstay::types::view::{
     ClusterView, DatastoreView, FenceDeviceView, HostView, NoteView, VIEW_SCHEMA, VmView, WhatIfCpu, WhatIfView,
     WhatIfVm,
@@ -187,6 +188,13 @@ fn answer(ask: &Ask, view: &ClusterView) -> Option<AskReply> {
                     && host.as_ref().is_none_or(|host| note.host == *host)
             };
             AskReply::Notes(example_notes().into_iter().filter(fits).collect())
+        }
+        Ask::Verdicts(ask) => {
+            let mut found: Vec<VerdictView> = example_verdicts().into_iter().filter(|one| ask.is_for(one)).collect();
+            if let VerdictAsk::List { .. } = ask {
+                found.iter_mut().for_each(|verdict| verdict.evidence.clear());
+            }
+            AskReply::Verdicts(found)
         }
         Ask::Doctor => AskReply::Findings(findings()),
         Ask::Vm(command) => match name(command.vm()).as_str() {
@@ -413,11 +421,33 @@ pub fn example_notes() -> Vec<NoteView> {
         kind: kind.into(),
         vm: vm.map(str::to_owned),
         text: text.into(),
+        verdict: (kind == "host-dead").then(|| "a-28512345".to_owned()),
     };
     vec![
         note(120, "a", "warning", "host-suspected", None, "c is silent on the network for 3.0 s"),
         note(5_040, "a", "alarm", "host-dead", None, "c is dead: no network beat for 5.2 s, nothing new on nfs1"),
         note(5_900, "b", "info", "vm-started", Some("db"), "started here under generation 6; was c's, proof: lapsed"),
+    ]
+}
+
+/// On c, and on a VM of it.
+pub fn example_verdicts() -> Vec<VerdictView> {
+    let verdict = |n: u64, kind: &str, vm: Option<&str>, text: &str, evidence: &[&str]| VerdictView {
+        id: format!("a-{}", 28_512_345 + n),
+        unix_ms: 1_795_626_005_040 + n,
+        by: "a".into(),
+        kind: kind.into(),
+        host: Some(if vm.is_some() { "b" } else { "c" }.into()),
+        vm: vm.map(str::to_owned),
+        text: text.into(),
+        evidence: evidence.iter().map(|line| (*line).to_owned()).collect(),
+        recording: Some("/var/lib/mainstay/verdicts/a-28512345.verdict".into()),
+    };
+    let network = "network: its newest beat came 5.2 s ago, and it last heard this host 5.2 s ago";
+    let stale = "nfs1: stale: newest beat 5.0 s ago (counter 812, incarnation 4, flags none); read here 0.2 s ago";
+    vec![
+        verdict(0, "host-dead", None, "host c is dead: network beat 5.2 s ago", &[network, stale]),
+        verdict(1, "vm-placed", Some("db"), "db is to run on b: generation 5 is over", &["not on a: as good"]),
     ]
 }
 

@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::guard::Guard;
 use super::hypervisor::Domain;
+use super::recorded::Tape;
 use super::world::{Gate, H, Item, World};
 
 /// Memory of every host.
@@ -65,6 +66,8 @@ pub struct Agent {
     pub life: u64,
     /// The real one.
     pub core: Core,
+    /// Records it.
+    pub tape: Option<Tape>,
     /// When it is woken next.
     due: u64,
 }
@@ -332,9 +335,10 @@ impl World {
             ticket_seed: life << 32,
             underway: host.underway.clone(),
         };
+        let tape = self.tapes.as_ref().map(|tapes| tapes.tape(&host.name, life));
         let mut core = Core::new(me, host.settings.clone());
         let output = core.start(now);
-        self.hosts[h].agent = Some(Agent { life, core, due: u64::MAX });
+        self.hosts[h].agent = Some(Agent { life, core, tape, due: u64::MAX });
         self.hosts[h].told_kib = 0;
         self.carry_out(h, output);
         self.arm(h);
@@ -376,7 +380,10 @@ impl World {
         let shows = self.shows(h, &event);
         let Some(agent) = &mut self.hosts[h].agent else { return };
         let told = self.trace.then(|| format!("{event:?}"));
-        let output = agent.core.step(now, event);
+        let output = match &mut agent.tape {
+            Some(tape) => tape.step(&mut agent.core, now, event),
+            None => agent.core.step(now, event),
+        };
         if let Some(told) = told {
             self.trace_step(h, &told, &output);
         }
@@ -455,6 +462,7 @@ impl World {
                 let name = self.hosts[h].name.clone();
                 self.tell(&name, &note.text);
             }
+            Action::Verdict(given) => self.verdict_given(h, &given),
         }
     }
 

@@ -37,6 +37,7 @@ pub mod network;
 pub mod ownership;
 pub mod people;
 pub mod power;
+pub mod recorded;
 pub mod rollback;
 pub mod rules;
 pub mod runs;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use mainstay::core::event::Outcome;
-use mainstay::types::power::{FenceDevice, PowerAnswer, PowerOrder};
+use mainstay::types::power::{FenceDevice, PowerAnswer, PowerOrder, Secret};
 use mainstay::types::{DatastoreId, HostId, Ticket};
 
 use super::world::{Gate, H, World, nanos};
@@ -42,6 +42,9 @@ impl Switch {
     }
 }
 
+/// What each device is opened with: never written down.
+pub const SECRET: &str = "correct horse battery staple";
+
 /// A device of a setup.
 pub fn device(name: &str, host: HostId, level: u8) -> FenceDevice {
     FenceDevice {
@@ -50,7 +53,7 @@ pub fn device(name: &str, host: HostId, level: u8) -> FenceDevice {
         agent: "fence_sim".to_owned(),
         level,
         parameters: Default::default(),
-        secrets: Default::default(),
+        secrets: [("password".to_owned(), Secret(SECRET.to_owned()))].into(),
         fence_at: None,
         distrusted: None,
     }

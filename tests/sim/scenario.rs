@@ -21,10 +21,12 @@ use std::fmt;
 use std::path::Path as FilePath;
 use std::time::Duration;
 
+use mainstay::exec::recorder::Recording;
 use mainstay::types::StorageFence;
 use mainstay::types::power::FenceAt;
 use mainstay::types::settings::{ForeignMigration, LateWrites, OnDoubt, Timing};
 
+use super::recorded::Tapes;
 use super::world::{Gate, SETTLING, Setup, World, nanos};
 
 /// A story to run.
@@ -42,6 +44,10 @@ pub struct Scenario {
     pub early: bool,
     /// Every step of every agent is told.
     pub trace: bool,
+    /// Verdicts are told, with their evidence.
+    pub verdicts: bool,
+    /// Agents are recorded, and read again from what was written down.
+    pub recorded: bool,
 }
 
 impl Scenario {
@@ -54,6 +60,8 @@ impl Scenario {
             settles: false,
             early: false,
             trace: std::env::var_os("TRACE").is_some(),
+            verdicts: false,
+            recorded: false,
         }
     }
 
@@ -123,6 +131,7 @@ impl Scenario {
             ["settles"] => self.settles = true,
             ["from", "the", "beginning"] => self.early = true,
             ["trace"] => self.trace = true,
+            ["tell", "verdicts"] => self.verdicts = true,
             ["at", at, ..] => {
                 let what = sentence.splitn(3, ' ').nth(2).expect("something happens then");
                 self.acts.push((span(at), what.to_owned()));
@@ -133,8 +142,10 @@ impl Scenario {
 
     /// Lets it happen, up to its end or to the first violation.
     pub fn play(&self) -> World {
-        let mut world = settled(&self.setup);
+        let mut world =
+            if self.recorded { settled_with(&self.setup, Some(Tapes::default())) } else { settled(&self.setup) };
         world.trace = self.trace;
+        world.verdicts = self.verdicts;
         if !self.early {
             world.told = world.story.len();
         }
@@ -167,10 +178,22 @@ impl Scenario {
 
     /// Runs it; gives the story and what is true at the end.
     pub fn run(self) -> String {
-        let world = self.play();
+        self.told(&self.play())
+    }
+
+    /// Runs it with recorded agents; gives the recordings, too.
+    pub fn run_recorded(mut self) -> (String, Vec<Recording>) {
+        self.recorded = true;
+        let mut world = self.play();
+        world.end_tapes();
+        let recordings = world.tapes.as_ref().map(|tapes| std::mem::take(&mut *tapes.recordings.lock().unwrap()));
+        (self.told(&world), recordings.unwrap_or_default())
+    }
+
+    fn told(&self, world: &World) -> String {
         let mut lines: Vec<String> = world.story[world.told..].to_vec();
         lines.extend(world.facts().into_iter().map(|fact| format!("= {fact}")));
-        lines.extend(self.verdict(&world).map(|verdict| format!("VIOLATED: {verdict}")));
+        lines.extend(self.verdict(world).map(|verdict| format!("VIOLATED: {verdict}")));
         let mut text = lines.join("\n");
         text.push('\n');
         text
@@ -228,7 +251,12 @@ fn words(span: Duration) -> String {
 
 /// A world whose cluster stands and whose VMs run where they should.
 pub fn settled(setup: &Setup) -> World {
+    settled_with(setup, None)
+}
+
+fn settled_with(setup: &Setup, tapes: Option<Tapes>) -> World {
     let mut world = World::new(setup);
+    world.tapes = tapes;
     for h in 0..world.hosts.len() {
         let at = 100_000_000 * h as u64;
         world.at(Gate::World, at, move |world| world.boot(h));

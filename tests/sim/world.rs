@@ -201,6 +201,10 @@ pub struct World {
     pub told: usize,
     /// Every step of every agent is told.
     pub trace: bool,
+    /// Verdicts are told, with their evidence.
+    pub verdicts: bool,
+    /// Agents are recorded.
+    pub tapes: Option<super::recorded::Tapes>,
     /// Saved memory on shared storage, by file.
     pub files: BTreeMap<String, super::images::Image>,
     /// How often the definition of each VM was changed, anywhere.
@@ -298,6 +302,8 @@ impl World {
             weather: Weather::default(),
             told: 0,
             trace: false,
+            verdicts: false,
+            tapes: None,
             files: BTreeMap::new(),
             edits: BTreeMap::new(),
             policies: BTreeMap::new(),

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::verdict::VerdictCommand;
+
 /// High availability for virtual machines on plain libvirt/KVM hosts.
 ///
 /// Asks the agent (mainstayd) of this host; any host of the cluster answers for all.
@@ -57,6 +59,9 @@ pub enum Command {
     },
     /// What happened, with reasons.
     Events(EventsArguments),
+    /// What was decided of hosts and VMs, with the evidence.
+    #[command(subcommand)]
+    Verdict(VerdictCommand),
     /// Check everything that can be wrong on this host and say how to mend it.
     ///
     /// Exit code 1 when there are errors; warnings alone are 0. Works without an agent, too.

@@ -100,8 +100,8 @@ impl Shown {
     }
 }
 
-/// Notes carry names; a UUID is looked up. A name is taken as it is: its VM may be gone.
-async fn vm_name(vm: Option<String>, what: &str) -> Result<Option<String>, Trouble> {
+/// Notes and verdicts carry names; a UUID is looked up. A name is taken as it is: its VM may be gone.
+pub async fn vm_name(vm: Option<String>, what: &str) -> Result<Option<String>, Trouble> {
     let Some(wanted) = vm else { return Ok(None) };
     if wanted.parse::<crate::types::VmId>().is_err() {
         return Ok(Some(wanted));
@@ -118,7 +118,8 @@ fn show(out: &mut Out, note: &NoteView) -> std::io::Result<()> {
     };
     let first = format!("{}  {}  ", when(note.unix_ms), note.host);
     let vm = note.vm.as_deref().map(|vm| format!("{vm}: ")).unwrap_or_default();
-    let text = out.wrapped(&first, &format!("{vm}{}", note.text));
+    let verdict = note.verdict.as_deref().map(|id| format!(" [{id}]")).unwrap_or_default();
+    let text = out.wrapped(&first, &format!("{vm}{}{verdict}", note.text));
     let (head, tail) = text.split_at(first.len());
     out.line(&format!("{head}{}", out.paint(tail, tone)))
 }

@@ -12,6 +12,7 @@ use super::Bus;
 use crate::exec::doctor::Finding;
 use crate::types::failure::{Failure, FailureFile, FailureList};
 use crate::types::settings::{OnDoubt, SettingsChange};
+use crate::types::verdict::VerdictView;
 use crate::types::view::{ClusterView, NoteView, VmView, WhatIfView};
 
 /// Connecting and questions that the agent answers from memory.
@@ -51,6 +52,8 @@ pub enum AgentError {
 trait Agent1 {
     async fn view(&self) -> zbus::Result<String>;
     async fn notes(&self, since_unix_ms: u64, vm: &str, host: &str) -> zbus::Result<String>;
+    async fn verdicts(&self, vm: &str, host: &str) -> zbus::Result<String>;
+    async fn verdict(&self, id: &str) -> zbus::Result<String>;
     async fn doctor(&self) -> zbus::Result<String>;
     async fn explain(&self, vm: &str) -> zbus::Result<String>;
     async fn what_if(&self, hosts: &[&str]) -> zbus::Result<String>;
@@ -74,7 +77,16 @@ trait Agent1 {
     #[zbus(property(emits_changed_signal = "const"))]
     fn version(&self) -> zbus::Result<String>;
     #[zbus(signal)]
-    fn note(&self, kind: &str, level: &str, host: &str, vm: &str, text: &str, unix_ms: u64) -> zbus::Result<()>;
+    fn note(
+        &self,
+        kind: &str,
+        level: &str,
+        host: &str,
+        vm: &str,
+        text: &str,
+        unix_ms: u64,
+        verdict: &str,
+    ) -> zbus::Result<()>;
 }
 
 /// The local agent.
@@ -115,6 +127,22 @@ impl Agent {
     pub async fn notes(&self, since: u64, vm: Option<&str>, host: Option<&str>) -> Result<Vec<NoteView>, AgentError> {
         let notes = self.proxy.notes(since, vm.unwrap_or(""), host.unwrap_or(""));
         parse(&within(QUESTION_TIME, notes).await?)
+    }
+    /// The newest verdicts about a VM and a host by name, or about all, without evidence; oldest first.
+    ///
+    /// # Errors
+    /// As [`AgentError`] says.
+    pub async fn verdicts(&self, vm: Option<&str>, host: Option<&str>) -> Result<Vec<VerdictView>, AgentError> {
+        let verdicts = self.proxy.verdicts(vm.unwrap_or(""), host.unwrap_or(""));
+        parse(&within(QUESTION_TIME, verdicts).await?)
+    }
+    /// The verdict of this id with its evidence.
+    ///
+    /// # Errors
+    /// As [`AgentError`] says.
+    pub async fn verdict(&self, id: &str) -> Result<Option<VerdictView>, AgentError> {
+        let found: Vec<VerdictView> = parse(&within(QUESTION_TIME, self.proxy.verdict(id)).await?)?;
+        Ok(found.into_iter().next())
     }
     /// All checks.
     ///
@@ -299,6 +327,7 @@ fn noted(note: &NoteArgs<'_>) -> NoteView {
         kind: note.kind.to_owned(),
         vm: Some(note.vm.to_owned()).filter(|vm| !vm.is_empty()),
         text: note.text.to_owned(),
+        verdict: Some(note.verdict.to_owned()).filter(|verdict| !verdict.is_empty()),
     }
 }
 

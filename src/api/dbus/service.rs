@@ -9,6 +9,8 @@
 //!
 //! A call that ran out of time may still take effect; its error says so.
 
+#![allow(clippy::too_many_arguments)] // Those of the signal are written out flat by zbus.
+
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
@@ -18,6 +20,7 @@ use super::{Ask, AskMessage, AskReply, resolve};
 use crate::types::control::VmCommand;
 use crate::types::failure::{FailureAsk, FailureFile};
 use crate::types::settings::OnDoubt;
+use crate::types::verdict::VerdictAsk;
 use crate::types::view::ClusterView;
 use crate::types::{HostId, VmId};
 
@@ -64,6 +67,23 @@ impl Agent1 {
     async fn notes(&self, since_unix_ms: u64, vm: String, host: String) -> Result<String, Failure> {
         match self.ask(Ask::Notes { since_unix_ms, vm: some(vm), host: some(host) }, ASK_TIME).await? {
             AskReply::Notes(notes) => json(&notes),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// The newest verdicts about a VM and a host or (empty) about all, without evidence: JSON array.
+    async fn verdicts(&self, vm: String, host: String) -> Result<String, Failure> {
+        let ask = VerdictAsk::List { vm: some(vm), host: some(host) };
+        match self.ask(Ask::Verdicts(ask), ASK_TIME).await? {
+            AskReply::Verdicts(verdicts) => json(&verdicts),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// The verdict of this id with its evidence: JSON array of it, empty if no host that answers keeps it.
+    async fn verdict(&self, id: String) -> Result<String, Failure> {
+        match self.ask(Ask::Verdicts(VerdictAsk::One { id }), ASK_TIME).await? {
+            AskReply::Verdicts(verdicts) => json(&verdicts),
             other => Err(unexpected(other)),
         }
     }
@@ -187,7 +207,7 @@ impl Agent1 {
         env!("CARGO_PKG_VERSION").to_owned()
     }
 
-    /// Something happened; `vm` is empty when no VM is concerned.
+    /// Something happened; `vm` is empty when no VM is concerned, `verdict` when it tells none.
     #[zbus(signal)]
     pub(super) async fn note(
         emitter: &SignalEmitter<'_>,
@@ -197,6 +217,7 @@ impl Agent1 {
         vm: &str,
         text: &str,
         unix_ms: u64,
+        verdict: &str,
     ) -> zbus::Result<()>;
 }
 
@@ -271,6 +292,7 @@ fn unexpected(reply: AskReply) -> Failure {
         AskReply::Denied(denial) => denial.to_string(),
         AskReply::View(_)
         | AskReply::Notes(_)
+        | AskReply::Verdicts(_)
         | AskReply::Findings(_)
         | AskReply::Done(_)
         | AskReply::Failed(_)

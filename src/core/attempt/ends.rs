@@ -22,6 +22,7 @@ impl Core {
             self.end_underway(cx, id);
         }
         let name = self.vm_name(id);
+        self.waits_no_more(cx, id);
         let vm = self.vm(id);
         if let Kind::Run { reason: ClaimReason::Crashed, .. } = attempt.kind {
             vm.restarts.push(cx.now);
@@ -29,7 +30,6 @@ impl Core {
         if let Kind::Run { .. } = attempt.kind {
             vm.tries = Default::default();
         }
-        vm.waits = None;
         if !(attempt.may_wait() || attempt.kind == Kind::Settle && attempt.crosses()) {
             vm.ended = None; // Else it ran all the time, and may have ended meanwhile.
         }
@@ -131,8 +131,8 @@ impl Core {
         if attempt.may_wait() {
             return self.change_failed(cx, id, &attempt.kind, &denial.to_string());
         }
+        self.waits_for(cx, id, denial.to_string());
         let vm = self.vm(id);
-        vm.waits = Some(denial.to_string());
         vm.pause = cx.now + RETRY;
         let beaten = matches!(denial, Denial::OwnedBy { .. } | Denial::Superseded { .. });
         if let (Kind::Run { .. }, false) = (&attempt.kind, beaten) {
@@ -184,9 +184,8 @@ impl Core {
         }
         if attempt.has_copy() {
             // The copy is alive and stopped by the guard: the next try claims the next generation.
-            let vm = self.vm(id);
-            vm.waits = Some(denial.to_string());
-            vm.incoming = None;
+            self.waits_for(cx, id, denial.to_string());
+            self.vm(id).incoming = None;
             cx.set(Timer::Judge(id), cx.now + RETRY);
             self.check = true;
             return;

@@ -26,7 +26,8 @@ impl Core {
             cx.guard(order, Pending::Nothing);
         }
         if new {
-            cx.note(Note::warning("vm-waits", format!("{name} waits for {what}")).of(&name));
+            let verdict = self.wait_given(cx, id, &what);
+            cx.note(Note::warning("vm-waits", format!("{name} waits for {what}")).of(&name).by(verdict));
             self.tell = true;
         }
         cx.set(Timer::Attempt(id), cx.now + pause);

@@ -8,6 +8,8 @@
 //!
 //! What was said to be over stays so: a row that was abandoned is never used again, the source makes a claim between.
 
+use serde::{Deserialize, Serialize};
+
 use super::*;
 use crate::core::event::Outcome;
 use crate::types::Ticket;
@@ -19,7 +21,7 @@ const APPEARS: Duration = Duration::from_secs(20);
 const HOOK_LIMIT: Duration = Duration::from_millis(2500);
 
 /// The question under way.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Receiving {
     ask: AskId,
     stage: Stage,
@@ -28,7 +30,7 @@ pub struct Receiving {
     tenure: Option<Tenure>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 enum Stage {
     Reading,
     Expecting,

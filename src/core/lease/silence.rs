@@ -16,13 +16,15 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::core::timing;
 use crate::mutants::{Mutant, planted};
 use crate::types::store::CompleteRead;
 use crate::types::{Attestation, Counter, Digest, HostId, Incarnation, Time};
 
 /// What one complete read shows of one member.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Seen {
     /// Before the read's first operation.
     pub began: Time,
@@ -67,7 +69,7 @@ impl Seen {
 }
 
 /// A stretch in which nothing of the host changed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Window {
     /// r: when the read that opened it had ended.
     from: Time,
@@ -82,7 +84,7 @@ struct Window {
 }
 
 /// The reader's own beats on the datastore, persisted one after the other without a gap.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Witness {
     /// The chain reaches back to here: when its first beat was known to be persisted.
     since: Time,
@@ -91,7 +93,7 @@ struct Witness {
 }
 
 /// The taker's window for one host on one datastore.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Silence {
     /// The reader's own L.
     lease: Duration,

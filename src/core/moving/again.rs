@@ -4,11 +4,13 @@
 //! Why so soon: while the target waits for "handed" nobody runs the VM, and a word that was lost in a short cut is not
 //! answered for as long as an answer may take.
 
+use serde::{Deserialize, Serialize};
+
 use super::*;
 
 /// A target that was not reached when its copy was to be thrown away. At most one per move that failed within
 /// `MOVE_LIMIT`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Unheard {
     to: HostId,
     tenure: Tenure,

@@ -47,7 +47,7 @@ pub fn storage_of_the_master(ground: &mut Ground) -> Result<()> {
     ground.figure(format!("the stop of {stopped} written down {}", seconds(Moment::now().since(killed))));
     ground.demand_started(&guests[..guests.len() - 1], killed, &owner, STARTED)?;
     ground.wait_view_of(&other, &format!("{stopped} to be wanted stopped"), PATIENCE, |view| {
-        view.vm(&stopped).is_some_and(|vm| vm.wanted.as_deref() == Some("stopped") && vm.host.is_none())
+        view.vm(&stopped).is_some_and(|vm| vm.wanted.as_deref() == Some("stopped") && vm.state == "off")
     })?;
     ground.judges()?.mark("heal");
     ground.lab().storage()?.fault(&master.name(), Fault::None)
