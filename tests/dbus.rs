@@ -9,7 +9,7 @@ use bus::{FakeAgent, PATIENCE, PrivateBus, example, example_failures, example_fi
 use mainstay::api::dbus::client::{Agent, AgentError, Followed};
 use mainstay::api::dbus::{Ask, AskMessage, Bus, ServeError, serve};
 use mainstay::types::StorageFence;
-use mainstay::types::control::VmCommand;
+use mainstay::types::control::{Mover, VmCommand};
 use mainstay::types::failure::FailureFile;
 use mainstay::types::settings::{OnDoubt, SettingsChange, Timing};
 use tokio::sync::{broadcast, mpsc};
@@ -79,8 +79,8 @@ fn wishes_reach_the_agent_as_said() {
         Ask::Vm(VmCommand::SetOnDoubt { vm: web, on_doubt: Some(OnDoubt::RunUntilStop) }),
         Ask::Vm(VmCommand::SetOnDoubt { vm: web, on_doubt: None }),
         Ask::EnableGuest { vm: web },
-        Ask::Vm(VmCommand::Move { vm: web, to: None }),
-        Ask::Vm(VmCommand::Move { vm: web, to: Some(b) }),
+        Ask::Vm(VmCommand::Move { vm: web, to: None, by: Mover::Person }),
+        Ask::Vm(VmCommand::Move { vm: web, to: Some(b), by: Mover::Person }),
         Ask::Change(Box::new(changes[0].clone())),
         Ask::Change(Box::new(changes[1].clone())),
     ];

@@ -23,7 +23,7 @@ use crate::exec::evidence::{Afterwards, Outcome};
 use crate::exec::libvirt::{self, Stands, xml};
 use crate::exec::remembered::Memory;
 use crate::exec::{clock, guest_hook, qemu};
-use crate::types::control::{Denial, Reply, VmCommand};
+use crate::types::control::{Denial, Mover, Reply, VmCommand};
 use crate::types::failure::Class;
 use crate::types::guests::{GuestWord, Remedy};
 use crate::types::vm::{DomainAnswer, DomainChange, DomainOrder, DomainState};
@@ -370,7 +370,7 @@ impl GuestSide {
                     let _ = outcome.send(Afterwards::Dump(ask)); // Dropped it answers by itself.
                 }
             }
-            Step::Move => executors.ask_core(ticket, VmCommand::Move { vm, to: None }),
+            Step::Move => executors.ask_core(ticket, VmCommand::Move { vm, to: None, by: Mover::Person }),
         }
     }
 }

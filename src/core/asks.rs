@@ -43,6 +43,7 @@ impl Core {
             (Request::Incoming(order), Some(from)) => self.incoming(cx, ask, from, *order),
             (Request::Handed { tenure }, Some(from)) => self.handed(cx, ask, from, tenure),
             (Request::Dropped { tenure }, Some(from)) => self.dropped(cx, ask, from, tenure),
+            (Request::Yield { vm, whom }, Some(_)) => self.yield_asked(cx, ask, vm, &whom),
             (Request::PoweredOff { host, boot }, Some(_)) => self.told_off(cx, ask, host, boot),
             (Request::Twins { vm, disks, takes }, Some(from)) => {
                 self.asked_for_twins(cx, ask, (from, vm), &disks, takes)
@@ -67,6 +68,7 @@ impl Core {
                 | Request::Handed { .. }
                 | Request::Dropped { .. }
                 | Request::PoweredOff { .. }
+                | Request::Yield { .. }
                 | Request::Twins { .. }
                 | Request::Handover(_)
                 | Request::Spent { .. },
@@ -190,7 +192,7 @@ impl Core {
     fn command_here(&mut self, cx: &mut Cx, ask: AskId, from: Option<HostId>, command: VmCommand) {
         match command {
             VmCommand::SetOnDoubt { vm, on_doubt } => self.set_on_doubt(cx, ask, from, vm, on_doubt),
-            VmCommand::Move { vm, to } => self.begin_move(cx, vec![ask], vm, to),
+            VmCommand::Move { vm, to, by } => self.begin_move(cx, vec![ask], vm, to, by),
             VmCommand::Stop { vm, force } => self.stop(cx, ask, vm, force),
             VmCommand::Start { vm } => self.start_here(cx, ask, vm),
             VmCommand::Retry { vm } => self.retry(cx, ask, from, vm),

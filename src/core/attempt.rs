@@ -38,7 +38,7 @@ use super::cx::{Cx, Pending, Timer};
 use super::event::{AskId, Outcome};
 use super::note::Note;
 use super::proofs::LateWrite;
-use crate::types::control::{Denial, Reply};
+use crate::types::control::{Denial, Mover, Reply};
 use crate::types::guard::{GuardOrder, Purpose, Refusal};
 use crate::types::store::{After, ClaimsOf, StoreAnswer, StoreOrder};
 use crate::types::vm::{DomainAnswer, DomainFailure, DomainOrder, DomainState, Underway};

@@ -47,6 +47,7 @@ impl Core {
         self.look_at_libvirt(cx);
         self.look_at_datastores(cx);
         self.look_for_access(cx);
+        self.follow_wellness(cx.now);
         self.follow_trust_everywhere(cx);
         self.check = true; // Catches what no event told.
         self.look = true;

@@ -74,6 +74,8 @@ pub enum Pending {
     Sized(VmId),
     /// Whether the disks of this VM can be read.
     Access(VmId),
+    /// A host shall end this VM, to make room.
+    Yields(VmId),
     /// Isolation addresses.
     Network,
     /// An order to move this VM away.

@@ -32,6 +32,7 @@ impl Core {
             }
             Some(Underway::Start) if self.vm(id).late.is_some() => {} // It may still come up, paused.
             Some(Underway::End) => return self.release(cx, id, claim, Wanted::Running, ClaimReason::Isolated),
+            Some(Underway::Yield) => return self.release(cx, id, claim, Wanted::Running, ClaimReason::MadeRoom),
             Some(_) => self.set_underway(cx, id, None),
             None => {}
         }

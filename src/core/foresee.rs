@@ -118,6 +118,7 @@ impl Core {
         let foreseen = self.without(&BTreeSet::from([host]), now);
         let meaning = self.meaning();
         let mut lines = vec![format!("priority {}", meaning.priority(id).name())];
+        lines.extend(self.belonging_text(id, &meaning, now));
         for one in meaning.order.waits_for(id) {
             let (after, until) = (self.vm_name(one.after), super::depends::until(one.ready));
             lines.push(format!("it starts after {after}: {until}, at most {} s", one.within.as_secs()));

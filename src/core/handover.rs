@@ -329,7 +329,8 @@ impl Core {
     /// switch learns of it here.
     pub(super) fn is_leaving(&mut self, cx: &mut Cx, row: &RowView, claim: &Claim) -> bool {
         let id = row.tenure.vm;
-        let next = row.tenure.generation.next() == claim.tenure.generation && claim.reason == ClaimReason::Migrated;
+        let came = matches!(claim.reason, ClaimReason::Migrated | ClaimReason::Planned);
+        let next = row.tenure.generation.next() == claim.tenure.generation && came;
         let known = self.vm(id).known;
         if row.state != VmState::Running || !next {
             return false;

@@ -37,12 +37,12 @@ pub struct Isolation {
     isolated: bool,
 }
 
-/// A VM was told to end because of it.
+/// A VM was told to end, because of it or to make room.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Responded {
     /// When, for the first time.
-    since: Time,
-    destroyed: bool,
+    pub(super) since: Time,
+    pub(super) destroyed: bool,
 }
 
 /// A guest that was told to shut down, and does not for so long, was not impressed: if it ends later that is somebody else's wish.

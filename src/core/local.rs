@@ -406,6 +406,7 @@ impl Core {
         match underway {
             Underway::Pause => return self.lift_pause(cx, id, row.home, state),
             Underway::End => return self.does_not_end(cx, id),
+            Underway::Yield => return self.still_yields(cx, id),
             Underway::Start | Underway::Move { .. } => {}
         }
         match state {

@@ -9,7 +9,7 @@
 //! The document outlives power cycles and masters. A host that dies in maintenance is judged as ever: what still ran there is
 //! restarted elsewhere, and what was moved away is not touched.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,7 @@ use super::cx::{Cx, Pending, Timer};
 use super::note::Note;
 use super::placement::search::plan;
 use super::placement::{Bars, WhyNot};
-use crate::types::control::{Denial, Reply, Request, VmCommand};
+use crate::types::control::{Denial, Mover, Reply, Request, VmCommand};
 use crate::types::settings::{ClusterSettings, HostChange, Maintenance, SettingsChange};
 use crate::types::view::MaintenanceView;
 use crate::types::vm::DomainState;
@@ -34,6 +34,7 @@ const MOVE_TIME: Duration = Duration::from_secs(660);
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Evacuation {
     from: HostId,
+    to: HostId,
     ticket: Ticket,
 }
 
@@ -87,19 +88,21 @@ impl Core {
 
     /// Who runs on a host, as far as it says so, and is protected.
     pub(super) fn running_on(&self, host: HostId) -> Vec<VmId> {
-        let runs = |id: VmId| {
-            let state = if host == self.me.host {
-                self.libvirt.domains.get(&id).map(|domain| domain.state)
-            } else {
-                self.report_of(host, id).and_then(|report| report.domain)
-            };
-            matches!(state, Some(DomainState::Running | DomainState::Paused { .. }))
-        };
+        let runs =
+            |id: VmId| matches!(self.state_on(host, id), Some(DomainState::Running | DomainState::Paused { .. }));
         let here = |vm: &super::vms::Vm| {
             let claim = vm.claim.as_ref().filter(|claim| claim.wanted == Wanted::Running);
             claim.and_then(crate::types::Claim::owner).is_some_and(|owner| owner.host == host)
         };
         self.vms.iter().filter(|(id, vm)| here(vm) && runs(**id)).map(|(id, _)| *id).collect()
+    }
+
+    /// What libvirt on a host says of it, as far as that is known here.
+    pub(super) fn state_on(&self, host: HostId, id: VmId) -> Option<DomainState> {
+        if host == self.me.host {
+            return self.libvirt.domains.get(&id).map(|domain| domain.state);
+        }
+        self.report_of(host, id).and_then(|report| report.domain)
     }
 
     /// For people; the master knows who stays.
@@ -127,6 +130,22 @@ impl Core {
             }
             if ends { self.bring_back(cx, host, &vms) } else { self.move_away(cx, host) }
         }
+        if self.disarmed().is_none() {
+            self.fail_back(cx);
+        }
+    }
+
+    /// Planned moves that each host takes part in, as far as this master has ordered them.
+    pub(super) fn moves_under_way(&self, now: Time) -> BTreeMap<HostId, u32> {
+        let mut all: BTreeMap<HostId, u32> = BTreeMap::new();
+        for vm in self.vms.values() {
+            let ordered = vm.evacuation.filter(|one| self.is_heard(one.from, now)).map(|one| [one.from, one.to]);
+            let own = || vm.moving.as_ref().map(|moving| [self.me.host, moving.to]);
+            for host in ordered.or_else(own).into_iter().flatten() {
+                *all.entry(host).or_default() += 1;
+            }
+        }
+        all
     }
 
     fn move_away(&mut self, cx: &mut Cx, host: HostId) {
@@ -187,12 +206,12 @@ impl Core {
     }
 
     /// It is being moved, as far as its host is there.
-    fn is_under_way(&self, id: VmId, now: Time) -> bool {
+    pub(super) fn is_under_way(&self, id: VmId, now: Time) -> bool {
         let Some(vm) = self.vms.get(&id) else { return false };
         vm.moving.is_some() || vm.evacuation.is_some_and(|evacuation| self.is_heard(evacuation.from, now))
     }
 
-    fn may_be_moved(&mut self, cx: &mut Cx, id: VmId, from: HostId) -> bool {
+    pub(super) fn may_be_moved(&mut self, cx: &mut Cx, id: VmId, from: HostId) -> bool {
         let heard = self.is_heard(from, cx.now);
         let Some(vm) = self.vms.get_mut(&id) else { return false };
         if vm.evacuation.is_some_and(|evacuation| evacuation.from != from) || !heard {
@@ -212,13 +231,13 @@ impl Core {
         all.iter().filter(waits).count()
     }
 
-    fn move_there(&mut self, cx: &mut Cx, id: VmId, from: HostId, to: HostId) {
+    pub(super) fn move_there(&mut self, cx: &mut Cx, id: VmId, from: HostId, to: HostId) {
         if from == self.me.host {
-            return self.begin_move(cx, Vec::new(), id, Some(to));
+            return self.begin_move(cx, Vec::new(), id, Some(to), Mover::Cluster);
         }
-        let request = Request::Vm(VmCommand::Move { vm: id, to: Some(to) });
+        let request = Request::Vm(VmCommand::Move { vm: id, to: Some(to), by: Mover::Cluster });
         let ticket = cx.send(from, request, MOVE_TIME, Pending::Evacuated(id));
-        self.vm(id).evacuation = Some(Evacuation { from, ticket });
+        self.vm(id).evacuation = Some(Evacuation { from, to, ticket });
     }
 
     pub(super) fn evacuated(&mut self, cx: &mut Cx, id: VmId, ticket: Ticket, reply: Result<Reply, String>) {

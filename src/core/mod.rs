@@ -8,6 +8,7 @@
 //!              │   definitions ── ends   │            what changed, what is stale, why one ended
 //!              │   homes                 │            claims follow disks to another datastore
 //!              │   failover ── placement │            the master: whom to restart, where; power
+//!              │   room, failback        │            who makes room for whom; who is brought back
 //!              │   tries ── access       │            starts that failed, and when they are tried again
 //!              └── moving, hooks, asks ──┘            migrations, libvirt's hook, people and other agents
 //! ```
@@ -32,6 +33,7 @@ mod doubt;
 mod election;
 mod ends;
 pub mod event;
+mod failback;
 mod failover;
 mod foresee;
 pub mod guests;
@@ -54,6 +56,7 @@ mod power;
 mod proofs;
 mod restarts;
 mod returns;
+mod room;
 mod steady;
 mod step;
 mod stops;
@@ -65,6 +68,7 @@ mod twins;
 pub mod verdicts;
 mod views;
 mod vms;
+mod yielding;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -182,6 +186,10 @@ pub struct Core {
     hook_seen: Option<Time>,
     /// Too many hosts were lost at once: nothing is done about them until then.
     storm: Option<steady::Storm>,
+    /// Since when each host is well, as this host sees it; see `failback`.
+    well: BTreeMap<HostId, Time>,
+    /// As master: VMs that make room for another.
+    room: Option<room::Round>,
     /// As master: what the last start took that was ordered, from the order to the answer.
     start_took: Option<Duration>,
 }
@@ -234,6 +242,8 @@ impl Core {
             unix_ms: 0,
             meaning: Default::default(),
             start_took: None,
+            room: None,
+            well: BTreeMap::new(),
             me,
             settings,
         };

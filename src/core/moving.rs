@@ -26,7 +26,7 @@ use super::event::{AskId, Outcome};
 use super::note::Note;
 use super::placement::{Need, Placed};
 use crate::mutants::{Mutant, planted};
-use crate::types::control::{Denial, IncomingOrder, Reply, Request};
+use crate::types::control::{Denial, IncomingOrder, Mover, Reply, Request};
 use crate::types::guard::{GuardOrder, Refusal};
 use crate::types::vm::{DomainAnswer, DomainChange, DomainOrder, DomainState, OffReason, Underway};
 use crate::types::{
@@ -67,6 +67,8 @@ pub struct Incoming {
     pub tenure: Tenure,
     /// What comes.
     pub record: VmRecord,
+    /// Who wants that.
+    pub by: Mover,
     claim: Claim,
 }
 
@@ -81,10 +83,10 @@ impl Core {
     // ---- source -------------------------------------------------------------------------------------------------
 
     /// This VM, which runs here, is wanted elsewhere: by people who wait, or by this host itself.
-    pub(super) fn begin_move(&mut self, cx: &mut Cx, asks: Vec<AskId>, id: VmId, to: Option<HostId>) {
+    pub(super) fn begin_move(&mut self, cx: &mut Cx, asks: Vec<AskId>, id: VmId, to: Option<HostId>, by: Mover) {
         match self.move_target(cx.now, id, to) {
             Ok((to, claim, record)) => {
-                let order = IncomingOrder { claim: claim.clone(), record };
+                let order = IncomingOrder { claim: claim.clone(), record, by };
                 let ticket = cx.send(to, Request::Incoming(Box::new(order)), ANSWER, Pending::Move(id));
                 self.vm(id).moving =
                     Some(Moving { to, tenure: claim.tenure, stage: MoveStage::Asking, ticket, asks, since: cx.now });
@@ -374,7 +376,7 @@ impl Core {
         }
         let name = order.claim.name.clone();
         let home = order.claim.home;
-        self.vm(id).incoming = Some(Incoming { from, tenure, record: order.record, claim: order.claim });
+        self.vm(id).incoming = Some(Incoming { from, tenure, record: order.record, by: order.by, claim: order.claim });
         cx.set(Timer::Incoming(id), cx.now + MOVE_LIMIT + ANSWER);
         let deadline = cx.now + MOVE_LIMIT + ANSWER;
         cx.guard(GuardOrder::Incoming { tenure, name, home, deadline }, Pending::Incoming(id, ask));

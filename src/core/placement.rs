@@ -66,6 +66,10 @@ pub enum WhyNot {
     NotApart { from: Vec<VmId> },
     /// It failed there just now.
     Failed(String),
+    /// None of the hosts that it belongs to.
+    Strange,
+    /// One of them, but not well for long enough.
+    Unsteady,
 }
 
 impl std::fmt::Display for WhyNot {
@@ -87,6 +91,8 @@ impl std::fmt::Display for WhyNot {
             Self::NotTogether { .. } => f.write_str("others that it must be with are elsewhere"),
             Self::NotApart { .. } => f.write_str("another that it must not be with is there"),
             Self::Failed(why) => write!(f, "failed there: {why}"),
+            Self::Strange => f.write_str("is none of the hosts that it belongs to"),
+            Self::Unsteady => f.write_str("has not been well for long enough"),
         }
     }
 }
@@ -266,7 +272,7 @@ impl Core {
     }
 
     /// Why a host can take nobody.
-    fn away(&self, host: HostId, now: Time) -> Option<WhyNot> {
+    pub(super) fn away(&self, host: HostId, now: Time) -> Option<WhyNot> {
         if !self.is_heard(host, now) {
             return Some(WhyNot::Silent);
         }

@@ -58,6 +58,11 @@ impl Core {
         }
         let candidates: Vec<&Candidate> =
             candidates.into_iter().filter(|candidate| self.rests(cx, candidate.id).is_none()).collect();
+        self.follow_round(cx.now);
+        let candidates: Vec<&Candidate> = candidates
+            .into_iter()
+            .filter(|candidate| !self.holds_room_free(cx, candidate.id, &candidate.claim))
+            .collect();
         let asking: BTreeSet<VmId> = candidates.iter().map(|candidate| candidate.id).collect();
         let site = self.site(&meaning, &asking);
         let mut bars = Bars::of_lost(self, &meaning, cx.now);
@@ -73,8 +78,10 @@ impl Core {
             let ask = &asks[*n];
             (ask.priority, meaning.order.depth(ask.vm), Reverse(ask.size.memory_kib), ask.vm)
         });
+        let homeless = order.iter().copied().filter(|n| candidates[*n].over.is_some() && plan.host(*n).is_none());
+        self.make_room(cx, &meaning, (&site, &asks), homeless);
         let mut turns = self.turns();
-        for n in order {
+        for n in order.iter().copied() {
             self.restart_one(cx, candidates[n], (&mut plan, n), &meaning, &mut turns);
         }
     }

@@ -132,6 +132,7 @@ impl Core {
             (Pending::Placed(vm, host), Outcome::Reply(reply)) => self.placed_done(cx, vm, host, ticket, reply),
             (Pending::Sized(vm), Outcome::Store(answer)) => self.sized(vm, answer),
             (Pending::Access(vm), Outcome::Access(result)) => self.access_looked(cx, vm, ticket, &result),
+            (Pending::Yields(vm), Outcome::Reply(reply)) => self.yield_answered(cx, vm, reply),
             (Pending::Network, Outcome::Network(answered)) => self.network_answered(cx, ticket, answered),
             (Pending::Evacuated(vm), Outcome::Reply(reply)) => self.evacuated(cx, vm, ticket, reply),
             (Pending::Dropped(unheard), Outcome::Reply(reply)) => self.dropped_answered(cx.now, unheard, &reply),

@@ -144,6 +144,7 @@ pub(super) fn ends_tries(reason: ClaimReason) -> bool {
         | ClaimReason::StartedByPerson
         | ClaimReason::Reclaimed
         | ClaimReason::Migrated
+        | ClaimReason::Planned
         | ClaimReason::RecordChanged
         | ClaimReason::HandedOver
         | ClaimReason::HomeMoved
@@ -156,7 +157,8 @@ pub(super) fn ends_tries(reason: ClaimReason) -> bool {
         | ClaimReason::HostWentDown
         | ClaimReason::Saved
         | ClaimReason::MigratedAway
-        | ClaimReason::Isolated => false,
+        | ClaimReason::Isolated
+        | ClaimReason::MadeRoom => false,
     }
 }
 

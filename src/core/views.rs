@@ -6,7 +6,7 @@ use super::proofs::LateWrite;
 use super::vms::Vm;
 use crate::types::settings::{LateWrites, OnDoubt};
 use crate::types::view::{ClusterView, DatastoreView, HostView, VIEW_SCHEMA, VmView};
-use crate::types::vm::DomainState;
+use crate::types::vm::{DomainState, Underway};
 use crate::types::{Claim, DatastoreId, Debt, Holder, HostId, Role, StorageFence, Time, VmId, VmState, Wanted};
 
 impl Core {
@@ -236,6 +236,10 @@ impl Core {
         }
         if let Some(Holder::Moved { to, .. }) = vm.claim.as_ref().map(|claim| claim.holder) {
             return Some(format!("its home moves to datastore {}", self.store_name(to)));
+        }
+        let yields = vm.tenure().and_then(|tenure| self.underway.get(&tenure.vm)) == Some(&Underway::Yield);
+        if yields && vm.attempt.is_none() && self.is_mine(vm) {
+            return Some("is shut down to make room for another".to_owned());
         }
         let attempt = vm.attempt.as_ref()?;
         Some(

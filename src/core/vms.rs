@@ -11,6 +11,7 @@ use super::cx::Cx;
 use super::depends::Far;
 use super::doubt::PauseCall;
 use super::event::AskId;
+use super::failback::{Away, by_person};
 use super::failover::Placing;
 use super::handover::Handover;
 use super::homes::Lies;
@@ -118,7 +119,13 @@ pub struct Vm {
     pub evacuation: Option<Evacuation>,
     /// As master: why it was not moved although it should be, and when that is tried again.
     pub stays: Option<(Time, String)>,
-    /// Its isolation response was given.
+    /// A person has put it where it is, as far as this host has read its claims.
+    pub by_person: bool,
+    /// As master: why it is not brought back to where it belongs.
+    pub back: Option<Away>,
+    /// As master: nobody is asked again to make room for it before.
+    pub room_again: Option<Time>,
+    /// It was told to end: its isolation response, or to make room.
     pub responded: Option<Responded>,
     /// As master: since when only those that it waits for keep it from its start.
     pub held_up: Option<Time>,
@@ -197,6 +204,7 @@ impl Core {
         vm.bad = None;
         vm.over_since = None;
         vm.known = at;
+        vm.by_person = by_person(claim.reason).unwrap_or(vm.by_person);
         if ends_tries(claim.reason) {
             vm.tries = Tries::default();
         }
@@ -306,5 +314,7 @@ pub(super) fn reason_text(reason: crate::types::ClaimReason) -> &'static str {
         R::MigratedAway => "migrated away by a person",
         R::HomeMoved => "its home moved",
         R::Isolated => "its host was isolated",
+        R::Planned => "moved by the cluster",
+        R::MadeRoom => "it made room for others",
     }
 }

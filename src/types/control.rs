@@ -66,6 +66,8 @@ pub enum Request {
     /// Target to source: the next generation is over at the target already, by a migration that came to nothing; use
     /// it up.
     Spent { tenure: Tenure },
+    /// Master to the host of a VM of the lowest priority: end it, `whom` needs its room. It stays wanted running.
+    Yield { vm: VmId, whom: String },
     /// The cluster as the master sees it.
     View,
     /// Notes of the other host since this clock-of-day time.
@@ -153,6 +155,8 @@ pub struct IncomingOrder {
     pub claim: Claim,
     /// So that the target can judge whether it has what the VM needs.
     pub record: VmRecord,
+    /// Who wants that.
+    pub by: Mover,
 }
 
 /// A person migrates a VM with libvirt, and its target asks the source to agree.
@@ -164,6 +168,15 @@ pub struct HandoverOrder {
     pub to: Owner,
 }
 
+/// Who wants a VM moved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub enum Mover {
+    /// Somebody who wants it there: it stays.
+    Person,
+    /// The cluster, for the time being: it may be brought back to where it belongs.
+    Cluster,
+}
+
 /// A person's wish about one VM.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum VmCommand {
@@ -172,7 +185,7 @@ pub enum VmCommand {
     /// Should not run. `force` = end at once.
     Stop { vm: VmId, force: bool },
     /// Live migration; `None` = the best host.
-    Move { vm: VmId, to: Option<HostId> },
+    Move { vm: VmId, to: Option<HostId>, by: Mover },
     /// What is done with it in doubt; `None` = the cluster's default.
     SetOnDoubt { vm: VmId, on_doubt: Option<OnDoubt> },
     /// Forget that starts of it have failed, and try again; for the master.
@@ -347,6 +360,7 @@ impl Request {
             Self::Dropped { .. } => "dropped",
             Self::Handover(_) => "handover",
             Self::Spent { .. } => "spent",
+            Self::Yield { .. } => "yield",
             Self::View => "view",
             Self::Notes { .. } => "notes",
             Self::PoweredOff { .. } => "powered off",

@@ -221,6 +221,10 @@ pub enum ClaimReason {
     HomeMoved,
     /// Its host was isolated, and ended it as its isolation response says.
     Isolated,
+    /// Moved by the cluster: away from a host in maintenance, back to where it belongs, to make room.
+    Planned,
+    /// It was stopped to make room for a VM of higher priority.
+    MadeRoom,
 }
 
 /// Debts in one claim.

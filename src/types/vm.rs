@@ -55,6 +55,8 @@ pub enum Underway {
     Pause,
     /// libvirt was told to end it, because this host is isolated: no person wants it stopped.
     End,
+    /// The same, because another VM needs its room.
+    Yield,
 }
 
 /// One domain as listed.

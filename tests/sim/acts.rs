@@ -4,7 +4,7 @@
 
 use mainstay::core::event::Event;
 use mainstay::core::health::Loss;
-use mainstay::types::control::VmCommand;
+use mainstay::types::control::{Mover, VmCommand};
 use mainstay::types::guests::Inside;
 use mainstay::types::settings::{Disarmed, HostChange, OnDoubt, SettingsChange};
 use mainstay::types::{DatastoreId, VmId};
@@ -184,6 +184,7 @@ impl World {
         let named: Vec<VmId> = words.iter().filter_map(|word| self.vm(word)).collect();
         named.into_iter().for_each(|vm| self.touch(vm));
         match words {
+            ["deafen", vm] => drop(self.deaf.insert(self.named_vm(vm))),
             ["crash", vm] => {
                 let vm = self.named_vm(vm);
                 if let Some(h) = self.place_of(vm) {
@@ -255,7 +256,7 @@ impl World {
             ["move", vm, "to", to] => {
                 let (id, to) = (self.named_vm(vm), self.hosts[self.named(to)].id);
                 let h = self.place_of(id).unwrap_or(0);
-                self.command(h, what, VmCommand::Move { vm: id, to: Some(to) });
+                self.command(h, what, VmCommand::Move { vm: id, to: Some(to), by: Mover::Person });
             }
             ["set", vm, "on-doubt", policy, "at", host] => {
                 let (vm, on_doubt) = (self.named_vm(vm), OnDoubt::named(policy));

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use mainstay::types::VmId;
 
-use super::host::Path;
+use super::host::{Agent, Path};
 use super::world::{H, SETTLING, World, nanos};
 
 /// What was done to a VM explains its stops for so long.
@@ -26,10 +26,18 @@ impl World {
         self.judge.touched.insert(vm, now);
     }
 
-    /// An agent ends a VM: that is its isolation response, where there is one and the host's router does not answer.
+    /// An agent ends a VM: that is its isolation response, where there is one and the host's router does not answer; or it makes room,
+    /// where it may.
     pub fn blame_isolation(&mut self, h: H, vm: VmId) {
         // What was ordered just before it answered again is under way.
         let host = &self.hosts[h];
+        let made_room = |agent: &Agent| {
+            let rules = &agent.core.settings().rules;
+            rules.room.stopped.iter().any(|glob| glob.fits(&self.vms[&vm].record.name))
+        };
+        if host.agent.as_ref().is_some_and(made_room) {
+            return self.touch(vm);
+        }
         let alone = !host.router || 0 < host.routed && self.now - host.routed < 3_000_000_000;
         let Some(agent) = host.agent.as_ref().filter(|_| alone) else { return };
         let name = &self.vms[&vm].record.name;

@@ -6,6 +6,7 @@
 //!      several faults within seconds, most of them of one host: that is what breaks rules
 //! ```
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use mainstay::types::StorageFence;
@@ -174,7 +175,17 @@ fn setup(dice: &mut Dice, seed: u64, wish: &Wish) -> Setup {
         datastores.push("san".to_owned());
         vms.iter_mut().for_each(|vm| vm.2.clone_from(&datastores[dice.roll(2) as usize]));
     }
-    let rules = if dice.roll(3) == 0 { rules(dice, &VMS[..running], &hosts) } else { Vec::new() };
+    let mut rules = if dice.roll(3) == 0 { rules(dice, &VMS[..running], &hosts) } else { Vec::new() };
+    let mut memory = BTreeMap::new();
+    if 1 < count && dice.roll(4) == 0 {
+        // Two hosts have room for all, so that nobody waits in the end; one has not.
+        let kib = (running.div_ceil(2) as u64 + 1) << 20;
+        memory.extend(hosts.iter().map(|host| (host.clone(), kib)));
+        let (low, more) = (dice.pick(&VMS[..running]), dice.pick(&VMS[..running]));
+        rules.push(format!("priority lowest of {low} {more}"));
+        rules.push(format!("make room * {}", dice.pick(&["stop", "stop", "move"])));
+        rules.push(format!("make room within {}s", 1 + dice.roll(20)));
+    }
     Setup {
         hosts,
         datastores,
@@ -186,6 +197,7 @@ fn setup(dice: &mut Dice, seed: u64, wish: &Wish) -> Setup {
         locks,
         timing,
         rules,
+        memory,
         seed,
         ..Setup::default()
     }
@@ -197,7 +209,7 @@ fn rules(dice: &mut Dice, vms: &[&str], hosts: &[String]) -> Vec<String> {
     for _ in 0..1 + dice.roll(4) {
         let (one, other) = (dice.pick(vms), dice.pick(vms));
         let seconds = 1 + dice.roll(20);
-        rules.push(match dice.roll(9) {
+        rules.push(match dice.roll(11) {
             0 => format!("priority {} of {one}", dice.pick(&["highest", "high", "low", "lowest"])),
             1 => format!("{one} after {other} within {seconds}s"),
             2 => format!("{one} after {other} ready agent delay 2s within {seconds}s"),
@@ -206,6 +218,7 @@ fn rules(dice: &mut Dice, vms: &[&str], hosts: &[String]) -> Vec<String> {
             5 => format!("{one} not on {} should", hosts[dice.roll(hosts.len() as u64) as usize]),
             6 => "at most 1 starts on a host".to_owned(),
             7 => format!("isolated {one} power-off"),
+            8 | 9 => format!("failback {one} to {} after {seconds}s", hosts[dice.roll(hosts.len() as u64) as usize]),
             _ => format!("isolated * shut-down {seconds}s"),
         });
     }

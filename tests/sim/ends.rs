@@ -25,6 +25,9 @@ impl World {
             return; // Nobody in there listens.
         }
         let key = qemu.key;
+        if !by_guest && self.deaf.contains(&vm) {
+            return;
+        }
         // libvirt tells a guest's own power-off and `virsh shutdown` alike.
         self.domain_event(h, vm, DomainChange::ShuttingDown { by_guest: true });
         let gate = self.hosts[h].kernel();

@@ -189,7 +189,7 @@ impl World {
             }
             return;
         }
-        if claim.reason != ClaimReason::Migrated {
+        if !matches!(claim.reason, ClaimReason::Migrated | ClaimReason::Planned) {
             self.judge.takeovers += 1;
         }
         if !self.is_over(owner, last.tenure, home, self.now) {

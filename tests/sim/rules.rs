@@ -5,13 +5,14 @@
 //!   together|apart VMS must|should                VMS only|not on HOSTS must|should
 //!   isolated VMS power-off|shut-down T
 //!   survive N failures [at most N percent less cpu]    keep N percent    dedicate HOSTS
+//!   failback VMS to HOST after T    make room VMS move|stop    make room within T    evacuate at shutdown within T
 //!   at most N starts on a host|from a datastore   at most N vcpus on a cpu
 //! ```
 
 use mainstay::types::guests::Glob;
 use mainstay::types::rules::{
-    Admission, AffinityRule, DependencyRule, Floor, Force, HostRule, IsolationRule, Priority, PriorityRule, Ready,
-    Response, Tie, VmRules, Where,
+    Admission, AffinityRule, AtShutdown, DependencyRule, FailbackRule, Floor, Force, HostRule, IsolationRule, Priority,
+    PriorityRule, Ready, Response, ShutdownRules, Tie, VmRules, Where,
 };
 
 use super::scenario::span;
@@ -55,6 +56,18 @@ fn add(rules: &mut VmRules, words: &[&str]) {
         ["at", "most", most, "starts", "on", "a", "host"] => rules.limits.starts_per_host = number(most),
         ["at", "most", most, "starts", "from", "a", "datastore"] => rules.limits.starts_per_datastore = number(most),
         ["at", "most", most, "vcpus", "on", "a", "cpu"] => rules.limits.vcpus_per_cpu = Some(number(most)),
+        ["failback", vms @ .., "to", host, "after", time] => {
+            rules.failbacks.push(FailbackRule { vms: globs(vms), hosts: globs(&[*host]), after_s: seconds(time) });
+        }
+        ["make", "room", "within", time] => rules.room.within_s = seconds(time),
+        ["make", "room", vms @ .., how] => match *how {
+            "move" => rules.room.moved.extend(globs(vms)),
+            "stop" => rules.room.stopped.extend(globs(vms)),
+            other => panic!("VMs move or stop to make room, not {other}"),
+        },
+        ["evacuate", "at", "shutdown", "within", time] => {
+            rules.shutdown = ShutdownRules { vms: AtShutdown::Evacuate, within_s: seconds(time) };
+        }
         ["at", "most", percent, "percent", "less", "cpu"] => {
             rules.floor = Some(Floor { cpu_loss_percent: number(percent) });
         }

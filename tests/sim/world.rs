@@ -187,6 +187,8 @@ pub struct World {
     pub answers_lost: bool,
     /// Starts fail on these hosts, and why.
     pub starts_fail: BTreeMap<H, DomainFailure>,
+    /// Guests that do not listen when they are asked to shut down.
+    pub deaf: BTreeSet<VmId>,
     /// QEMUs that libvirt is told to end do not.
     pub stops_fail: bool,
     /// How long writes outlive a long break of their host's path, where that is not left to chance.
@@ -295,6 +297,7 @@ impl World {
             migrations_fail: false,
             answers_lost: false,
             starts_fail: BTreeMap::new(),
+            deaf: BTreeSet::new(),
             stops_fail: false,
             linger: Duration::ZERO,
             copied: None,

@@ -17,7 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use zbus::object_server::SignalEmitter;
 
 use super::{Ask, AskMessage, AskReply, resolve};
-use crate::types::control::VmCommand;
+use crate::types::control::{Mover, VmCommand};
 use crate::types::failure::{FailureAsk, FailureFile};
 use crate::types::settings::OnDoubt;
 use crate::types::verdict::VerdictAsk;
@@ -187,7 +187,7 @@ impl Agent1 {
             None => None,
             Some(name) => Some(self.host(&name).await?),
         };
-        self.done(Ask::Vm(VmCommand::Move { vm, to }), MOVE_TIME).await
+        self.done(Ask::Vm(VmCommand::Move { vm, to, by: Mover::Person }), MOVE_TIME).await
     }
 
     /// A change of the cluster's settings: JSON of `SettingsChange`.

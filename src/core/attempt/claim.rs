@@ -225,7 +225,7 @@ impl Core {
             Kind::Run { reason, .. } => (Holder::Host(owner), Wanted::Running, *reason),
             Kind::Adopt => (Holder::Host(owner), Wanted::Running, ClaimReason::Adopted),
             Kind::Reclaim { .. } => (Holder::Host(owner), Wanted::Running, ClaimReason::Reclaimed),
-            Kind::Arrive => (Holder::Host(owner), Wanted::Running, ClaimReason::Migrated),
+            Kind::Arrive => (Holder::Host(owner), Wanted::Running, self.arrival(id)),
             Kind::HandOver { to } => {
                 (Holder::Handover { from: owner, to: *to }, Wanted::Running, ClaimReason::HandedOver)
             }
@@ -254,6 +254,14 @@ impl Core {
             maker: self.me.host,
             made_unix_ms: 0,
             debts,
+        }
+    }
+
+    /// Who wanted it here.
+    fn arrival(&self, id: VmId) -> ClaimReason {
+        match self.vms.get(&id).and_then(|vm| vm.incoming.as_ref()).map(|incoming| incoming.by) {
+            Some(Mover::Cluster) => ClaimReason::Planned,
+            Some(Mover::Person) | None => ClaimReason::Migrated,
         }
     }
 

@@ -12,10 +12,10 @@ impl Core {
         cx.unset(Timer::Attempt(id));
         let Some(attempt) = self.vm(id).attempt.take() else { return };
         // A copy that was half started when its lease lapsed may show its pause later: it is taken up then.
-        // One that was told to end, as this host is isolated, is released when it has.
+        // One that was told to end, as this host is isolated or others need its room, is released when it has.
         let stays = match self.underway.get(&id) {
             Some(Underway::Start) => attempt.has_copy(),
-            Some(Underway::End) => !matches!(attempt.kind, Kind::Release { .. }),
+            Some(Underway::End | Underway::Yield) => !matches!(attempt.kind, Kind::Release { .. }),
             Some(Underway::Move { .. } | Underway::Pause) | None => false,
         };
         if !stays {

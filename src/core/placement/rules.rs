@@ -21,20 +21,24 @@ pub enum Problem {
     /// No VM has such a name.
     NoVm { kind: &'static str, number: usize, name: String },
     /// No host has such a name.
-    NoHost { number: usize, name: String },
+    NoHost { kind: &'static str, number: usize, name: String },
     /// A dependency would close a ring: it does not count.
     Ring { number: usize, names: Vec<String> },
     /// These must be together and must be apart: they wait until one of the rules goes.
     Contradiction { names: [String; 2] },
     /// No host is left for a VM by its rules.
     NoHostLeft { name: String },
+    /// It must not be on any host that it belongs to.
+    NoWayBack { name: String },
+    /// Only VMs of the lowest priority make room.
+    NoRoomMaker { name: String },
 }
 
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::NoVm { kind, number, name } => write!(f, "{kind} rule {number}: no VM is called {name}"),
-            Self::NoHost { number, name } => write!(f, "placement rule {number}: no host is called {name}"),
+            Self::NoHost { kind, number, name } => write!(f, "{kind} rule {number}: no host is called {name}"),
             Self::Ring { number, names } => {
                 write!(f, "dependency rule {number} does not count: {} wait for each other", names.join(", "))
             }
@@ -42,8 +46,35 @@ impl std::fmt::Display for Problem {
                 write!(f, "{one} and {other} must be on one host, and must be on a host each")
             }
             Self::NoHostLeft { name } => write!(f, "by its placement rules no host may run {name}"),
+            Self::NoWayBack { name } => {
+                write!(
+                    f,
+                    "{name} belongs to hosts that must not run it, by its placement rules: it is never brought back"
+                )
+            }
+            Self::NoRoomMaker { name } => {
+                write!(f, "room: {name} is not of the priority lowest, so it makes no room")
+            }
         }
     }
+}
+
+/// The hosts that a VM belongs to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Belongs {
+    /// Any of these.
+    pub hosts: BTreeSet<HostId>,
+    /// It is brought back to one that has been well for so long.
+    pub after: Duration,
+}
+
+/// What may be done with a VM to make room for others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct MakesRoom {
+    /// It may be moved.
+    pub moved: bool,
+    /// It may be stopped.
+    pub stopped: bool,
 }
 
 /// See the module.
@@ -57,6 +88,8 @@ pub struct Meaning {
     pub affinities: Vec<Affinity>,
     barred: BTreeMap<VmId, BTreeMap<HostId, WhyNot>>,
     shunned: BTreeMap<VmId, BTreeSet<HostId>>,
+    belongs: BTreeMap<VmId, Belongs>,
+    makes_room: BTreeMap<VmId, MakesRoom>,
     /// Rules that cannot do what they were made for.
     pub problems: BTreeSet<Problem>,
 }
@@ -86,6 +119,8 @@ impl Meaning {
             meaning.wait(n, rule, vms);
         }
         meaning.place(rules, vms, hosts);
+        meaning.belong(rules, vms, hosts);
+        meaning.make_room(rules, vms);
         meaning.contradictions(vms);
         meaning
     }
@@ -114,6 +149,22 @@ impl Meaning {
         self.shunned.get(&vm).cloned().unwrap_or_default()
     }
 
+    /// Hosts that VMs belong to.
+    pub fn belongs(&self) -> impl Iterator<Item = (&VmId, &Belongs)> {
+        self.belongs.iter()
+    }
+
+    /// Hosts that a VM belongs to.
+    #[must_use]
+    pub fn belongs_to(&self, vm: VmId) -> Option<&Belongs> {
+        self.belongs.get(&vm)
+    }
+
+    /// VMs that make room for others.
+    pub fn room_makers(&self) -> impl Iterator<Item = (VmId, MakesRoom)> {
+        self.makes_room.iter().map(|(vm, makes)| (*vm, *makes))
+    }
+
     fn vms(&mut self, kind: &'static str, n: usize, globs: &[Glob], vms: &BTreeMap<VmId, String>) -> BTreeSet<VmId> {
         let mut all = BTreeSet::new();
         for glob in globs {
@@ -125,6 +176,61 @@ impl Meaning {
             all.extend(fit);
         }
         all
+    }
+
+    fn hosts(
+        &mut self,
+        kind: &'static str,
+        n: usize,
+        globs: &[Glob],
+        hosts: &BTreeMap<HostId, String>,
+    ) -> BTreeSet<HostId> {
+        for glob in globs.iter().filter(|glob| !glob.is_pattern()) {
+            if !hosts.values().any(|name| glob.fits(name)) {
+                self.problems.insert(Problem::NoHost { kind, number: n + 1, name: glob.to_string() });
+            }
+        }
+        let fits = |name: &String| globs.iter().any(|glob| glob.fits(name));
+        hosts.iter().filter(|(_, name)| fits(name)).map(|(host, _)| *host).collect()
+    }
+
+    fn belong(&mut self, rules: &VmRules, vms: &BTreeMap<VmId, String>, hosts: &BTreeMap<HostId, String>) {
+        for (n, rule) in rules.failbacks.iter().enumerate() {
+            let named = self.hosts("failback", n, &rule.hosts, hosts);
+            let after = Duration::from_secs(rule.after_s.into());
+            for vm in self.vms("failback", n, &rule.vms, vms) {
+                if !named.is_empty() {
+                    self.belongs.entry(vm).or_insert_with(|| Belongs { hosts: named.clone(), after });
+                }
+            }
+        }
+        for (vm, belongs) in &self.belongs {
+            let barred = |host| self.barred.get(vm).is_some_and(|barred| barred.contains_key(host));
+            if belongs.hosts.iter().all(barred) {
+                self.problems.insert(Problem::NoWayBack { name: vms[vm].clone() });
+            }
+        }
+    }
+
+    fn make_room(&mut self, rules: &VmRules, vms: &BTreeMap<VmId, String>) {
+        for (n, (globs, moved)) in [(&rules.room.moved, true), (&rules.room.stopped, false)].into_iter().enumerate() {
+            for vm in self.vms("room", n, globs, vms) {
+                if self.priority(vm) != Priority::Lowest {
+                    // Of a pattern those are meant that are.
+                    if globs.iter().any(|glob| !glob.is_pattern() && glob.fits(&vms[&vm])) {
+                        self.problems.insert(Problem::NoRoomMaker { name: vms[&vm].clone() });
+                    }
+                    continue;
+                }
+                let makes = self.makes_room.entry(vm).or_default();
+                makes.moved |= moved;
+                makes.stopped |= !moved;
+            }
+        }
+        // One that must be with others, or that others wait for, is never the one that goes.
+        let tied = self.affinities.iter().filter(|rule| rule.force == Force::Must && rule.tie == Tie::Together);
+        let tied: BTreeSet<VmId> = tied.flat_map(|rule| &rule.vms).copied().chain(self.order.awaited()).collect();
+        self.makes_room.retain(|vm, _| !tied.contains(vm));
     }
 
     fn wait(&mut self, n: usize, rule: &DependencyRule, vms: &BTreeMap<VmId, String>) {
@@ -149,16 +255,7 @@ impl Meaning {
 
     fn place(&mut self, rules: &VmRules, vms: &BTreeMap<VmId, String>, hosts: &BTreeMap<HostId, String>) {
         for (n, rule) in rules.placements.iter().enumerate() {
-            let named: BTreeSet<HostId> = hosts
-                .iter()
-                .filter(|(_, name)| rule.hosts.iter().any(|glob| glob.fits(name)))
-                .map(|(host, _)| *host)
-                .collect();
-            for glob in rule.hosts.iter().filter(|glob| !glob.is_pattern()) {
-                if !hosts.values().any(|name| glob.fits(name)) {
-                    self.problems.insert(Problem::NoHost { number: n + 1, name: glob.to_string() });
-                }
-            }
+            let named = self.hosts("placement", n, &rule.hosts, hosts);
             let against: BTreeSet<HostId> = match rule.place {
                 Where::Not => named,
                 Where::Only => hosts.keys().filter(|host| !named.contains(host)).copied().collect(),
@@ -238,6 +335,18 @@ mod tests {
                 vec!["placement rule 1: no host is called h9", "by its placement rules no host may run web"],
             ),
             ("[[placement]]\nvms = [\"web\"]\nhosts = [\"h*\"]\nplace = \"not\"", vec![]),
+            (
+                "[[placement]]\nvms = [\"web\"]\nhosts = [\"h1\"]\nplace = \"not\"\nforce = \"must\"\n\
+                 [[failback]]\nvms = [\"web\"]\nhosts = [\"h1\"]\n[[failback]]\nvms = [\"db\"]\nhosts = [\"h9\"]",
+                vec![
+                    "failback rule 2: no host is called h9",
+                    "web belongs to hosts that must not run it, by its placement rules: it is never brought back",
+                ],
+            ),
+            (
+                "[[priority]]\nvms = [\"app\"]\npriority = \"lowest\"\n[room]\nstop = [\"web\", \"app\"]\nmove = [\"*\"]",
+                vec!["room: web is not of the priority lowest, so it makes no room"],
+            ),
             (
                 "[[dependency]]\nvms = [\"web\"]\nafter = [\"app\"]\n[[dependency]]\nvms = [\"app\"]\nafter = [\"web\"]",
                 vec!["dependency rule 2 does not count: web, app, web wait for each other"],

@@ -280,6 +280,8 @@ fn variants_keep_their_numbers() {
         MigratedAway,
         HomeMoved,
         Isolated,
+        Planned,
+        MadeRoom,
     ];
     let owner = Owner { host: HostId(id(2)), boot: BootId(id(3)), incarnation: Incarnation(1) };
     let holders = [
@@ -296,7 +298,7 @@ fn variants_keep_their_numbers() {
         all.iter().map(|one| usize::from(postcard::to_stdvec(one).unwrap()[0])).collect()
     }
     let table = [
-        (numbers(&reasons), 18),
+        (numbers(&reasons), 20),
         (numbers(&holders), 5),
         (numbers(&over), 5),
         (numbers(&states), 4),
