@@ -35,6 +35,8 @@ web  medium    a     c        6.8 s       after db
 big  medium    a     nowhere  -           no place: b 4096 MiB of memory short;
                                           c is in maintenance
 
+b would have 12 vCPUs on 8 CPUs: 34 % less CPU, if all are busy; the rules
+tolerate 25 %.
 1 of 3 VMs would have no place. Times are at the latest: 5.2 s until their
 leases are proven over, 0.8 s for a start (as last measured); a fence or a power
 switch that is waited for is not in them.
@@ -46,6 +48,22 @@ switch that is waited for is not in them.
     assert_eq!(json["vms"][1]["after"][0], "db");
     fails(&bus, "what-if a q", 1, "was not answered", "no host \"q\"", "mainstay host list");
     assert_eq!(say(&bus, "what-if").0, 2, "of whom?");
+}
+
+#[test]
+fn evacuation() {
+    let bus = PrivateBus::started();
+    let agent = FakeAgent::on(&bus);
+    // No systemd on this bus: nobody says that the host goes down.
+    shows(&bus, "host evacuate --for-shutdown", "this host is not going down: nothing is moved.\n");
+    shows(&bus, "host evacuate", "nothing that is protected runs here.\n");
+    let stay = vec![("web".to_owned(), "no place: b is in maintenance".to_owned())];
+    let seen = MaintenanceView { ends: false, left: 1, stay };
+    agent.view.lock().unwrap().hosts[0].maintenance = Some(seen.clone());
+    let (what, why, next) = ("1 VM(s) were not moved", "web: no place: b is in maintenance", "shut down with the host");
+    fails(&bus, "host evacuate", 1, what, why, next);
+    agent.view.lock().unwrap().hosts[0].maintenance = Some(MaintenanceView { ends: true, ..seen });
+    shows(&bus, "host evacuate", "by the rules its VMs are started on other hosts when it is down.\n");
 }
 
 #[test]

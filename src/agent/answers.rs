@@ -173,6 +173,7 @@ impl Answers {
             Ask::View => (Request::View, Wish::View),
             Ask::Explain { vm } => (Request::Explain { vm }, Wish::View),
             Ask::WhatIf { hosts } => (Request::WhatIf { hosts }, Wish::View),
+            Ask::Evacuate { for_shutdown } => (Request::Evacuate { host: None, for_shutdown }, Wish::View),
             Ask::Vm(command) => (Request::Vm(command), Wish::Act("done")),
             Ask::Change(change) => (Request::Change(change), Wish::Act("changed")),
             Ask::Notes { since_unix_ms, vm, host } => {
@@ -306,6 +307,7 @@ fn told(reply: Reply, wish: Wish) -> AskReply {
         (Reply::View(view), Wish::View) => AskReply::View(view),
         (Reply::Explain(vm), _) => AskReply::Explain(vm),
         (Reply::WhatIf(view), _) => AskReply::WhatIf(view),
+        (Reply::Evacuating(view), _) => AskReply::Evacuating(view),
         (Reply::Denied(denial), _) => AskReply::Denied(denial),
         (Reply::AlreadySo, _) => AskReply::Done("it was so already".into()),
         (Reply::Ran { generation }, _) => AskReply::Done(format!("runs under generation {generation}")),
@@ -339,6 +341,7 @@ pub(crate) fn as_stranger(message: AskMessage, view: ClusterView) {
         | Ask::Change(_)
         | Ask::Explain { .. }
         | Ask::WhatIf { .. }
+        | Ask::Evacuate { .. }
         | Ask::TestFenceDevice { .. }
         | Ask::EnableGuest { .. }
         | Ask::Failures { .. }

@@ -16,6 +16,7 @@ mod args;
 mod cluster;
 mod datastore;
 mod doctor;
+mod evacuate;
 mod events;
 mod failures;
 mod fence_device;

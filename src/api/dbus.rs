@@ -31,7 +31,7 @@ use crate::types::control::{Denial, VmCommand};
 use crate::types::failure::{FailureAsk, FailureList, Piece};
 use crate::types::settings::SettingsChange;
 use crate::types::verdict::{VerdictAsk, VerdictView};
-use crate::types::view::{ClusterView, NoteView, VmView, WhatIfView};
+use crate::types::view::{ClusterView, EvacuationView, NoteView, VmView, WhatIfView};
 use crate::types::{HostId, VmId};
 
 /// Well-known name on the bus; also the name of the interface.
@@ -99,6 +99,11 @@ pub enum Ask {
         /// Which.
         hosts: Vec<String>,
     },
+    /// This host is to be emptied, for as long as this is asked again.
+    Evacuate {
+        /// If that is the policy before it goes down.
+        for_shutdown: bool,
+    },
     /// Gives a VM the port of Mainstay's agent inside.
     EnableGuest {
         /// Which.
@@ -148,6 +153,8 @@ pub enum AskReply {
     Explain(Box<VmView>),
     /// Of `WhatIf`.
     WhatIf(Box<WhatIfView>),
+    /// Of `Evacuate`.
+    Evacuating(Box<EvacuationView>),
     /// Of `Failures`.
     Failures(FailureList),
     /// Of `FailurePiece`.

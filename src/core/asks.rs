@@ -53,6 +53,9 @@ impl Core {
                 let master = self.master();
                 self.forward(cx, ask, from, master, Request::WhatIf { hosts });
             }
+            (Request::Evacuate { host, for_shutdown }, from) => {
+                self.evacuate_asked(cx, ask, from, (host, for_shutdown));
+            }
             (Request::Handover(order), Some(from)) => self.handover_asked(cx, ask, from, *order),
             (Request::Spent { tenure }, Some(_)) => self.spent(cx, ask, tenure),
             (request @ (Request::View | Request::Explain { .. }), from) => self.view_asked(cx, ask, from, request),

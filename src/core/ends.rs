@@ -32,7 +32,10 @@ impl Core {
             }
             Some(Underway::Start) if self.vm(id).late.is_some() => {} // It may still come up, paused.
             Some(Underway::End) => return self.release(cx, id, claim, Wanted::Running, ClaimReason::Isolated),
-            Some(Underway::Yield) => return self.release(cx, id, claim, Wanted::Running, ClaimReason::MadeRoom),
+            // Unless a person has said meanwhile that it is to stop.
+            Some(Underway::Yield) if self.vm(id).stopping.is_empty() => {
+                return self.release(cx, id, claim, Wanted::Running, ClaimReason::MadeRoom);
+            }
             Some(_) => self.set_underway(cx, id, None),
             None => {}
         }

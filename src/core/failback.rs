@@ -83,7 +83,8 @@ impl Core {
         let away = !belongs.hosts.contains(&owner.host) && !vm.by_person;
         let runs = || self.state_on(owner.host, id) == Some(DomainState::Running);
         let from = owner.host;
-        (away && self.is_heard(from, now) && !self.in_maintenance(from) && runs()).then_some(from)
+        (away && self.is_heard(from, now) && !self.in_maintenance(from) && !self.is_evacuated(from, now) && runs())
+            .then_some(from)
     }
 
     fn is_well_for(&self, host: HostId, span: Duration, now: Time) -> bool {

@@ -369,6 +369,7 @@ impl Core {
     /// No longer master: orders under way go on where they are, their answers are nobody's business.
     pub(super) fn drop_placings(&mut self, cx: &mut Cx) {
         self.room = None;
+        self.evacuations.clear();
         for (id, vm) in &mut self.vms {
             vm.placing = None;
             (vm.tries, vm.room_again) = (Tries::default(), None);

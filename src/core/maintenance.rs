@@ -130,6 +130,7 @@ impl Core {
             }
             if ends { self.bring_back(cx, host, &vms) } else { self.move_away(cx, host) }
         }
+        self.evacuate(cx);
         if self.disarmed().is_none() {
             self.fail_back(cx);
         }
@@ -148,7 +149,7 @@ impl Core {
         all
     }
 
-    fn move_away(&mut self, cx: &mut Cx, host: HostId) {
+    pub(super) fn move_away(&mut self, cx: &mut Cx, host: HostId) {
         let all = self.running_on(host);
         let idle: Vec<VmId> = all.iter().copied().filter(|id| self.may_be_moved(cx, *id, host)).collect();
         let most = self.settings.rules.limits.moves_per_host as usize;

@@ -32,6 +32,7 @@ mod disarm;
 mod doubt;
 mod election;
 mod ends;
+mod evacuate;
 pub mod event;
 mod failback;
 mod failover;
@@ -188,6 +189,8 @@ pub struct Core {
     storm: Option<steady::Storm>,
     /// Since when each host is well, as this host sees it; see `failback`.
     well: BTreeMap<HostId, Time>,
+    /// As master: hosts that are being emptied before they go down, until when.
+    evacuations: BTreeMap<HostId, Time>,
     /// As master: VMs that make room for another.
     room: Option<room::Round>,
     /// As master: what the last start took that was ordered, from the order to the answer.
@@ -243,6 +246,7 @@ impl Core {
             meaning: Default::default(),
             start_took: None,
             room: None,
+            evacuations: BTreeMap::new(),
             well: BTreeMap::new(),
             me,
             settings,

@@ -285,6 +285,9 @@ impl Core {
         if self.in_maintenance(host) {
             return Some(WhyNot::Maintenance);
         }
+        if self.is_evacuated(host, now) {
+            return Some(WhyNot::Leaving);
+        }
         self.is_quarantined(host, now).then_some(WhyNot::Quarantine)
     }
 

@@ -62,6 +62,10 @@ enum Goes {
     Stops { from: HostId },
 }
 
+/// One that may go, and how.
+type Maker = (VmId, MakesRoom);
+type Makers = Vec<Maker>;
+
 /// A set that would do.
 struct Found {
     host: HostId,
@@ -128,8 +132,8 @@ impl Core {
     }
 
     /// VMs that may go now, by host, the largest first.
-    fn room_makers(&self, now: Time, meaning: &Meaning) -> BTreeMap<HostId, Vec<(VmId, MakesRoom)>> {
-        let mut all: BTreeMap<HostId, Vec<(VmId, MakesRoom)>> = BTreeMap::new();
+    fn room_makers(&self, now: Time, meaning: &Meaning) -> BTreeMap<HostId, Makers> {
+        let mut all: BTreeMap<HostId, Makers> = BTreeMap::new();
         for (id, may) in meaning.room_makers() {
             let Some(vm) = self.vms.get(&id) else { continue };
             let Some(claim) = vm.claim.as_ref().filter(|claim| claim.wanted == Wanted::Running) else { continue };
@@ -161,7 +165,7 @@ impl Core {
         };
         let mut plans = 0;
         for count in 1..=MOST {
-            let mut sets: Vec<(u64, HostId, Vec<(VmId, MakesRoom)>)> = Vec::new();
+            let mut sets: Vec<(u64, HostId, Makers)> = Vec::new();
             for (host, makers) in makers.iter().filter(|(host, _)| !asks[n].barred.contains_key(host)) {
                 for set in subsets(makers, count) {
                     let memory = set.iter().map(|(id, _)| self.size_of(*id).memory_kib).sum();
@@ -195,7 +199,7 @@ impl Core {
     }
 
     /// The hosts, with some VMs gone from one of them.
-    fn without_goers(&self, site: &Site, host: HostId, set: &[(VmId, MakesRoom)]) -> Site {
+    fn without_goers(&self, site: &Site, host: HostId, set: &[Maker]) -> Site {
         let mut site = site.clone();
         for room in site.rooms.iter_mut().filter(|room| room.host == host) {
             room.free = self.free_without(room, set);
@@ -205,12 +209,12 @@ impl Core {
         site
     }
 
-    fn size_of_all(&self, set: &[(VmId, MakesRoom)]) -> Size {
+    fn size_of_all(&self, set: &[Maker]) -> Size {
         set.iter().fold(Size::default(), |all, (id, _)| all.plus(self.size_of(*id)))
     }
 
     /// What is free on a host when some VMs are gone from it. More may be promised or taken there than there is.
-    fn free_without(&self, room: &Room, set: &[(VmId, MakesRoom)]) -> Size {
+    fn free_without(&self, room: &Room, set: &[Maker]) -> Size {
         let freed = self.size_of_all(set);
         let memory_kib = (room.free.memory_kib + freed.memory_kib).saturating_sub(room.owed_kib);
         if room.total.vcpus == u64::MAX {
@@ -227,7 +231,7 @@ impl Core {
         meaning: &Meaning,
         (freed, asks): (&Site, &[Ask]),
         n: usize,
-        (placed, host, set): (&[bool], HostId, &[(VmId, MakesRoom)]),
+        (placed, host, set): (&[bool], HostId, &[Maker]),
     ) -> Option<Found> {
         let mut bars = Bars::of_planned(self, meaning, now);
         let goer = |(id, may): &(VmId, MakesRoom)| {

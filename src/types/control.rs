@@ -9,7 +9,7 @@ use super::failure::{Failure, Piece};
 use super::guests::{GuestWord, Inside};
 use super::settings::{ClusterSettings, OnDoubt, SettingsChange};
 use super::verdict::{VerdictAsk, VerdictView};
-use super::view::{ClusterView, NoteView, VmView, WhatIfView};
+use super::view::{ClusterView, EvacuationView, NoteView, VmView, WhatIfView};
 use super::vm::{DomainState, HostCapacity};
 use super::{BootId, Claim, Generation, HostId, Owner, Proof, Tenure, Ticket, VmId, VmRecord, Wanted};
 
@@ -68,6 +68,9 @@ pub enum Request {
     Spent { tenure: Tenure },
     /// Master to the host of a VM of the lowest priority: end it, `whom` needs its room. It stays wanted running.
     Yield { vm: VmId, whom: String },
+    /// A host (none: the one that asks) is to be emptied now; `for_shutdown`: if that is the policy before it goes down. Asked again and
+    /// again, for as long as it is wanted; the master moves its VMs away.
+    Evacuate { host: Option<HostId>, for_shutdown: bool },
     /// The cluster as the master sees it.
     View,
     /// Notes of the other host since this clock-of-day time.
@@ -287,6 +290,8 @@ pub enum Reply {
     Explain(Box<VmView>),
     /// Of `Verdicts`, oldest first.
     Verdicts(Vec<VerdictView>),
+    /// Of `Evacuate`.
+    Evacuating(Box<EvacuationView>),
 }
 
 /// Why not.
@@ -361,6 +366,7 @@ impl Request {
             Self::Handover(_) => "handover",
             Self::Spent { .. } => "spent",
             Self::Yield { .. } => "yield",
+            Self::Evacuate { .. } => "evacuate",
             Self::View => "view",
             Self::Notes { .. } => "notes",
             Self::PoweredOff { .. } => "powered off",

@@ -83,6 +83,19 @@ pub struct MaintenanceView {
     pub stay: Vec<(String, String)>,
 }
 
+/// How far a host is emptied before it goes down.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct EvacuationView {
+    /// The rules want it.
+    pub wanted: bool,
+    /// VMs that are still there.
+    pub left: u32,
+    /// Those that are not moved, and why.
+    pub stay: Vec<(String, String)>,
+    /// It is waited for so many seconds at most.
+    pub within_s: u32,
+}
+
 /// One VM.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct VmView {

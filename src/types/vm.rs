@@ -136,7 +136,7 @@ pub enum DomainFailure {
     Capacity(String),
     /// It is in another state than the order needs: another call is under way.
     Busy(String),
-    /// The hook refused.
+    /// Our hook refused.
     Refused(String),
     /// The definition is wrong.
     Definition(String),

@@ -19,8 +19,8 @@ use mainstay::types::failure::{
 use mainstay::types::guests::Remedy;
 use mainstay::types::verdict::{VerdictAsk, VerdictView};
 use mainstay::types::view::{
-    ClusterView, DatastoreView, FenceDeviceView, HostView, NoteView, VIEW_SCHEMA, VmView, WhatIfCpu, WhatIfView,
-    WhatIfVm,
+    ClusterView, DatastoreView, EvacuationView, FenceDeviceView, HostView, NoteView, VIEW_SCHEMA, VmView, WhatIfCpu,
+    WhatIfView, WhatIfVm,
 };
 use tokio::sync::{broadcast, mpsc};
 
@@ -224,6 +224,16 @@ fn answer(ask: &Ask, view: &ClusterView) -> Option<AskReply> {
         Ask::WhatIf { hosts } if hosts == &["a"] => AskReply::WhatIf(Box::new(example_what_if())),
         Ask::WhatIf { hosts } => {
             AskReply::Denied(Denial::Contradiction(format!("no host is named {}", hosts.join(", "))))
+        }
+        // What it would answer stands where maintenance of its host is shown.
+        Ask::Evacuate { .. } => {
+            let seen = view.hosts[0].maintenance.clone();
+            AskReply::Evacuating(Box::new(EvacuationView {
+                wanted: seen.as_ref().is_none_or(|seen| !seen.ends),
+                left: seen.as_ref().map_or(0, |seen| seen.left),
+                stay: seen.map(|seen| seen.stay).unwrap_or_default(),
+                within_s: 300,
+            }))
         }
         Ask::Explain { vm } => match view.vms.iter().find(|one| one.id == *vm) {
             Some(vm) => AskReply::Explain(Box::new(vm.clone())),

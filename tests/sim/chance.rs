@@ -209,7 +209,7 @@ fn rules(dice: &mut Dice, vms: &[&str], hosts: &[String]) -> Vec<String> {
     for _ in 0..1 + dice.roll(4) {
         let (one, other) = (dice.pick(vms), dice.pick(vms));
         let seconds = 1 + dice.roll(20);
-        rules.push(match dice.roll(11) {
+        rules.push(match dice.roll(12) {
             0 => format!("priority {} of {one}", dice.pick(&["highest", "high", "low", "lowest"])),
             1 => format!("{one} after {other} within {seconds}s"),
             2 => format!("{one} after {other} ready agent delay 2s within {seconds}s"),
@@ -218,6 +218,7 @@ fn rules(dice: &mut Dice, vms: &[&str], hosts: &[String]) -> Vec<String> {
             5 => format!("{one} not on {} should", hosts[dice.roll(hosts.len() as u64) as usize]),
             6 => "at most 1 starts on a host".to_owned(),
             7 => format!("isolated {one} power-off"),
+            10 => format!("evacuate at shutdown within {}s", 5 + seconds * 3),
             8 | 9 => format!("failback {one} to {} after {seconds}s", hosts[dice.roll(hosts.len() as u64) as usize]),
             _ => format!("isolated * shut-down {seconds}s"),
         });

@@ -261,24 +261,6 @@ impl World {
         self.hang_up(h);
     }
 
-    /// Orderly shutdown: guests first (libvirt-guests), then our services, then the power.
-    pub fn power_off(&mut self, h: H) {
-        if self.hosts[h].life.is_none() {
-            return;
-        }
-        self.excuse(h);
-        self.hosts[h].going_down = true;
-        let gate = self.hosts[h].kernel();
-        let running: Vec<VmId> =
-            self.hosts[h].domains.iter().filter(|(_, domain)| domain.qemu.is_some()).map(|(vm, _)| *vm).collect();
-        for vm in running {
-            self.shut_down(h, vm, false);
-        }
-        self.after(gate, Duration::from_millis(3000), move |world| world.stop_agent(h));
-        self.after(gate, Duration::from_millis(3500), move |world| world.stop_guard(h));
-        self.after(gate, Duration::from_millis(4000), move |world| world.kill(h));
-    }
-
     /// Nothing on the host moves any more; its clock goes on.
     pub fn freeze(&mut self, h: H) {
         if self.hosts[h].life.is_some() && !self.hosts[h].frozen {

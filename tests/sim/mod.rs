@@ -42,5 +42,6 @@ pub mod rollback;
 pub mod rules;
 pub mod runs;
 pub mod scenario;
+pub mod shutdown;
 pub mod soundness;
 pub mod world;

@@ -11,6 +11,8 @@ use super::world::{Gate, H, World};
 pub enum Waiter {
     /// Another agent.
     Agent { at: H, from: H, life: u64, ticket: Ticket },
+    /// The unit that empties this host before it goes down, until then.
+    Unit { at: H, until: u64 },
     /// A person at this host.
     Person { at: H, what: String },
     /// libvirt's hook.
@@ -23,6 +25,7 @@ impl World {
         match self.waiters.remove(&ask.0) {
             None => {}
             Some(Waiter::Agent { from, life, ticket, .. }) => self.reply(h, from, life, ticket, reply),
+            Some(Waiter::Unit { at, until }) => self.evacuated(at, until, &reply),
             Some(Waiter::Person { what, .. }) => {
                 let text = match reply {
                     Reply::Done => "done".to_owned(),

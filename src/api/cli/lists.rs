@@ -12,6 +12,7 @@ use crate::types::view::{DatastoreView, HostView, MaintenanceView, VIEW_SCHEMA, 
 /// `mainstay host list|show`.
 pub async fn hosts(out: &mut Out, json: bool, command: HostCommand) -> Result<(), Trouble> {
     match command {
+        HostCommand::Evacuate { for_shutdown } => super::evacuate::run(out, json, for_shutdown).await,
         HostCommand::Release { hosts } => super::maintenance::release(out, json, &hosts).await,
         HostCommand::Maintenance(command) => super::maintenance::run(out, json, command).await,
         HostCommand::FenceDevice(command) => super::fence_device::run(out, json, command).await,

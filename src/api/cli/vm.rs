@@ -48,11 +48,7 @@ pub async fn run(out: &mut Out, json: bool, command: VmCommand) -> Result<(), Tr
             let said = out.progress(&format!("starting {}", vm.name), agent.start(&id)).await.what(&what)?;
             done(out, json, &vm.name, &said)
         }
-        VmCommand::Retry { vm } => {
-            let (agent, vm, what) = known(&vm, "tried again").await?;
-            let said = agent.retry(&vm.id.to_string()).await.what(&what)?;
-            done(out, json, &vm.name, &said)
-        }
+        VmCommand::Retry { vm } => retry(out, json, &vm).await,
         VmCommand::Stop { vm, force } => {
             let (agent, vm, what) = known(&vm, "stopped").await?;
             let (id, text) = (vm.id.to_string(), format!("stopping {}", vm.name));
@@ -83,6 +79,12 @@ pub async fn run(out: &mut Out, json: bool, command: VmCommand) -> Result<(), Tr
             done(out, json, &vm.name, &said.what(&what)?)
         }
     }
+}
+
+async fn retry(out: &mut Out, json: bool, vm: &str) -> Result<(), Trouble> {
+    let (agent, vm, what) = known(vm, "tried again").await?;
+    let said = agent.retry(&vm.id.to_string()).await.what(&what)?;
+    done(out, json, &vm.name, &said)
 }
 
 fn policy(argument: OnDoubtArgument) -> Option<OnDoubt> {

@@ -13,7 +13,7 @@ use crate::exec::doctor::Finding;
 use crate::types::failure::{Failure, FailureFile, FailureList};
 use crate::types::settings::{OnDoubt, SettingsChange};
 use crate::types::verdict::VerdictView;
-use crate::types::view::{ClusterView, NoteView, VmView, WhatIfView};
+use crate::types::view::{ClusterView, EvacuationView, NoteView, VmView, WhatIfView};
 
 /// Connecting and questions that the agent answers from memory.
 const QUESTION_TIME: Duration = Duration::from_secs(15);
@@ -72,6 +72,7 @@ trait Agent1 {
     async fn vm_set_on_doubt(&self, vm: &str, on_doubt: &str) -> zbus::Result<String>;
     async fn vm_enable_guest(&self, vm: &str) -> zbus::Result<String>;
     async fn vm_move(&self, vm: &str, to: &str) -> zbus::Result<String>;
+    async fn evacuate(&self, for_shutdown: bool) -> zbus::Result<String>;
     async fn change(&self, change: &str) -> zbus::Result<String>;
     async fn test_fence_device(&self, name: &str) -> zbus::Result<String>;
     #[zbus(property(emits_changed_signal = "const"))]
@@ -239,6 +240,13 @@ impl Agent {
     /// As [`AgentError`] says.
     pub async fn move_to(&self, vm: &str, to: Option<&str>) -> Result<String, AgentError> {
         within(MOVE_TIME, self.proxy.vm_move(vm, to.unwrap_or(""))).await
+    }
+    /// This host's VMs are moved away, for as long as this is asked again.
+    ///
+    /// # Errors
+    /// As [`AgentError`] says.
+    pub async fn evacuate(&self, for_shutdown: bool) -> Result<EvacuationView, AgentError> {
+        parse(&within(QUESTION_TIME, self.proxy.evacuate(for_shutdown)).await?)
     }
     /// A change of the cluster's settings.
     ///

@@ -190,6 +190,15 @@ impl Agent1 {
         self.done(Ask::Vm(VmCommand::Move { vm, to, by: Mover::Person }), MOVE_TIME).await
     }
 
+    /// This host's VMs are moved away, for as long as this is asked again; `for_shutdown`: if that is the policy before it goes down. JSON
+    /// of `EvacuationView`.
+    async fn evacuate(&self, for_shutdown: bool) -> Result<String, Failure> {
+        match self.ask(Ask::Evacuate { for_shutdown }, ASK_TIME).await? {
+            AskReply::Evacuating(view) => json(&*view),
+            other => Err(unexpected(other)),
+        }
+    }
+
     /// A change of the cluster's settings: JSON of `SettingsChange`.
     async fn change(&self, change: String) -> Result<String, Failure> {
         let change = serde_json::from_str(&change).map_err(|error| Failure::Usage(format!("not a change: {error}")))?;
@@ -298,6 +307,7 @@ fn unexpected(reply: AskReply) -> Failure {
         | AskReply::Failed(_)
         | AskReply::Explain(_)
         | AskReply::WhatIf(_)
+        | AskReply::Evacuating(_)
         | AskReply::Failures(_)
         | AskReply::Piece(_) => "the agent answered another question".to_owned(),
     })

@@ -110,9 +110,9 @@ impl Core {
             DomainFailure::Refused(_) if self.vm(id).attempt.as_ref().is_some_and(|attempt| attempt.restores) => {
                 self.start_paused(cx, id, false);
             }
-            DomainFailure::Refused(why) | DomainFailure::Definition(why) => {
-                self.give_up(cx, id, Denial::Definition(why))
-            }
+            // By this host's own hook: its agent was slow, or its lease has gone meanwhile.
+            DomainFailure::Refused(why) => self.give_up(cx, id, Denial::Unable(why)),
+            DomainFailure::Definition(why) => self.give_up(cx, id, Denial::Definition(why)),
             DomainFailure::Timeout => {
                 self.start_is_late(id);
                 self.destroy(cx, id);
@@ -205,9 +205,11 @@ fn not_resumed(why: DomainFailure) -> Denial {
         DomainFailure::Storage(_) => Denial::Storage(text),
         DomainFailure::Capacity(_) => Denial::Capacity(text),
         DomainFailure::Host(_) | DomainFailure::ImageLocked(_) => Denial::Host(text),
-        DomainFailure::Definition(_) | DomainFailure::Refused(_) => Denial::Definition(text),
-        DomainFailure::NoDaemon(_) | DomainFailure::NoDomain | DomainFailure::Busy(_) | DomainFailure::Timeout => {
-            Denial::Unable(text)
-        }
+        DomainFailure::Definition(_) => Denial::Definition(text),
+        DomainFailure::NoDaemon(_)
+        | DomainFailure::NoDomain
+        | DomainFailure::Refused(_)
+        | DomainFailure::Busy(_)
+        | DomainFailure::Timeout => Denial::Unable(text),
     }
 }

@@ -199,8 +199,11 @@ impl Meaning {
             let named = self.hosts("failback", n, &rule.hosts, hosts);
             let after = Duration::from_secs(rule.after_s.into());
             for vm in self.vms("failback", n, &rule.vms, vms) {
-                if !named.is_empty() {
-                    self.belongs.entry(vm).or_insert_with(|| Belongs { hosts: named.clone(), after });
+                if !named.is_empty() && !self.belongs.contains_key(&vm) {
+                    // A start goes there at once, if there is a place.
+                    let others = hosts.keys().filter(|host| !named.contains(host));
+                    self.shunned.entry(vm).or_default().extend(others);
+                    self.belongs.insert(vm, Belongs { hosts: named.clone(), after });
                 }
             }
         }

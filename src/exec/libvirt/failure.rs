@@ -143,15 +143,18 @@ fn classify(code: ErrorNumber, text: &str) -> DomainFailure {
         Class::Storage => DomainFailure::Storage(shorten(text)),
         Class::Capacity => DomainFailure::Capacity(shorten(text)),
         Class::Busy => DomainFailure::Busy(shorten(text)),
-        Class::Refused => DomainFailure::Refused(shorten(refusal(text))),
+        // Another script of this host's.
+        Class::Refused => {
+            refusal(text).map_or_else(|| DomainFailure::Host(shorten(text)), |why| DomainFailure::Refused(shorten(why)))
+        }
         Class::Definition => DomainFailure::Definition(shorten(text)),
         Class::Timeout => DomainFailure::Timeout,
     }
 }
 
-/// What our hook wrote to stderr, without libvirt's wrapping; the whole text when another script refused.
-fn refusal(text: &str) -> &str {
-    text.find("mainstay: ").map_or(text, |at| &text[at + "mainstay: ".len()..]).trim()
+/// What our hook wrote to stderr, without libvirt's wrapping; none when another script refused.
+fn refusal(text: &str) -> Option<&str> {
+    text.find("mainstay: ").map(|at| text[at + "mainstay: ".len()..].trim())
 }
 
 /// Keeps the end: QEMU's reason stands behind its options.
@@ -221,7 +224,7 @@ mod tests {
                 "Hook script execution failed: internal error: Child process (LC_ALL=C PATH=/bin /etc/libvirt/hooks/qemu.d/50-mainstay web1 prepare begin -) unexpected exit status 1: mainstay: web1 runs on h2 (generation 4)\n",
                 |f| *f == F::Refused("web1 runs on h2 (generation 4)".into()),
             ),
-            (E::HookScriptFailed, "Hook script execution failed: exit status 3", |f| matches!(f, F::Refused(_))),
+            (E::HookScriptFailed, "Hook script execution failed: exit status 3", |f| matches!(f, F::Host(_))),
             (E::NoDomain, "Domain not found: no domain with matching uuid 'x'", |f| *f == F::NoDomain),
             (E::InternalError, "internal error: client socket is closed", |f| matches!(f, F::NoDaemon(_))),
             (E::SystemError, "Cannot recv data: Connection reset by peer", |f| matches!(f, F::NoDaemon(_))),
