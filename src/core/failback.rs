@@ -14,6 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Core;
 use super::cx::Cx;
 use super::members::Verdict;
@@ -31,7 +33,7 @@ const AGAIN: Duration = Duration::from_secs(300);
 const SOON: Duration = Duration::from_secs(10);
 
 /// Why one is not brought back yet, and when it is tried again.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Away {
     again: Time,
     why: Option<String>,

@@ -14,6 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use super::Core;
 use super::cx::{Cx, Pending, Timer};
 use super::note::Note;
@@ -46,7 +48,7 @@ const POOL: usize = 8;
 const PLANS: usize = 24;
 
 /// Those who make room now.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Round {
     goers: BTreeMap<VmId, Goes>,
     /// Those of them who stop.
@@ -56,7 +58,7 @@ pub struct Round {
 }
 
 /// How one of them goes, and from where.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 enum Goes {
     Moves { from: HostId },
     Stops { from: HostId },

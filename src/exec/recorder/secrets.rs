@@ -77,6 +77,8 @@ impl Cover {
             | Request::FetchSettings
             | Request::Run(_)
             | Request::PutDown(_)
+            | Request::Yield { .. }
+            | Request::Evacuate { .. }
             | Request::Vm(_)
             | Request::Incoming(_)
             | Request::Handed { .. }

@@ -205,7 +205,7 @@ pub const ALL: &[Case] = &[
     ),
     case(
         "split-both",
-        "network and storage part differently: what can run runs once, what waits says so, and goes on 3 s after the heal",
+        "network and storage part differently: what may run nowhere else waits, says so, and goes on within 3 s of the heal",
         split::both_differently,
     ),
     case("kill-subordinate", "3 VMs run on survivors within 8 s", kill::subordinate),
