@@ -140,6 +140,9 @@ impl Core {
             (Some(VmState::Running), Kind::Hook { .. }) => self.finish(cx, id),
             (Some(VmState::Running), _) => self.resume(cx, id),
             (Some(VmState::Over(_)), _) => {
+                if let Kind::Hook { .. } = attempt.kind {
+                    self.start_is_late(id); // libvirt was let go on, and its QEMU may still come up.
+                }
                 self.destroy(cx, id);
                 self.give_up(cx, id, Denial::Unable("it ended, or its lease lapsed, during the start".into()));
             }
