@@ -146,7 +146,7 @@ fn events() {
         "events --since 2026-11-25T17:00:01Z",
         "
 2026-11-25 17:00:05.040  a  c is dead: no network beat for 5.2 s, nothing new on
-                            nfs1
+                            nfs1 [a-28512345]
 2026-11-25 17:00:05.900  b  db: started here under generation 6; was c's, proof:
                             lapsed
 ",

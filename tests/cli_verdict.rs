@@ -207,5 +207,13 @@ fn report(index: u8, vms: u32) -> HostReport {
         }
     });
     let capacity = HostCapacity { free_kib: 64 << 20, ..HostCapacity::default() };
-    HostReport { host: host(index), capacity, libvirt: true, vms: vms.collect(), over: Vec::new(), stops: Vec::new(), unreachable: Vec::new() }
+    HostReport {
+        host: host(index),
+        capacity,
+        libvirt: true,
+        vms: vms.collect(),
+        over: Vec::new(),
+        stops: Vec::new(),
+        unreachable: Vec::new(),
+    }
 }

@@ -150,7 +150,7 @@ impl Core {
         let empty = Vm::default();
         let vm = self.vms.get(&id).unwrap_or(&empty);
         let owner = vm.claim.as_ref().and_then(Claim::owner).map(|owner| owner.host);
-        let holder = owner.or_else(|| self.holder_of(id));
+        let holder = owner.or_else(|| self.holder_of(id, vm.claim.is_some(), now));
         let report = holder.filter(|host| *host != self.me.host).and_then(|host| self.report_of(host, id));
         let name = if vm.name.is_empty() { report?.name.clone() } else { vm.name.clone() };
         if vm.claim.is_none() && holder.is_none() {
@@ -215,12 +215,14 @@ impl Core {
         })
     }
 
-    /// A host that has the domain, when no claim says who owns it.
-    fn holder_of(&self, id: VmId) -> Option<HostId> {
+    /// A host that has the domain, when no claim says who owns it. If a claim says that nobody does, what a host that is not heard
+    /// any more has last reported is past.
+    fn holder_of(&self, id: VmId, claimed: bool, now: Time) -> Option<HostId> {
         if self.libvirt.domains.contains_key(&id) {
             return Some(self.me.host);
         }
-        self.peers.keys().copied().find(|host| self.report_of(*host, id).is_some_and(|report| report.domain.is_some()))
+        let mut hosts = self.peers.keys().copied().filter(|host| !claimed || self.is_heard(*host, now));
+        hosts.find(|host| self.report_of(*host, id).is_some_and(|report| report.domain.is_some()))
     }
 
     pub(super) fn doing(&self, vm: &Vm) -> Option<String> {
