@@ -71,6 +71,7 @@ fn report(index: u8) -> HostReport {
         libvirt: true,
         vms: vms.collect(),
         over: Vec::new(),
+        stops: Vec::new(),
         unreachable: Vec::new(),
     }
 }

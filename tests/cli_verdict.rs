@@ -125,7 +125,7 @@ fn a_core_with_10_000_vms_is_written_down() {
     }
     let began = Instant::now();
     let settings = core.settings().clone();
-    let written = core.shown(settings, |core| postcard::to_stdvec(core)).unwrap();
+    let written = core.shown(settings, postcard::to_stdvec).unwrap();
     let (wrote, began) = (began.elapsed(), Instant::now());
     let read: Core = postcard::from_bytes(&written).unwrap();
     let vms = read.view(now).vms.len();

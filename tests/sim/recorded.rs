@@ -42,7 +42,7 @@ impl Tape {
         self.steps += 1;
         if self.steps.is_multiple_of(REREAD) {
             let settings = core.settings().clone();
-            let written = core.shown(settings, |core| postcard::to_stdvec(core)).unwrap();
+            let written = core.shown(settings, postcard::to_stdvec).unwrap();
             let read: Core = postcard::from_bytes(&written).unwrap();
             *core = read;
         }
