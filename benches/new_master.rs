@@ -3,6 +3,7 @@
 //!
 //! `cargo bench --bench new_master [-- FOLDER]`: on a temporary folder, or on a folder of any other mount.
 
+#[allow(dead_code)] // It has more than is used here.
 mod cluster;
 
 use std::path::Path;

@@ -11,18 +11,14 @@ use std::time::{Duration, Instant};
 
 use bus::say::{fails, say, shows};
 use bus::{FakeAgent, PrivateBus};
-use cluster::{HOSTS, claim, host};
+use cluster::{HOSTS, beat, host, report};
 use mainstay::core::Core;
 use mainstay::core::event::{AskId, Event};
 use mainstay::exec::recorder::replay::{Differs, replay};
 use mainstay::exec::recorder::{Recorder, Recording, Segment, file};
-use mainstay::types::control::{HostReport, Request, VmReport};
-use mainstay::types::guests::Inside;
-use mainstay::types::settings::Timing;
-use mainstay::types::vm::{DomainState, HostCapacity};
+use mainstay::types::control::Request;
 use mainstay::types::*;
 use serde_json::Value;
-use uuid::Uuid;
 
 #[test]
 fn list_and_show() {
@@ -146,7 +142,7 @@ fn recorded() -> Recording {
         recorder.keep_up(&mut core, now);
         recorder.step(&mut core, now, event);
     };
-    told(0, Event::HeardTwice(Box::new(beat())));
+    told(0, Event::HeardTwice(Box::new(beat(0, 1))));
     told(20, Event::Due);
     told(31, Event::Due); // Comes after it.
     let made = made.lock().unwrap().pop();
@@ -160,60 +156,4 @@ fn otherwise(recording: &Recording) -> Recording {
     segment.steps[at..at + 4].copy_from_slice(b"HOST");
     let segments = [Arc::new(segment)].into_iter().chain(recording.segments[1..].iter().cloned()).collect();
     Recording { segments, ..recording.clone() }
-}
-
-fn beat() -> NetBeat {
-    NetBeat {
-        cluster: ClusterId(Uuid::from_u128(7)),
-        host: host(0),
-        index: HostIndex(0),
-        boot: BootId(Uuid::from_u128(9)),
-        incarnation: Incarnation(1),
-        counter: Counter(1),
-        lease: Timing::DEFAULT.lease,
-        list: ListName::default(),
-        reaches: DatastoreSet(1),
-        attest_me: DatastoreSet(0),
-        distrusts: DatastoreSet(0),
-        attested: Vec::new(),
-        software: (0, 1, 0),
-        agent: AgentBeat {
-            role: Role::Candidate,
-            term: Term(1),
-            score: Score { datastores: 1, available: true, priority: 0, uptime_bucket: 1, host: host(0) },
-            flags: Flags::default(),
-            storage_lost: DatastoreSet(0),
-            settings_version: 1,
-            echoes: Vec::new(),
-        },
-    }
-}
-
-fn report(index: u8, vms: u32) -> HostReport {
-    let vms = (0..vms).map(|n| {
-        let claim = claim(index, n);
-        VmReport {
-            vm: claim.tenure.vm,
-            name: claim.name.clone(),
-            claim: Some(claim),
-            domain: Some(DomainState::Running),
-            stopped: false,
-            memory_kib: 1 << 20,
-            vcpus: 2,
-            inside: Inside::Silent,
-            doing: None,
-            unprotected: None,
-            on_doubt: None,
-        }
-    });
-    let capacity = HostCapacity { free_kib: 64 << 20, ..HostCapacity::default() };
-    HostReport {
-        host: host(index),
-        capacity,
-        libvirt: true,
-        vms: vms.collect(),
-        over: Vec::new(),
-        stops: Vec::new(),
-        unreachable: Vec::new(),
-    }
 }

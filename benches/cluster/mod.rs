@@ -1,8 +1,11 @@
-//! A cluster of 64 hosts, and claims in it.
+//! A cluster of 64 hosts, claims in it, and what they say. Benches use it, and tests that ask a core directly.
 
 use mainstay::core::{Core, Me};
+use mainstay::types::control::{HostReport, VmReport};
+use mainstay::types::guests::Inside;
 use mainstay::types::power::PowerSettings;
 use mainstay::types::settings::{ClusterSettings, DatastoreSettings, LateWrites, MemberSettings, Timing, VmDefaults};
+use mainstay::types::vm::{DomainState, HostCapacity};
 use mainstay::types::*;
 use uuid::Uuid;
 
@@ -72,6 +75,63 @@ pub fn claim(index: u8, n: u32) -> Claim {
         maker: host(index),
         made_unix_ms: 0,
         debts: Vec::new(),
+    }
+}
+
+/// What the guard of a host tells all others.
+pub fn beat(index: u8, counter: u64) -> NetBeat {
+    NetBeat {
+        cluster: ClusterId(Uuid::from_u128(7)),
+        host: host(index),
+        index: HostIndex(index),
+        boot: BootId(Uuid::from_u128(u128::from(index))),
+        incarnation: Incarnation(1),
+        counter: Counter(counter),
+        lease: Timing::DEFAULT.lease,
+        list: ListName::default(),
+        reaches: DatastoreSet(1),
+        attest_me: DatastoreSet(0),
+        distrusts: DatastoreSet(0),
+        attested: Vec::new(),
+        software: (0, 1, 0),
+        agent: AgentBeat {
+            role: Role::Subordinate { master: Some(HostIndex(0)) },
+            term: Term(1),
+            score: Score { datastores: 1, available: true, priority: 0, uptime_bucket: 1, host: host(index) },
+            flags: Flags::default(),
+            storage_lost: DatastoreSet(0),
+            settings_version: 1,
+            echoes: Vec::new(),
+        },
+    }
+}
+
+/// What a host tells its master, with so many VMs.
+pub fn report(index: u8, vms: u32) -> HostReport {
+    let vms = (0..vms).map(|n| {
+        let claim = claim(index, n);
+        VmReport {
+            vm: claim.tenure.vm,
+            name: claim.name.clone(),
+            claim: Some(claim),
+            domain: Some(DomainState::Running),
+            stopped: false,
+            memory_kib: 1 << 20,
+            vcpus: 1,
+            inside: Inside::Silent,
+            doing: None,
+            unprotected: None,
+            on_doubt: None,
+        }
+    });
+    HostReport {
+        host: host(index),
+        capacity: HostCapacity::default(),
+        libvirt: true,
+        vms: vms.collect(),
+        over: Vec::new(),
+        stops: Vec::new(),
+        unreachable: Vec::new(),
     }
 }
 
