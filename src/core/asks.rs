@@ -33,11 +33,11 @@ impl Core {
             }
             (Request::FetchSettings, _) => cx.answer(ask, Reply::Settings(Box::new(self.settings.clone()))),
             (Request::Change(change), from) => self.change(cx, ask, from, *change),
-            (Request::Run(_), Some(from)) if self.is_behind(from) => {
+            (Request::Run(_) | Request::PutDown(_), Some(from)) if self.is_behind(from) => {
                 cx.answer(ask, Reply::Denied(Denial::Unable("the settings here are newer than the master's".into())));
             }
             (Request::Run(order), Some(_)) => self.run_ordered(cx, ask, *order),
-            (Request::PutDown(order), Some(_)) => self.put_down(cx, *order, vec![ask]),
+            (Request::PutDown(order), Some(_)) => self.put_down(cx, ask, *order),
             (Request::Vm(command), None) => self.look_first(cx, ask, command),
             (Request::Vm(command), from) => self.command(cx, ask, from, command),
             (Request::Incoming(order), Some(from)) => self.incoming(cx, ask, from, *order),
@@ -127,7 +127,7 @@ impl Core {
     /// newest claim is read, as far as the datastores answer.
     fn look_first(&mut self, cx: &mut Cx, ask: AskId, command: VmCommand) {
         if self.keeps_stop(&command, cx.now) {
-            return self.wish_stop(cx, ask, command.vm()); // Not a moment later: its restart may be near.
+            return self.wish_stop(cx, ask, &command); // Not a moment later: its restart may be near.
         }
         let homes: Vec<_> = self.settings.datastores.iter().map(|datastore| datastore.id).collect();
         if homes.is_empty() {
@@ -160,7 +160,7 @@ impl Core {
         let id = command.vm();
         let here = self.libvirt.domains.contains_key(&id);
         if self.keeps_stop(&command, cx.now) && (from.is_none() || self.is_master()) {
-            return self.wish_stop(cx, ask, id);
+            return self.wish_stop(cx, ask, &command);
         }
         let Some(vm) = self.vms.get(&id) else {
             return match self.master() {

@@ -24,7 +24,9 @@ use super::verdicts::Kind as Ruled;
 use crate::mutants::{Mutant, planted};
 use crate::types::control::{Denial, Reply, Request, RunOrder};
 use crate::types::vm::DomainState;
-use crate::types::{Against, Claim, ClaimReason, Debt, Holder, HostId, Over, Owner, Proof, Ticket, Time, VmId, Wanted};
+use crate::types::{
+    Against, Claim, ClaimReason, Debt, Holder, HostId, Over, Owner, Proof, Tenure, Ticket, Time, VmId, Wanted,
+};
 
 /// An order under way.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -379,24 +381,11 @@ impl Core {
 
     /// The master's order has arrived at the host that shall run the VM.
     pub(super) fn run_ordered(&mut self, cx: &mut Cx, ask: super::event::AskId, order: RunOrder) {
-        let id = order.claim.tenure.vm;
-        let home = order.claim.next_home();
-        let generation = order.claim.tenure.generation;
-        let owner = order.claim.owner();
-        self.learn(cx, order.claim, cx.now);
-        let vm = self.vm(id);
-        let newest = vm.tenure().map(|tenure| tenure.generation).unwrap_or_default();
-        let denial = if vm.attempt.is_some() || vm.moving.is_some() {
-            Some(Denial::Unable("it is being worked on here".into()))
-        } else if newest != generation && !planted(Mutant::ProofOfOlder) {
-            Some(Denial::Superseded { newest })
-        } else {
-            None
-        };
-        if let Some(denial) = denial {
+        let (id, home) = (order.claim.tenure.vm, order.claim.next_home());
+        if let Err(denial) = self.may_follow(cx, &order) {
             return cx.answer(ask, Reply::Denied(denial));
         }
-        if vm.incoming.is_some() {
+        if self.vm(id).incoming.is_some() {
             self.drop_incoming(cx, id);
             return cx
                 .answer(ask, Reply::Denied(Denial::Unable("a half-finished move of it is thrown away first".into())));
@@ -404,11 +393,26 @@ impl Core {
         if self.going_down {
             return cx.answer(ask, Reply::Denied(Denial::Unable("this host goes down".into())));
         }
-        if let (Proof::PowerOff, Some(owner)) = (order.proof, owner)
-            && let Err(denial) = self.ordered_off(&owner, cx.now)
-        {
-            return cx.answer(ask, Reply::Denied(denial));
-        }
         self.begin(cx, id, Kind::Run { proof: order.proof, reason: order.reason }, home, vec![ask]);
+    }
+
+    /// Whether the claim after the one that an order names may be made here: nothing is under way, that one is the newest, and what is
+    /// known here does not gainsay its proof.
+    pub(super) fn may_follow(&mut self, cx: &mut Cx, order: &RunOrder) -> Result<(), Denial> {
+        let Tenure { vm: id, generation } = order.claim.tenure;
+        let owner = order.claim.owner();
+        self.learn(cx, order.claim.clone(), cx.now);
+        let vm = self.vm(id);
+        let newest = vm.tenure().map(|tenure| tenure.generation).unwrap_or_default();
+        if vm.attempt.is_some() || vm.moving.is_some() {
+            return Err(Denial::Unable("it is being worked on here".into()));
+        }
+        if newest != generation && !planted(Mutant::ProofOfOlder) {
+            return Err(Denial::Superseded { newest });
+        }
+        match (order.proof, owner) {
+            (Proof::PowerOff, Some(owner)) => self.ordered_off(&owner, cx.now),
+            _ => Ok(()),
+        }
     }
 }

@@ -328,7 +328,8 @@ impl Core {
     /// Starts that wait for late writes of this host look again.
     fn debts_paid(&mut self, cx: &mut Cx, host: HostId) {
         let waits = |stage: &Stage| {
-            matches!(stage, Stage::Waiting) || matches!(stage, Stage::Fencing(debt) if debt.host == host)
+            let against = matches!(stage, Stage::Fencing(debt) | Stage::Sighting(debt) if debt.host == host);
+            against || *stage == Stage::Waiting
         };
         let waiting: Vec<VmId> = self
             .vms

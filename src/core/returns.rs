@@ -10,8 +10,8 @@
 //! long as such a fence can be under way: the next try of the taker sees the beat. An agent that stood for a while is bound by the same
 //! rule: it knows of nothing that has booted and been started since.
 //!
-//! Deliberately not here: fences and VMs with several datastores (a VM whose home is another one is held back by nothing), and
-//! what a host fenced for good may still do.
+//! Deliberately not here: fences and VMs with several datastores (a VM whose home is another one is held back by nothing), VMs that are
+//! started there meanwhile by order or by hand, and what a host fenced for good may still do.
 
 use std::time::Duration;
 
@@ -21,7 +21,6 @@ use super::Core;
 use super::attempt::Stage;
 use super::cx::{Cx, Pending, Timer};
 use super::proofs::LateWrite;
-use crate::mutants::{Mutant, planted};
 use crate::types::store::{ClaimsOf, StoreAnswer, StoreOrder};
 use crate::types::{DatastoreId, Debt, Time, VmId};
 
@@ -35,15 +34,16 @@ const AGAIN: Duration = Duration::from_millis(500);
 pub struct Return {
     /// Then, as far as this agent knows: its beat was there before.
     since: Time,
-    /// When the claims of what it held, read after that, were last known.
-    looked: Option<Time>,
-    asking: bool,
+    /// The claims of what it held were read since.
+    looked: bool,
+    /// When they were last asked for; none while an answer is due.
+    asked: Option<Time>,
 }
 
 impl Core {
     /// Its lease there is valid, and was not before.
     pub(super) fn came_back(&mut self, cx: &mut Cx, id: DatastoreId) {
-        self.returns.insert(id, Return { since: cx.now, looked: None, asking: false });
+        self.returns.insert(id, Return { since: cx.now, looked: false, asked: Some(Time::ZERO) });
         self.look_what_was_taken(cx, id);
     }
 
@@ -59,33 +59,30 @@ impl Core {
         });
         let held: Vec<VmId> = held.map(|(vm, _)| *vm).collect();
         let within = self.settings.timing.lease;
-        let Some(back) = self.returns.get_mut(&id).filter(|back| !back.asking) else { return };
+        let rested = |back: &&mut Return| back.asked.is_some_and(|at| at + AGAIN <= cx.now);
+        let Some(back) = self.returns.get_mut(&id).filter(rested) else { return };
         if held.is_empty() {
-            back.looked = Some(cx.now);
+            back.looked = true;
             return;
         }
-        back.asking = true;
+        back.asked = None;
         cx.store(id, StoreOrder::ReadClaims(ClaimsOf::Vms(held)), within, Pending::Taken(id));
     }
 
     pub(super) fn taken_looked(&mut self, cx: &mut Cx, id: DatastoreId, answer: StoreAnswer) {
         let Some(back) = self.returns.get_mut(&id) else { return };
-        back.asking = false;
+        back.asked = Some(cx.now);
         if let StoreAnswer::Claims { began, ended, claims, .. } = answer {
-            if back.since <= began {
-                back.looked = Some(ended);
-            }
+            back.looked |= back.since <= began;
             claims.into_iter().for_each(|claim| self.learn(cx, claim, ended));
-        } else {
-            cx.set_earlier(Timer::Relist, cx.now + self.settings.timing.renew);
+            self.check = true; // Else it is asked for again in a moment: a path that fails at once is not to be hammered.
         }
-        self.check = true;
     }
 
     /// Claims of a whole datastore were read.
-    pub(super) fn all_looked(&mut self, id: DatastoreId, began: Time, ended: Time) {
-        if let Some(back) = self.returns.get_mut(&id).filter(|back| back.since <= began) {
-            back.looked = Some(ended);
+    pub(super) fn all_looked(&mut self, id: DatastoreId, began: Time) {
+        if let Some(back) = self.returns.get_mut(&id) {
+            back.looked |= back.since <= began;
         }
     }
 
@@ -93,13 +90,13 @@ impl Core {
     pub(super) fn may_be_fenced(&mut self, cx: &mut Cx, home: DatastoreId, but: VmId) -> bool {
         let Some(back) = self.returns.get(&home).copied() else { return false };
         let timing = self.settings.timing;
-        if back.since + timing.lease + timing.suspect + FENCE_LIMIT <= cx.now || planted(Mutant::NoFence) {
+        if back.since + timing.lease + timing.suspect + FENCE_LIMIT <= cx.now {
             return false;
         }
-        let Some(looked) = back.looked else {
+        if !back.looked {
             self.look_what_was_taken(cx, home);
             return true;
-        };
+        }
         let me = self.me.host;
         let fences = |debt: &Debt| {
             debt.host == me && debt.datastore == home && matches!(self.late_write(debt), LateWrite::Command { .. })
@@ -109,7 +106,7 @@ impl Core {
             let by_another = claim.filter(|claim| claim.owner().is_some_and(|owner| owner.host != me));
             by_another.is_some_and(|claim| claim.debts.iter().any(fences))
         });
-        if taken && looked + AGAIN <= cx.now {
+        if taken {
             self.look_what_was_taken(cx, home);
         }
         taken

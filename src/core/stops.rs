@@ -22,7 +22,7 @@ use super::failover::{Candidate, ORDER_TIME, Placing};
 use super::note::Note;
 use crate::types::control::{Denial, Reply, Request, RunOrder, VmCommand};
 use crate::types::store::{ClaimsOf, StoreOrder};
-use crate::types::{ClaimReason, HostId, Proof, Tenure, Time, VmId, Wanted};
+use crate::types::{ClaimReason, HostId, Proof, Tenure, Time, Wanted};
 
 /// At most so many; beyond it a stop is refused.
 pub const MAX_STOPS: usize = 256;
@@ -38,6 +38,8 @@ pub struct Stop {
     tenure: Tenure,
     since: Time,
     looked: Time,
+    /// Somebody wants it ended at once, should it run meanwhile.
+    force: bool,
     asks: Vec<AskId>,
 }
 
@@ -50,7 +52,8 @@ impl Core {
     }
 
     /// Its owner is not heard: the wish is kept.
-    pub(super) fn wish_stop(&mut self, cx: &mut Cx, ask: AskId, id: VmId) {
+    pub(super) fn wish_stop(&mut self, cx: &mut Cx, ask: AskId, command: &VmCommand) {
+        let (id, force) = (command.vm(), matches!(command, VmCommand::Stop { force: true, .. }));
         let Some(tenure) = self.vms.get(&id).and_then(super::vms::Vm::tenure) else {
             return cx.answer(ask, Reply::Denied(Denial::UnknownVm));
         };
@@ -58,13 +61,14 @@ impl Core {
             return cx.answer(ask, Reply::Denied(Denial::Unable("too many stops wait already".into())));
         }
         let name = self.vm_name(id);
-        let new = Stop { tenure, since: cx.now, looked: cx.now, asks: Vec::new() };
+        let new = Stop { tenure, since: cx.now, looked: cx.now, force, asks: Vec::new() };
         let stop = self.stops.entry(id).or_insert(new);
         if stop.asks.is_empty() {
             let text = format!("{name} is to be stopped by a person: as soon as its host has let go of it");
             cx.note(Note::info("vm-stop-waits", text).of(&name));
         }
         stop.asks.push(ask);
+        stop.force |= force;
         (self.look, self.tell) = (true, true);
     }
 
@@ -93,7 +97,7 @@ impl Core {
                         if claim.wanted == Wanted::Stopped {
                             cx.answer(ask, Reply::Done);
                         } else {
-                            self.command(cx, ask, None, VmCommand::Stop { vm: id, force: false }); // Somebody else was faster.
+                            self.command(cx, ask, None, VmCommand::Stop { vm: id, force: stop.force }); // Somebody else was faster.
                         }
                     }
                 }
@@ -126,30 +130,29 @@ impl Core {
             let store = self.store_name(home);
             return self.waits(cx, id, format!("a host that reaches {store}, where its stop is written down"));
         };
-        let order = RunOrder { claim: candidate.claim.clone(), proof, reason: ClaimReason::StoppedByPerson };
         self.waits_no_more(cx, id);
+        let reason = ClaimReason::StoppedByPerson;
         if host == self.me.host {
-            return self.put_down(cx, order, Vec::new());
+            return self.begin(cx, id, Kind::Release { wanted: Wanted::Stopped, reason }, home, Vec::new());
         }
+        let order = RunOrder { claim: candidate.claim.clone(), proof, reason };
         let ticket = cx.send(host, Request::PutDown(Box::new(order)), ORDER_TIME, Pending::Placed(id, host));
         self.vm(id).placing = Some(Placing::new(host, ticket, cx.now));
     }
 
-    /// "Nobody owns it, and it shall not run": the proof is as good here as where it was found.
-    pub(super) fn put_down(&mut self, cx: &mut Cx, order: RunOrder, asks: Vec<AskId>) {
-        let (id, generation, home) = (order.claim.tenure.vm, order.claim.tenure.generation, order.claim.next_home());
-        self.passed(cx, order.claim, order.proof);
-        let vm = self.vm(id);
-        let newest = vm.tenure().map(|tenure| tenure.generation).unwrap_or_default();
-        let busy = vm.attempt.is_some() || vm.moving.is_some() || vm.incoming.is_some();
-        let denial = if newest != generation {
-            Some(Denial::Superseded { newest })
-        } else {
-            busy.then(|| Denial::Unable("it is being worked on here".into()))
-        };
-        if let Some(denial) = denial {
-            return asks.into_iter().for_each(|ask| cx.answer(ask, Reply::Denied(denial.clone())));
+    /// "Nobody owns it, and it shall not run". What its last owner may still write stays owed: only the proof's finder knows better.
+    pub(super) fn put_down(&mut self, cx: &mut Cx, ask: AskId, order: RunOrder) {
+        let (id, home) = (order.claim.tenure.vm, order.claim.next_home());
+        let free = self.may_follow(cx, &order);
+        let incoming = self.vm(id).incoming.is_some();
+        match free {
+            Err(denial) => cx.answer(ask, Reply::Denied(denial)),
+            Ok(()) if incoming => {
+                cx.answer(ask, Reply::Denied(Denial::Unable("a move of it to here is under way".into())))
+            }
+            Ok(()) => {
+                self.begin(cx, id, Kind::Release { wanted: Wanted::Stopped, reason: order.reason }, home, vec![ask])
+            }
         }
-        self.begin(cx, id, Kind::Release { wanted: Wanted::Stopped, reason: order.reason }, home, asks);
     }
 }

@@ -312,7 +312,7 @@ impl Core {
         match answer {
             StoreAnswer::Claims { began, ended, claims, bad } => {
                 store.listed = Some(ended);
-                self.all_looked(id, began, ended);
+                self.all_looked(id, began);
                 for claim in claims {
                     self.learn(cx, claim, ended);
                 }
