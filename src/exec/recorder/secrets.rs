@@ -25,28 +25,21 @@ impl Cover {
 
     /// The event without them; none = it has none.
     pub fn event(&self, event: &Event) -> Option<Event> {
-        let mut event = match event {
-            Event::Asked { request, .. } if has_settings(request) => event.clone(),
-            Event::Done(_, Outcome::Reply(Ok(Reply::Settings(_)))) => event.clone(),
-            _ => return None,
-        };
-        match &mut event {
-            Event::Asked { request, .. } => self.request(request),
-            Event::Done(_, Outcome::Reply(Ok(reply))) => self.reply(reply),
-            _ => {}
+        if !of_event(event) {
+            return None;
+        }
+        let mut event = event.clone();
+        if let Event::Asked { request, .. } = &mut event {
+            self.request(request);
+        } else if let Event::Done(_, Outcome::Reply(Ok(reply))) = &mut event {
+            self.reply(reply);
         }
         Some(event)
     }
 
     /// The answer without them; none = it has none.
     pub fn output(&self, output: &Output) -> Option<Output> {
-        let has = |action: &Action| match action {
-            Action::Send { request, .. } => has_settings(request),
-            Action::Answer(_, reply) => matches!(reply, Reply::Settings(_)),
-            Action::Apply(_) | Action::Power { .. } => true,
-            _ => false,
-        };
-        if output.save.is_none() && !output.actions.iter().any(has) {
+        if output.save.is_none() && !output.actions.iter().any(of_action) {
             return None;
         }
         let mut output = output.clone();
@@ -54,12 +47,14 @@ impl Cover {
             **settings = self.settings(settings);
         }
         for action in &mut output.actions {
-            match action {
-                Action::Send { request, .. } => self.request(request),
-                Action::Answer(_, reply) => self.reply(reply),
-                Action::Apply(settings) => **settings = self.settings(settings),
-                Action::Power { device, .. } => self.device(device),
-                _ => {}
+            if let Action::Send { request, .. } = action {
+                self.request(request);
+            } else if let Action::Answer(_, reply) = action {
+                self.reply(reply);
+            } else if let Action::Apply(settings) = action {
+                **settings = self.settings(settings);
+            } else if let Action::Power { device, .. } = action {
+                self.device(device);
             }
         }
         Some(output)
@@ -111,6 +106,85 @@ impl Cover {
     }
 }
 
-fn has_settings(request: &Request) -> bool {
-    matches!(request, Request::Settings(_) | Request::Change(_))
+// All are listed: a new one that carries settings is not to be written down by oversight.
+
+fn of_event(event: &Event) -> bool {
+    match event {
+        Event::Asked { request, .. } => of_request(request),
+        Event::Done(_, Outcome::Reply(Ok(reply))) => of_reply(reply),
+        Event::Done(_, Outcome::Reply(Err(_)))
+        | Event::Done(
+            _,
+            Outcome::Store(_)
+            | Outcome::Domain(_)
+            | Outcome::Guard(_)
+            | Outcome::Power(_)
+            | Outcome::Network(_)
+            | Outcome::Fenced(_)
+            | Outcome::Access(_)
+            | Outcome::Locks(_),
+        )
+        | Event::Heard(_)
+        | Event::HeardTwice(_)
+        | Event::GuardConnected
+        | Event::Guard(_)
+        | Event::GuardLost(_)
+        | Event::LibvirtUp
+        | Event::LibvirtDown(_)
+        | Event::Listed(_)
+        | Event::Changed { .. }
+        | Event::Hooked { .. }
+        | Event::Inside { .. }
+        | Event::Day(_)
+        | Event::Capacity(_)
+        | Event::LockLeases(_)
+        | Event::GoingDown
+        | Event::Due => false,
+    }
+}
+
+fn of_action(action: &Action) -> bool {
+    match action {
+        Action::Send { request, .. } => of_request(request),
+        Action::Answer(_, reply) => of_reply(reply),
+        Action::Apply(_) | Action::Power { .. } => true,
+        Action::Guard(..)
+        | Action::Store { .. }
+        | Action::Domain { .. }
+        | Action::CallOffPower(_)
+        | Action::Fence { .. }
+        | Action::AskNetwork { .. }
+        | Action::ProbeLocks { .. }
+        | Action::ProbeAccess { .. }
+        | Action::HookAnswer(..)
+        | Action::OpenDatastore(..)
+        | Action::Unprotected(_)
+        | Action::Underway(_)
+        | Action::Note(_)
+        | Action::Verdict(_) => false,
+    }
+}
+
+fn of_reply(reply: &Reply) -> bool {
+    match reply {
+        Reply::Settings(_) => true,
+        Reply::Done
+        | Reply::AlreadySo
+        | Reply::Denied(_)
+        | Reply::Ran { .. }
+        | Reply::Joined(_) // Not for the core.
+        | Reply::View(_)
+        | Reply::Notes(_)
+        | Reply::Claimed(_)
+        | Reply::Failures(_)
+        | Reply::Piece(_)
+        | Reply::WhatIf(_)
+        | Reply::Explain(_)
+        | Reply::Verdicts(_)
+        | Reply::Evacuating(_) => false,
+    }
+}
+
+fn of_request(request: &Request) -> bool {
+    matches!(request, Request::Settings(_) | Request::Change(_)) // All are listed in `Cover::request`.
 }
