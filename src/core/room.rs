@@ -106,7 +106,7 @@ impl Core {
         let until = of_round.unwrap_or_default().max(known + SHOWS);
         if cx.now < until {
             cx.set(Timer::Place(id), until.min(cx.now + SHOWS));
-            self.vm(id).waits = Some("a moment: it has made room for another".to_owned());
+            self.waits_for(cx, id, "a moment: it has made room for another".to_owned());
         }
         cx.now < until
     }

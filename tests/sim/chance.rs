@@ -23,7 +23,7 @@ pub const PEACE: Duration = Duration::from_secs(120);
 /// Fewest and most faults of a story.
 pub const FAULTS: (u64, u64) = (3, 14);
 
-/// VMs make room for others. Off: who was stopped for that does not always find its way back (docs/notes/placement.md).
+/// VMs make room for others. Off: one that ended uncleanly for that may wait for its own host for ever (docs/notes/placement.md).
 const ROOM: bool = false;
 const HOSTS: [&str; 9] = ["a", "b", "c", "d", "e", "f", "g", "h", "i"];
 const STORES: [&str; 2] = ["nfs", "san"];
