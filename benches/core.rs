@@ -8,8 +8,9 @@ use cluster::{HOSTS, claim, host};
 use divan::Bencher;
 use mainstay::core::Core;
 use mainstay::core::event::{AskId, Event};
-use mainstay::types::control::{HostReport, Request, VmReport};
+use mainstay::types::control::{HostReport, Request, Takes, VmReport};
 use mainstay::types::guests::Inside;
+use mainstay::types::needs::HostMeans;
 use mainstay::types::settings::Timing;
 use mainstay::types::vm::{DomainState, HostCapacity};
 use mainstay::types::*;
@@ -57,8 +58,7 @@ fn report(index: u8) -> HostReport {
             claim: Some(claim),
             domain: Some(DomainState::Running),
             stopped: false,
-            memory_kib: 1 << 20,
-            vcpus: 1,
+            takes: Takes { memory_kib: 1 << 20, vcpus: 1, ..Takes::default() },
             inside: Inside::Silent,
             doing: None,
             unprotected: None,
@@ -68,6 +68,8 @@ fn report(index: u8) -> HostReport {
     HostReport {
         host: host(index),
         capacity: HostCapacity::default(),
+        means: HostMeans::default(),
+        conditions: Vec::new(),
         libvirt: true,
         vms: vms.collect(),
         over: Vec::new(),

@@ -26,10 +26,11 @@ use crate::exec::glance::Glances;
 use crate::exec::guard_client::{GuardClient, GuardEvent};
 use crate::exec::hook::{HookAsk, HookServer, write_unprotected};
 use crate::exec::libvirt::{Libvirt, What};
+use crate::exec::means::Bridges;
 use crate::exec::net::BeatReceiver;
 use crate::exec::program::Stop;
 use crate::exec::reading::{self, Reader};
-use crate::exec::{clock, echo, fence, power};
+use crate::exec::{clock, echo, fence, means, power};
 use crate::types::control::{Reply, Request, VmCommand};
 use crate::types::failure::FailureAsk;
 use crate::types::guard::{GuardConfig, GuardDatastore, GuardOrder};
@@ -83,6 +84,7 @@ impl Executors {
             let to_pump = to_pump.clone();
             move |event| to_pump.libvirt(event)
         });
+        look_at_host(&libvirt, &events).context("starting to look at what this host has")?;
         let reader = Arc::new(Reader::new(&reading::PROGRAMS));
         let evidence = evidence(&libvirt, &here.name, answers.failures(), Arc::clone(&reader));
         let glances = Glances::new(reader, {
@@ -415,6 +417,12 @@ impl Executors {
             text: note.text,
         });
     }
+}
+
+/// What this host has for VMs.
+fn look_at_host(libvirt: &Libvirt, events: &Events) -> std::io::Result<()> {
+    let events = events.clone();
+    means::spawn(libvirt.clone(), Bridges::default(), move |means| events.send(Event::Means(means)).is_ok())
 }
 
 /// What collects failure information, by libvirt.

@@ -17,7 +17,7 @@ use super::event::AskId;
 use super::placement::foresight::{House, Live, TooMuch, schedule};
 use super::placement::rules::Meaning;
 use super::placement::search::plan;
-use super::placement::site::Size;
+use super::placement::site::{Ask, Size};
 use super::placement::{Bars, Need};
 use crate::types::control::{Denial, Reply, Takes};
 use crate::types::rules::Admission;
@@ -131,16 +131,14 @@ impl Core {
         let Some(vm) = self.vms.get(&id) else { return Need::default() };
         match &vm.record {
             Some(Ok(record)) => Need::of(record),
-            Some(Err(_)) | None => Need {
-                datastores: vm.claim.iter().map(Claim::next_home).collect(),
-                memory_kib: vm.memory_kib(),
-                vcpus: vm.vcpus(),
-            },
+            Some(Err(_)) | None => {
+                Need { datastores: vm.claim.iter().map(Claim::next_home).collect(), takes: vm.takes() }
+            }
         }
     }
 
     /// Why the policy is against one more VM on a host.
-    pub(super) fn not_admitted(&self, on: HostId, id: VmId, takes: Takes, now: Time) -> Option<Denial> {
+    pub(super) fn not_admitted(&self, on: HostId, id: VmId, takes: &Takes, now: Time) -> Option<Denial> {
         let refused = |why: String| {
             let text = format!("admission control: {why}; 'mainstay cluster vm-rules' shows the policy");
             Some(Denial::NotAllowed(text))
@@ -155,7 +153,7 @@ impl Core {
                 if kept { refused(format!("{name} is kept free for the failure of another host")) } else { None }
             }
             Admission::HostFailures(count) => {
-                let too_much = self.with(on, id, takes, now).survives(*count as usize).err()?;
+                let too_much = self.restartable(self.with(on, id, takes, now)).survives(*count as usize).err()?;
                 refused(self.too_much_text(&too_much))
             }
             Admission::Percent(percent) => {
@@ -174,7 +172,7 @@ impl Core {
         let why = match &self.settings.rules.admission {
             Admission::Off | Admission::Dedicated(_) => return None,
             Admission::HostFailures(count) => {
-                let too_much = self.live(&meaning, now).survives(*count as usize).err()?;
+                let too_much = self.restartable(self.live(&meaning, now)).survives(*count as usize).err()?;
                 self.too_much_text(&too_much)
             }
             Admission::Percent(percent) => {
@@ -187,16 +185,25 @@ impl Core {
     }
 
     /// The cluster with one more VM on a host.
-    fn with(&self, on: HostId, id: VmId, takes: Takes, now: Time) -> Live {
+    fn with(&self, on: HostId, id: VmId, takes: &Takes, now: Time) -> Live {
         let meaning = self.meaning();
         let mut live = self.live(&meaning, now);
         live.houses.iter_mut().for_each(|house| house.vms.retain(|ask| ask.vm != id));
-        let need = Need { memory_kib: takes.memory_kib, vcpus: takes.vcpus, ..self.need_of(id) };
+        let need = Need { takes: takes.clone(), ..self.need_of(id) };
         let ask = Bars::of_lost(self, &meaning, now).ask(id, &need, None, None);
         if let Some(house) = live.houses.iter_mut().find(|house| house.room.host == on) {
             let size: Size = ask.size;
             house.room.free = house.room.free.minus(size);
             house.vms.push(ask);
+        }
+        live
+    }
+
+    /// Without those that no other host could run, whatever is kept free: devices of their hosts are passed through.
+    fn restartable(&self, mut live: Live) -> Live {
+        for house in &mut live.houses {
+            let bound = |ask: &mut Ask| self.vms.get(&ask.vm).is_some_and(|vm| vm.takes().needs.devices);
+            house.room.runs.extend(house.vms.extract_if(.., bound).map(|ask| ask.vm));
         }
         live
     }

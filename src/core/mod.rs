@@ -7,6 +7,7 @@
 //!              │   local ── attempt ─────┼──► output  VMs of this host: protect, start, re-claim, release
 //!              │   definitions ── ends   │            what changed, what is stale, why one ended
 //!              │   homes                 │            claims follow disks to another datastore
+//!              │   findings              │            what is wrong with hosts, and what follows
 //!              │   failover ── placement │            the master: whom to restart, where; power
 //!              └── moving, hooks, asks ──┘            migrations, libvirt's hook, people and other agents
 //! ```
@@ -31,6 +32,7 @@ mod election;
 mod ends;
 pub mod event;
 mod failover;
+mod findings;
 mod foresee;
 pub mod guests;
 mod handover;
@@ -67,6 +69,7 @@ use std::time::Duration;
 use cx::Desk;
 
 use crate::types::guard::{LeaseView, RowView};
+use crate::types::needs::HostMeans;
 use crate::types::settings::ClusterSettings;
 use crate::types::vm::{DomainInfo, HostCapacity, Underway};
 use crate::types::{BootId, Counter, DatastoreId, HostId, HostIndex, Incarnation, Tenure, Time, VmId};
@@ -126,6 +129,9 @@ pub struct Core {
     guard: GuardSide,
     libvirt: LibvirtSide,
     capacity: HostCapacity,
+    means: HostMeans,
+    /// What is wrong with this host, or was lately.
+    findings: Vec<findings::Found>,
     going_down: bool,
     peers: BTreeMap<HostId, members::Peer>,
     boots: BTreeMap<HostId, (Incarnation, BootId)>,
@@ -187,6 +193,8 @@ impl Core {
             guard: GuardSide::default(),
             libvirt: LibvirtSide::default(),
             capacity: HostCapacity::default(),
+            means: HostMeans::default(),
+            findings: Vec::new(),
             going_down: false,
             peers: BTreeMap::new(),
             boots: BTreeMap::new(),

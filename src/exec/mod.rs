@@ -15,6 +15,7 @@ pub mod guard_client;
 pub mod guest_hook;
 pub mod hook;
 pub mod libvirt;
+pub mod means;
 pub mod net;
 pub mod notes;
 pub mod power;

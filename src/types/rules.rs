@@ -6,6 +6,7 @@
 //!  dependency   app waits for db until it is ready, at most so long
 //!  affinity     together | apart, must | should           between VMs
 //!  placement    only | not, must | should                 between VMs and hosts
+//!  health       tell | quarantine | evacuate              by what a host finds wrong with itself
 //!  isolation    what a host that is cut off does: leave | shut down | power off
 //!  admission    what a start must leave free
 //!  limits       starts at once, vCPUs for each CPU
@@ -15,6 +16,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::finding::{HealthAction, Source};
 use super::guests::Glob;
 
 /// A document holds at most so many rules of each kind.
@@ -190,6 +192,16 @@ pub struct IsolationRule {
     pub response: Response,
 }
 
+/// What is done about what hosts find wrong with themselves.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HealthRule {
+    /// What finds it; of several rules for one source the first counts.
+    pub source: Source,
+    /// What is done.
+    pub action: HealthAction,
+}
+
 /// What a start must leave possible.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -244,6 +256,8 @@ pub struct VmRules {
     /// What an isolated host does.
     #[serde(rename = "isolation")]
     pub isolations: Vec<IsolationRule>,
+    /// What is done about what hosts find wrong with themselves.
+    pub health: Vec<HealthRule>,
     /// What a start must leave possible.
     pub admission: Admission,
     /// How much at once.
@@ -295,6 +309,13 @@ pub enum BadRules {
 }
 
 impl VmRules {
+    /// What is done about what a source finds.
+    #[must_use]
+    pub fn action(&self, source: Source) -> HealthAction {
+        let rule = self.health.iter().find(|rule| rule.source == source);
+        rule.map_or(source.usual_action(), |rule| rule.action)
+    }
+
     /// Whether it makes sense, whatever VMs there are.
     ///
     /// # Errors
@@ -307,6 +328,7 @@ impl VmRules {
             ("affinity", self.affinities.len()),
             ("placement", self.placements.len()),
             ("isolation", self.isolations.len()),
+            ("health", self.health.len()),
         ];
         if let Some((kind, count)) = kinds.into_iter().find(|(_, count)| MAX_RULES < *count) {
             return Err(BadRules::Many { kind, count });
@@ -399,6 +421,11 @@ mod tests {
                 "[[isolation]]\nvms = [\"web\"]\nresponse = { shutdown = { within_s = 0 } }",
                 "isolation rule 1: within_s is 1 to 3600 seconds",
             ),
+            ("[[health]]\nsource = \"uplink\"\naction = \"tell\"", ""),
+            (
+                "[[health]]\nsource = \"uplink\"\naction = \"panic\"",
+                "unknown variant `panic`, expected one of `tell`, `quarantine`, `evacuate`",
+            ),
             ("admission = \"off\"", ""),
             ("admission = { host-failures = 1 }", ""),
             ("admission = { host-failures = 0 }", "admission: hosts has to be 1 or more"),
@@ -412,6 +439,15 @@ mod tests {
         ] {
             assert_eq!(read(text).err().unwrap_or_default(), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn the_first_health_rule_of_a_source_counts() {
+        let text = "[[health]]\nsource = \"uplink\"\naction = \"tell\"\n\
+                    [[health]]\nsource = \"uplink\"\naction = \"quarantine\"";
+        let rules = read(text).unwrap();
+        assert_eq!(rules.action(Source::Uplink), HealthAction::Tell);
+        assert_eq!(rules.action(Source::Vendor), HealthAction::Quarantine);
     }
 
     #[test]

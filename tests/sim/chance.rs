@@ -167,7 +167,10 @@ fn setup(dice: &mut Dice, seed: u64, wish: &Wish) -> Setup {
         datastores.push("san".to_owned());
         vms.iter_mut().for_each(|vm| vm.2.clone_from(&datastores[dice.roll(2) as usize]));
     }
-    let rules = if dice.roll(3) == 0 { rules(dice, &VMS[..running], &hosts) } else { Vec::new() };
+    let mut rules = if dice.roll(3) == 0 { rules(dice, &VMS[..running], &hosts) } else { Vec::new() };
+    if dice.roll(2) == 0 {
+        rules.push("health vendor evacuate".to_owned());
+    }
     Setup {
         hosts,
         datastores,
@@ -433,7 +436,8 @@ impl Cast {
 
     fn of_hypervisor(&mut self, host: &str) -> Fault {
         let works = Some(format!("switch switch-{host} works"));
-        match self.dice.roll(9) {
+        match self.dice.roll(10) {
+            9 => (format!("host {host} finds vendor"), Some(format!("host {host} no longer finds vendor"))),
             5 => ("answers are lost".to_owned(), Some("answers come".to_owned())),
             6 => (format!("switch switch-{host} hangs"), works),
             7 if self.lies => (format!("switch switch-{host} lies"), works),

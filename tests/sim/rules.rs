@@ -3,15 +3,16 @@
 //! ```text
 //!   priority P of VMS       VMS after VMS [ready started|agent|application] [delay T] [within T]
 //!   together|apart VMS must|should                VMS only|not on HOSTS must|should
-//!   isolated VMS power-off|shut-down T
+//!   isolated VMS power-off|shut-down T            health SOURCE tell|quarantine|evacuate
 //!   survive N failures    keep N percent    dedicate HOSTS
 //!   at most N starts on a host|from a datastore   at most N vcpus on a cpu
 //! ```
 
+use mainstay::types::finding::{HealthAction, Source};
 use mainstay::types::guests::Glob;
 use mainstay::types::rules::{
-    Admission, AffinityRule, DependencyRule, Force, HostRule, IsolationRule, Priority, PriorityRule, Ready, Response,
-    Tie, VmRules, Where,
+    Admission, AffinityRule, DependencyRule, Force, HealthRule, HostRule, IsolationRule, Priority, PriorityRule, Ready,
+    Response, Tie, VmRules, Where,
 };
 
 use super::scenario::span;
@@ -55,6 +56,12 @@ fn add(rules: &mut VmRules, words: &[&str]) {
         ["at", "most", most, "starts", "on", "a", "host"] => rules.limits.starts_per_host = number(most),
         ["at", "most", most, "starts", "from", "a", "datastore"] => rules.limits.starts_per_datastore = number(most),
         ["at", "most", most, "vcpus", "on", "a", "cpu"] => rules.limits.vcpus_per_cpu = Some(number(most)),
+        ["health", source, action] => {
+            let source = Source::ALL.into_iter().find(|one| one.name() == *source).expect("a source");
+            let all = [HealthAction::Tell, HealthAction::Quarantine, HealthAction::Evacuate];
+            let action = all.into_iter().find(|one| one.name() == *action).expect("an action");
+            rules.health.push(HealthRule { source, action });
+        }
         ["isolated", vms @ .., "shut-down", time] => {
             isolated(rules, vms, Response::Shutdown { within_s: seconds(time) })
         }
