@@ -30,7 +30,7 @@ use crate::exec::means::Bridges;
 use crate::exec::net::BeatReceiver;
 use crate::exec::program::Stop;
 use crate::exec::reading::{self, Reader};
-use crate::exec::{clock, echo, fence, means, power};
+use crate::exec::{clock, echo, fence, health, means, power};
 use crate::types::control::{Reply, Request, VmCommand};
 use crate::types::failure::FailureAsk;
 use crate::types::guard::{GuardConfig, GuardDatastore, GuardOrder};
@@ -84,7 +84,7 @@ impl Executors {
             let to_pump = to_pump.clone();
             move |event| to_pump.libvirt(event)
         });
-        look_at_host(&libvirt, &events).context("starting to look at what this host has")?;
+        look_at_host(&libvirt, &run, &events).context("starting to look at what this host has")?;
         let reader = Arc::new(Reader::new(&reading::PROGRAMS));
         let evidence = evidence(&libvirt, &here.name, answers.failures(), Arc::clone(&reader));
         let glances = Glances::new(reader, {
@@ -419,10 +419,11 @@ impl Executors {
     }
 }
 
-/// What this host has for VMs.
-fn look_at_host(libvirt: &Libvirt, events: &Events) -> std::io::Result<()> {
-    let events = events.clone();
-    means::spawn(libvirt.clone(), Bridges::default(), move |means| events.send(Event::Means(means)).is_ok())
+/// What this host has for VMs, and what is wrong with it.
+fn look_at_host(libvirt: &Libvirt, run: &Path, events: &Events) -> std::io::Result<()> {
+    let (means, findings, bridges) = (events.clone(), events.clone(), Bridges::default());
+    means::spawn(libvirt.clone(), Arc::clone(&bridges), move |has| means.send(Event::Means(has)).is_ok())?;
+    health::spawn(run, bridges, move |all| findings.send(Event::Health(all)).is_ok())
 }
 
 /// What collects failure information, by libvirt.

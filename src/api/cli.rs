@@ -19,6 +19,7 @@ mod doctor;
 mod events;
 mod failures;
 mod fence_device;
+mod health;
 mod lists;
 mod maintenance;
 mod member;

@@ -13,6 +13,7 @@ pub mod fence;
 pub mod glance;
 pub mod guard_client;
 pub mod guest_hook;
+pub mod health;
 pub mod hook;
 pub mod libvirt;
 pub mod means;

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::health::HealthCommand;
+
 /// High availability for virtual machines on plain libvirt/KVM hosts.
 ///
 /// Asks the agent (mainstayd) of this host; any host of the cluster answers for all.
@@ -85,12 +87,16 @@ pub enum HostCommand {
     /// Power switches of hosts: how a silent host is switched off for certain.
     #[command(subcommand)]
     FenceDevice(FenceDeviceCommand),
-    /// End the quarantine of hosts that came and went too often: VMs may be placed on them again. Needs root.
+    /// End the quarantine of hosts that came and went too often, or have found something wrong with themselves: VMs may be placed on
+    /// them again. Needs root.
     Release {
         /// Names or ids.
         #[arg(required = true)]
         hosts: Vec<String>,
     },
+    /// Say that something is wrong with this host, or is well again. Needs root.
+    #[command(subcommand)]
+    Health(HealthCommand),
     /// Work on a host: its VMs are moved away, and back afterwards. Needs root.
     #[command(subcommand)]
     Maintenance(MaintenanceCommand),
@@ -393,10 +399,14 @@ pub enum ClusterCommand {
     /// place = "only"
     /// force = "must"
     ///
+    /// [[health]]              # what a host finds wrong with itself; action: tell, quarantine, evacuate
+    /// source = "temperature"  # uplink, bond, memory, memory-corrected, temperature, disk, vendor
+    /// action = "quarantine"
+    ///
     /// [limits]
     /// starts_per_host = 4
     /// starts_per_datastore = 16
-    /// moves_per_host = 1      # of a host that goes into maintenance
+    /// moves_per_host = 1      # of a host that goes into maintenance, or is unwell
     /// vcpus_per_cpu = 8       # none: any number
     #[command(verbatim_doc_comment)]
     VmRules {
