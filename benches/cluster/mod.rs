@@ -1,8 +1,9 @@
 //! A cluster of 64 hosts, claims in it, and what they say. Benches use it, and tests that ask a core directly.
 
 use mainstay::core::{Core, Me};
-use mainstay::types::control::{HostReport, VmReport};
+use mainstay::types::control::{HostReport, Takes, VmReport};
 use mainstay::types::guests::Inside;
+use mainstay::types::needs::HostMeans;
 use mainstay::types::power::PowerSettings;
 use mainstay::types::settings::{ClusterSettings, DatastoreSettings, LateWrites, MemberSettings, Timing, VmDefaults};
 use mainstay::types::vm::{DomainState, HostCapacity};
@@ -116,8 +117,7 @@ pub fn report(index: u8, vms: u32) -> HostReport {
             claim: Some(claim),
             domain: Some(DomainState::Running),
             stopped: false,
-            memory_kib: 1 << 20,
-            vcpus: 1,
+            takes: Takes { memory_kib: 1 << 20, vcpus: 1, ..Takes::default() },
             inside: Inside::Silent,
             doing: None,
             unprotected: None,
@@ -127,6 +127,8 @@ pub fn report(index: u8, vms: u32) -> HostReport {
     HostReport {
         host: host(index),
         capacity: HostCapacity::default(),
+        means: HostMeans::default(),
+        conditions: Vec::new(),
         libvirt: true,
         vms: vms.collect(),
         over: Vec::new(),

@@ -27,10 +27,11 @@ use crate::exec::glance::Glances;
 use crate::exec::guard_client::{GuardClient, GuardEvent};
 use crate::exec::hook::{HookAsk, HookServer, write_unprotected};
 use crate::exec::libvirt::{Libvirt, What};
+use crate::exec::means::Bridges;
 use crate::exec::net::BeatReceiver;
 use crate::exec::program::Stop;
 use crate::exec::reading::{self, Reader};
-use crate::exec::{access, clock, echo, fence, power};
+use crate::exec::{access, clock, echo, fence, health, means, power};
 use crate::types::control::{Reply, Request, VmCommand};
 use crate::types::failure::FailureAsk;
 use crate::types::guard::{GuardConfig, GuardDatastore, GuardOrder};
@@ -87,6 +88,7 @@ impl Executors {
             let to_pump = to_pump.clone();
             move |event| to_pump.libvirt(event)
         });
+        look_at_host(&libvirt, &run, &events).context("starting to look at what this host has")?;
         let reader = Arc::new(Reader::new(&reading::PROGRAMS));
         let evidence = evidence(&libvirt, &here.name, answers.failures(), Arc::clone(&reader));
         let glances = Glances::new(reader, {
@@ -451,6 +453,13 @@ impl Executors {
         let recording = self.recording.as_ref().map(|path| path.display().to_string());
         VerdictView { id, unix_ms: clock::unix_ms(), by, kind, host, vm, text, evidence, recording }
     }
+}
+
+/// What this host has for VMs, and what is wrong with it.
+fn look_at_host(libvirt: &Libvirt, run: &Path, events: &Events) -> std::io::Result<()> {
+    let (means, findings, bridges) = (events.clone(), events.clone(), Bridges::default());
+    means::spawn(libvirt.clone(), Arc::clone(&bridges), move |has| means.send(Event::Means(has)).is_ok())?;
+    health::spawn(run, bridges, move |all| findings.send(Event::Health(all)).is_ok())
 }
 
 /// What collects failure information, by libvirt.

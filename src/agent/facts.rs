@@ -40,6 +40,7 @@ pub(crate) fn of(core: &Core) -> AgentFacts {
         devices: view.fence_devices.iter().zip(&settings.power.devices).map(device).collect(),
         without_device: without_device(core),
         disarmed: view.disarmed,
+        findings: core.own_findings(),
         rules: view.rule_problems.into_iter().chain(core.admission_broken(now)).collect(),
     }
 }

@@ -20,6 +20,7 @@ mod evacuate;
 mod events;
 mod failures;
 mod fence_device;
+mod health;
 mod lists;
 mod maintenance;
 mod member;

@@ -46,7 +46,7 @@ impl Core {
             (Request::Yield { vm, whom }, Some(_)) => self.yield_asked(cx, ask, vm, &whom),
             (Request::PoweredOff { host, boot }, Some(_)) => self.told_off(cx, ask, host, boot),
             (Request::Twins { vm, disks, takes }, Some(from)) => {
-                self.asked_for_twins(cx, ask, (from, vm), &disks, takes)
+                self.asked_for_twins(cx, ask, (from, vm), &disks, &takes)
             }
             (Request::WhatIf { hosts }, _) if self.is_master() => self.what_if_asked(cx, ask, &hosts),
             (Request::WhatIf { hosts }, from) => {
@@ -284,8 +284,7 @@ impl Core {
                 claim: if mine { vm.claim.clone() } else { None },
                 domain: domain.map(|domain| domain.state),
                 stopped: row.is_some_and(|row| row.stopped),
-                memory_kib: vm.memory_kib(),
-                vcpus: vm.vcpus(),
+                takes: vm.takes(),
                 inside: vm.inside,
                 doing: self.doing(vm),
                 unprotected: vm.record.as_ref().and_then(|record| record.as_ref().err().cloned()),
@@ -295,6 +294,8 @@ impl Core {
         HostReport {
             host: self.me.host,
             capacity: self.own_capacity(),
+            means: self.means.clone(),
+            conditions: self.own_conditions(),
             libvirt: self.libvirt.up,
             vms,
             over: self.over_for_master(now),

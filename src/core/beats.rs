@@ -37,6 +37,7 @@ impl Core {
         self.judge_all(cx);
         self.follow_isolation(cx);
         self.end_quarantines(cx);
+        self.follow_findings(cx);
         self.elect(cx);
         if let Some(at) = self.may_lead_at().filter(|at| cx.now < *at) {
             cx.set_earlier(Timer::Beat, at);

@@ -262,6 +262,9 @@ impl Core {
         for host in released {
             let text = format!("an operator ends the quarantine of {}", self.name_of(host));
             self.end_quarantine(cx, host, text);
+            if host == self.me.host {
+                self.release_findings(cx.now);
+            }
         }
         cx.save(&self.settings);
         self.list_domains(cx); // What lies on a datastore may have changed.

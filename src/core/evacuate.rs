@@ -73,7 +73,8 @@ impl Core {
         let hosts: Vec<HostId> = self.evacuations.keys().copied().collect();
         for host in hosts {
             if self.is_heard(host, cx.now) && !self.in_maintenance(host) {
-                self.move_away(cx, host);
+                let all = self.running_on(host);
+                self.move_away(cx, host, all);
             }
         }
     }

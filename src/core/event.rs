@@ -5,8 +5,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::types::control::{Reply, Request};
+use crate::types::finding::Finding;
 use crate::types::guard::{GuardReport, Refusal};
 use crate::types::guests::Inside;
+use crate::types::needs::HostMeans;
 use crate::types::power::PowerAnswer;
 use crate::types::store::StoreAnswer;
 use crate::types::vm::{DomainAnswer, DomainChange, DomainInfo, HostCapacity};
@@ -74,6 +76,10 @@ pub enum Event {
     Day(u64),
     /// Memory and CPUs of this host.
     Capacity(HostCapacity),
+    /// What else this host has for VMs.
+    Means(HostMeans),
+    /// All that is wrong with this host now.
+    Health(Vec<Finding>),
     /// How long the servers of datastores keep what a silent client has locked, where this host can tell.
     LockLeases(Vec<(DatastoreId, Duration)>),
     /// This host goes down.

@@ -17,10 +17,10 @@ use super::event::AskId;
 use super::placement::foresight::{House, Live, TooMuch, TooSlow, cpu_loss_percent, schedule};
 use super::placement::rules::Meaning;
 use super::placement::search::plan;
-use super::placement::site::Size;
+use super::placement::site::{Ask, Size};
 use super::placement::{Bars, Need};
 use crate::types::control::{Denial, Reply, Takes};
-use crate::types::rules::Admission;
+use crate::types::rules::{Admission, Priority};
 use crate::types::view::{VIEW_SCHEMA, VmView, WhatIfCpu, WhatIfView, WhatIfVm};
 use crate::types::{Claim, HostId, Time, VmId};
 
@@ -159,16 +159,14 @@ impl Core {
         let Some(vm) = self.vms.get(&id) else { return Need::default() };
         match &vm.record {
             Some(Ok(record)) => Need::of(record),
-            Some(Err(_)) | None => Need {
-                datastores: vm.claim.iter().map(Claim::next_home).collect(),
-                memory_kib: vm.memory_kib(),
-                vcpus: vm.vcpus(),
-            },
+            Some(Err(_)) | None => {
+                Need { datastores: vm.claim.iter().map(Claim::next_home).collect(), takes: vm.takes() }
+            }
         }
     }
 
     /// Why the policy is against one more VM on a host.
-    pub(super) fn not_admitted(&self, on: HostId, id: VmId, takes: Takes, now: Time) -> Option<Denial> {
+    pub(super) fn not_admitted(&self, on: HostId, id: VmId, takes: &Takes, now: Time) -> Option<Denial> {
         let refused = |why: String| {
             let text = format!("admission control: {why}; 'mainstay cluster vm-rules' shows the policy");
             Some(Denial::NotAllowed(text))
@@ -183,7 +181,7 @@ impl Core {
                 if kept { refused(format!("{name} is kept free for the failure of another host")) } else { None }
             }
             Admission::HostFailures(count) => {
-                let why = self.not_survived(&self.with(on, id, takes, now), *count as usize)?;
+                let why = self.not_survived(self.with(on, id, takes, now), *count as usize)?;
                 refused(why)
             }
             Admission::Percent(percent) => {
@@ -201,7 +199,7 @@ impl Core {
         let meaning = self.meaning();
         let why = match &self.settings.rules.admission {
             Admission::Off | Admission::Dedicated(_) => return None,
-            Admission::HostFailures(count) => self.not_survived(&self.live(&meaning, now), *count as usize)?,
+            Admission::HostFailures(count) => self.not_survived(self.live(&meaning, now), *count as usize)?,
             Admission::Percent(percent) => {
                 let left = percent_free(&self.live(&meaning, now));
                 (left < u64::from(*percent))
@@ -212,11 +210,11 @@ impl Core {
     }
 
     /// The cluster with one more VM on a host.
-    fn with(&self, on: HostId, id: VmId, takes: Takes, now: Time) -> Live {
+    fn with(&self, on: HostId, id: VmId, takes: &Takes, now: Time) -> Live {
         let meaning = self.meaning();
         let mut live = self.live(&meaning, now);
         live.houses.iter_mut().for_each(|house| house.vms.retain(|ask| ask.vm != id));
-        let need = Need { memory_kib: takes.memory_kib, vcpus: takes.vcpus, ..self.need_of(id) };
+        let need = Need { takes: takes.clone(), ..self.need_of(id) };
         let ask = Bars::of_lost(self, &meaning, now).ask(id, &need, None, None);
         if let Some(house) = live.houses.iter_mut().find(|house| house.room.host == on) {
             let size: Size = ask.size;
@@ -227,7 +225,8 @@ impl Core {
     }
 
     /// Why so many failures would be too much: for memory, or for the floor.
-    fn not_survived(&self, live: &Live, failures: usize) -> Option<String> {
+    fn not_survived(&self, live: Live, failures: usize) -> Option<String> {
+        let live = self.restartable(live);
         if let Err(too_much) = live.survives(failures) {
             return Some(self.too_much_text(&too_much));
         }
@@ -243,6 +242,14 @@ impl Core {
                 Some(format!("{} with at most {percent} % less CPU", self.too_much_text(&too_much)))
             }
         }
+    }
+
+    /// Nobody asks for a place for those that no other host could run, whatever is kept free: devices of their hosts are passed through.
+    fn restartable(&self, mut live: Live) -> Live {
+        let bound = |ask: &&mut Ask| self.vms.get(&ask.vm).is_some_and(|vm| vm.takes().needs.devices);
+        let asks = live.houses.iter_mut().flat_map(|house| &mut house.vms);
+        asks.filter(bound).for_each(|ask| ask.priority = Priority::Never);
+        live
     }
 
     fn too_much_text(&self, TooMuch { hosts, vms }: &TooMuch) -> String {

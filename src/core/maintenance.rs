@@ -20,6 +20,7 @@ use super::note::Note;
 use super::placement::search::plan;
 use super::placement::{Bars, WhyNot};
 use crate::types::control::{Denial, Mover, Reply, Request, VmCommand};
+use crate::types::needs::Lack;
 use crate::types::settings::{ClusterSettings, HostChange, Maintenance, SettingsChange};
 use crate::types::view::MaintenanceView;
 use crate::types::vm::DomainState;
@@ -128,7 +129,12 @@ impl Core {
             if !self.is_heard(host, cx.now) {
                 continue;
             }
-            if ends { self.bring_back(cx, host, &vms) } else { self.move_away(cx, host) }
+            if ends {
+                self.bring_back(cx, host, &vms);
+            } else {
+                let all = self.running_on(host);
+                self.move_away(cx, host, all);
+            }
         }
         self.evacuate(cx);
         if self.disarmed().is_none() {
@@ -149,13 +155,14 @@ impl Core {
         all
     }
 
-    pub(super) fn move_away(&mut self, cx: &mut Cx, host: HostId) {
-        let all = self.running_on(host);
+    /// Moves some of these VMs of a host to others, as many at once as may be; which.
+    pub(super) fn move_away(&mut self, cx: &mut Cx, host: HostId, all: Vec<VmId>) -> Vec<VmId> {
+        let mut begun = Vec::new();
         let idle: Vec<VmId> = all.iter().copied().filter(|id| self.may_be_moved(cx, *id, host)).collect();
         let most = self.settings.rules.limits.moves_per_host as usize;
         let mut slots = most.saturating_sub(all.len() - idle.len() - self.stay(cx, &all, host));
         if idle.is_empty() || slots == 0 {
-            return;
+            return begun;
         }
         let meaning = self.meaning();
         let site = self.site(&meaning, &idle.iter().copied().collect::<BTreeSet<VmId>>());
@@ -171,9 +178,11 @@ impl Core {
             };
             if 0 < slots {
                 slots -= 1;
+                begun.push(id);
                 self.move_there(cx, id, host, to);
             }
         }
+        begun
     }
 
     fn bring_back(&mut self, cx: &mut Cx, host: HostId, vms: &[VmId]) {
@@ -196,8 +205,9 @@ impl Core {
             }
             match self.room_on(host, *id, &self.need_of(*id), cx.now) {
                 Ok(()) => self.move_there(cx, *id, from, host),
-                // Its agent is there, and its storage or libvirt will be.
-                Err(WhyNot::NoDatastore(_) | WhyNot::NoLibvirt | WhyNot::Silent) => {}
+                // Its agent is there, and its storage, libvirt or networks will be.
+                Err(WhyNot::NoDatastore(_) | WhyNot::NoLibvirt | WhyNot::Silent | WhyNot::UplinkLost(_)) => {}
+                Err(WhyNot::Lacks(Lack::Network(_))) => {}
                 Err(why) => self.stays(cx, *id, why.to_string()),
             }
         }

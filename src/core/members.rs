@@ -17,7 +17,9 @@ use super::Core;
 use super::action::Action;
 use super::cx::{Cx, Pending, Timer};
 use super::note::Note;
+use crate::types::needs::HostMeans;
 use crate::types::settings::MemberSettings;
+use crate::types::vm::HostCapacity;
 use crate::types::{DatastoreId, DatastoreSet, Flags, Freshness, HostId, NetBeat, Time};
 
 /// One other host.
@@ -350,14 +352,22 @@ impl Core {
         self.peers.get(&host).and_then(|peer| peer.beat.as_ref()).is_some_and(|beat| beat.agent.flags.leaving)
     }
 
-    pub(super) fn capacity(&mut self, capacity: crate::types::vm::HostCapacity) {
+    pub(super) fn capacity(&mut self, capacity: HostCapacity) {
         let before = self.capacity.free_kib;
         let moved = before.abs_diff(capacity.free_kib);
-        if before == 0 || before / 10 < moved {
+        let pages = |of: &HostCapacity| (of.pages_2m, of.pages_1g);
+        if before == 0 || before / 10 < moved || pages(&self.capacity) != pages(&capacity) {
             self.tell = true;
         }
         self.look |= self.tell;
         self.capacity = capacity;
+    }
+
+    /// What this host has for VMs has changed: one that waits for it may start.
+    pub(super) fn means(&mut self, means: HostMeans) {
+        self.tell |= self.means != means;
+        self.look |= self.tell;
+        self.means = means;
     }
 
     pub(super) fn note_unprotected(&mut self, cx: &mut Cx, vms: Vec<crate::types::VmId>) {

@@ -7,6 +7,7 @@
 //!              │   local ── attempt ─────┼──► output  VMs of this host: protect, start, re-claim, release
 //!              │   definitions ── ends   │            what changed, what is stale, why one ended
 //!              │   homes                 │            claims follow disks to another datastore
+//!              │   findings              │            what is wrong with hosts, and what follows
 //!              │   failover ── placement │            the master: whom to restart, where; power
 //!              │   room, failback        │            who makes room for whom; who is brought back
 //!              │   tries ── access       │            starts that failed, and when they are tried again
@@ -36,6 +37,7 @@ mod evacuate;
 pub mod event;
 mod failback;
 mod failover;
+mod findings;
 mod foresee;
 pub mod guests;
 mod handover;
@@ -80,6 +82,7 @@ use serde::{Deserialize, Serialize};
 use cx::Desk;
 
 use crate::types::guard::{LeaseView, RowView};
+use crate::types::needs::HostMeans;
 use crate::types::settings::ClusterSettings;
 use crate::types::vm::{DomainInfo, HostCapacity, Underway};
 use crate::types::{BootId, Counter, DatastoreId, HostId, HostIndex, Incarnation, Tenure, Time, VmId};
@@ -139,6 +142,9 @@ pub struct Core {
     guard: GuardSide,
     libvirt: LibvirtSide,
     capacity: HostCapacity,
+    means: HostMeans,
+    /// What is wrong with this host, or was lately.
+    findings: Vec<findings::Found>,
     going_down: bool,
     peers: BTreeMap<HostId, members::Peer>,
     boots: BTreeMap<HostId, (Incarnation, BootId)>,
@@ -216,6 +222,8 @@ impl Core {
             guard: GuardSide::default(),
             libvirt: LibvirtSide::default(),
             capacity: HostCapacity::default(),
+            means: HostMeans::default(),
+            findings: Vec::new(),
             going_down: false,
             peers: BTreeMap::new(),
             boots: BTreeMap::new(),

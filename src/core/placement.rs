@@ -9,6 +9,7 @@
 
 mod board;
 pub mod foresight;
+mod free;
 pub mod order;
 pub mod rules;
 pub mod search;
@@ -19,17 +20,13 @@ use std::sync::Arc;
 
 use super::Core;
 use super::tries::Tries;
+use crate::types::control::Takes;
+use crate::types::needs::{Lack, Needs};
 use crate::types::rules::VmRules;
-use crate::types::vm::{DomainState, HostCapacity};
-use crate::types::{DatastoreId, HostId, Time, VmId, VmRecord, Wanted};
+use crate::types::{DatastoreId, HostId, Time, VmId, VmRecord};
 use rules::Meaning;
 use search::plan;
-use site::{Ask, Room, Site, Size};
-
-/// What a VM of unknown size counts as.
-const UNKNOWN_KIB: u64 = 64 * 1024;
-/// What is free on a host that reports to another: 1 PiB, so that it is enough, and the host judges itself.
-const UNKNOWN_FREE: u64 = 1 << 40;
+use site::{Ask, Size};
 
 /// Why a host cannot take a VM.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -50,6 +47,14 @@ pub enum WhyNot {
     NoMemory { short_mib: u64 },
     /// It came and went too often.
     Quarantine,
+    /// It has not what the VM needs.
+    Lacks(Lack),
+    /// It has found something wrong with itself; `lately`: that has gone.
+    Unwell { what: String, lately: bool },
+    /// It has this network, and what connects it with others is lost.
+    UplinkLost(String),
+    /// Devices of that host are passed through to it.
+    Bound { to: String },
     /// Too few large pages.
     NoHugepages { short_mib: u64 },
     /// More vCPUs than it may have.
@@ -83,6 +88,11 @@ impl std::fmt::Display for WhyNot {
             Self::NoLibvirt => f.write_str("libvirt does not answer there"),
             Self::NoMemory { short_mib } => write!(f, "{short_mib} MiB of memory short"),
             Self::Quarantine => f.write_str("is quarantined: it came and went too often"),
+            Self::Lacks(lack) => lack.fmt(f),
+            Self::Unwell { what, lately: false } => write!(f, "is unwell: {what}"),
+            Self::Unwell { what, lately: true } => write!(f, "was unwell lately: {what}"),
+            Self::UplinkLost(name) => write!(f, "has lost the uplink of '{name}'"),
+            Self::Bound { to } => write!(f, "devices of {to} are passed through to it"),
             Self::NoHugepages { short_mib } => write!(f, "{short_mib} MiB of large pages short"),
             Self::NoVcpus { short } => write!(f, "{short} vCPUs more than it may have"),
             Self::Tied { to } => write!(f, "late writes tie it to {to}"),
@@ -111,10 +121,8 @@ pub enum Placed {
 pub struct Need {
     /// Datastores that must be reached.
     pub datastores: Vec<DatastoreId>,
-    /// Memory in KiB.
-    pub memory_kib: u64,
-    /// Virtual CPUs.
-    pub vcpus: u32,
+    /// What it takes of its host.
+    pub takes: Takes,
 }
 
 impl Need {
@@ -125,8 +133,14 @@ impl Need {
         datastores.push(record.home);
         datastores.sort_unstable();
         datastores.dedup();
-        Self { datastores, memory_kib: record.memory_kib, vcpus: record.vcpus }
+        Self { datastores, takes: Takes::of(record) }
     }
+}
+
+/// Which hosts suit VMs of one need.
+struct Fit {
+    barred: Arc<BTreeMap<HostId, WhyNot>>,
+    last_resort: BTreeSet<HostId>,
 }
 
 /// Who is barred where, for VMs of one failure: most need the same datastores.
@@ -137,7 +151,11 @@ pub(super) struct Bars<'a> {
     hosts: BTreeMap<HostId, WhyNot>,
     /// Those who have nowhere else to run are better off there than nowhere.
     last_resort: BTreeSet<HostId>,
-    by_need: BTreeMap<Vec<DatastoreId>, Arc<BTreeMap<HostId, WhyNot>>>,
+    by_need: BTreeMap<(Vec<DatastoreId>, Needs), Fit>,
+    /// They run, and can stay.
+    planned: bool,
+    /// The usual large page has 1 GiB.
+    usual_1g: bool,
 }
 
 impl<'a> Bars<'a> {
@@ -145,29 +163,37 @@ impl<'a> Bars<'a> {
     pub(super) fn of_planned(core: &'a Core, meaning: &'a Meaning, now: Time) -> Self {
         let members = core.settings.members.iter().map(|member| member.host);
         let hosts = members.filter_map(|host| core.away(host, now).map(|why| (host, why))).collect();
-        Self { core, meaning, now, hosts, last_resort: BTreeSet::new(), by_need: BTreeMap::new() }
+        let usual_1g = core.usual_pages_are_1g();
+        let (last_resort, by_need) = (BTreeSet::new(), BTreeMap::new());
+        Self { core, meaning, now, hosts, last_resort, by_need, planned: true, usual_1g }
     }
 
-    /// For VMs that do not run, or would not. A quarantined host takes them when no other can.
+    /// For VMs that do not run, or would not. A host that is quarantined or unwell takes them when no other can.
     pub(super) fn of_lost(core: &'a Core, meaning: &'a Meaning, now: Time) -> Self {
         let mut bars = Self::of_planned(core, meaning, now);
-        bars.last_resort =
-            bars.hosts.extract_if(.., |_, why| *why == WhyNot::Quarantine).map(|(host, _)| host).collect();
+        let is_last = |why: &WhyNot| matches!(why, WhyNot::Quarantine | WhyNot::Unwell { .. });
+        bars.last_resort = bars.hosts.extract_if(.., |_, why| is_last(why)).map(|(host, _)| host).collect();
+        bars.planned = false;
         bars
     }
 
     /// What one asks for; `tied`: the only host that may have it.
     pub(super) fn ask(&mut self, id: VmId, need: &Need, from: Option<HostId>, tied: Option<HostId>) -> Ask {
-        let mut barred = Arc::clone(self.of_need(&need.datastores));
+        let Fit { barred, last_resort } = self.of_need(need);
+        let (mut barred, last_resort) = (Arc::clone(barred), last_resort.clone());
+        let bound = self.core.bound(id, need);
         let tries = self.core.vms.get(&id).map(|vm| &vm.tries).filter(|tries| tries.barred().next().is_some());
         let by_rule = self.meaning.barred(id);
-        if tries.is_some() || tied.is_some() || !by_rule.is_empty() {
+        if tries.is_some() || tied.is_some() || bound.is_some() || !by_rule.is_empty() {
             let mut own = by_rule;
             let failed = tries.into_iter().flat_map(Tries::barred);
             own.extend(failed.map(|(host, why)| (host, WhyNot::Failed(why.to_owned()))));
-            if let Some(to) = tied {
+            let to_one = [
+                bound.map(|to| (to, WhyNot::Bound { to: self.core.name_of(to) })),
+                tied.map(|to| (to, WhyNot::Tied { to: self.core.name_of(to) })),
+            ];
+            for (to, why) in to_one.into_iter().flatten() {
                 let others = self.core.settings.members.iter().map(|member| member.host).filter(|host| *host != to);
-                let why = WhyNot::Tied { to: self.core.name_of(to) };
                 own.extend(others.map(|host| (host, why.clone())));
             }
             own.extend(barred.iter().map(|(host, why)| (*host, why.clone()))); // What is not there has no other fault.
@@ -175,23 +201,33 @@ impl<'a> Bars<'a> {
         }
         let mut shunned = self.meaning.shunned(id);
         shunned.extend(&self.last_resort);
+        shunned.extend(last_resort);
         Ask {
             vm: id,
             priority: self.meaning.priority(id),
-            size: Size { memory_kib: need.memory_kib, vcpus: need.vcpus.into(), ..Size::default() },
+            size: Size::of(&need.takes, self.usual_1g),
             from,
             barred,
             shunned: Arc::new(shunned),
         }
     }
 
-    fn of_need(&mut self, datastores: &[DatastoreId]) -> &Arc<BTreeMap<HostId, WhyNot>> {
-        let Self { core, now, hosts, .. } = self;
-        self.by_need.entry(datastores.to_vec()).or_insert_with(|| {
-            let members = core.settings.members.iter().map(|member| member.host);
-            let lacks = |host| core.lacks(host, datastores, *now).or_else(|| core.no_libvirt(host));
-            let why = |host| hosts.get(&host).cloned().or_else(|| lacks(host));
-            Arc::new(members.filter_map(|host| why(host).map(|why| (host, why))).collect())
+    fn of_need(&mut self, need: &Need) -> &Fit {
+        let Self { core, now, hosts, planned, .. } = self;
+        self.by_need.entry((need.datastores.clone(), need.takes.needs.clone())).or_insert_with(|| {
+            let (mut barred, mut last_resort) = (BTreeMap::new(), BTreeSet::new());
+            for host in core.settings.members.iter().map(|member| member.host) {
+                if let Some(why) = hosts.get(&host).cloned().or_else(|| core.lacks(host, need, *now)) {
+                    barred.insert(host, why);
+                } else if let Some(why) = core.uplink_lost(host, &need.takes.needs) {
+                    if *planned {
+                        barred.insert(host, why);
+                    } else {
+                        last_resort.insert(host); // Rather without network than not at all.
+                    }
+                }
+            }
+            Fit { barred: Arc::new(barred), last_resort }
         })
     }
 }
@@ -240,37 +276,6 @@ impl Core {
         }
     }
 
-    /// All hosts, with what is free there and who runs there, without those who ask for a place.
-    pub(super) fn site(&self, meaning: &Meaning, asking: &BTreeSet<VmId>) -> Site {
-        let mut runs: BTreeMap<HostId, BTreeSet<VmId>> = BTreeMap::new();
-        for (id, vm) in self.vms.iter().filter(|(id, vm)| vm.wanted() == Some(Wanted::Running) && !asking.contains(id))
-        {
-            let placing = vm.placing.as_ref().map(|placing| placing.host);
-            let owner = || vm.claim.as_ref().and_then(|claim| claim.owners().last().map(|owner| owner.host));
-            if let Some(host) = placing.or_else(owner) {
-                runs.entry(host).or_default().insert(*id);
-            }
-        }
-        let promised = self.promised(asking);
-        let room = |host| {
-            // A plan looks at memory only where somebody is not barred.
-            let capacity = self.capacity_of(host).unwrap_or_default();
-            let kept = self.settings.vms.reserve_mib * 1024 + promised.get(&host).copied().unwrap_or_default();
-            let runs = runs.remove(&host).unwrap_or_default();
-            let vcpus = match self.settings.rules.limits.vcpus_per_cpu {
-                Some(each) if 0 < capacity.cpus => u64::from(capacity.cpus) * u64::from(each),
-                Some(_) | None => u64::MAX,
-            };
-            let taken: u64 = runs.iter().filter_map(|id| self.vms.get(id)).map(|vm| u64::from(vm.vcpus())).sum();
-            let memory_kib = capacity.free_kib.saturating_sub(kept);
-            let free = Size { memory_kib, vcpus: vcpus.saturating_sub(taken), ..Size::default() };
-            let total = Size { memory_kib: capacity.total_kib.max(memory_kib), vcpus, ..Size::default() };
-            Room { host, free, total, runs, owed_kib: kept.saturating_sub(capacity.free_kib) }
-        };
-        let rooms = self.settings.members.iter().map(|member| member.host).map(room).collect();
-        Site { rooms, affinities: meaning.affinities.clone() }
-    }
-
     /// Why a host can take nobody.
     pub(super) fn away(&self, host: HostId, now: Time) -> Option<WhyNot> {
         if !self.is_heard(host, now) {
@@ -288,95 +293,6 @@ impl Core {
         if self.is_evacuated(host, now) {
             return Some(WhyNot::Leaving);
         }
-        self.is_quarantined(host, now).then_some(WhyNot::Quarantine)
-    }
-
-    fn no_libvirt(&self, host: HostId) -> Option<WhyNot> {
-        self.capacity_of(host).is_none().then_some(WhyNot::NoLibvirt)
-    }
-
-    /// A datastore that a host does not reach.
-    fn lacks(&self, host: HostId, datastores: &[DatastoreId], now: Time) -> Option<WhyNot> {
-        let lacking = datastores.iter().find(|datastore| !self.reaches(host, **datastore, now))?;
-        Some(WhyNot::NoDatastore(self.store_name(*lacking)))
-    }
-
-    /// What there is on a host whose libvirt answers. Hosts report to their master only: another one takes it that there is enough,
-    /// and the host that is asked judges itself.
-    pub(super) fn capacity_of(&self, host: HostId) -> Option<HostCapacity> {
-        if host == self.me.host {
-            return self.libvirt.up.then(|| self.own_capacity());
-        }
-        match self.peers.get(&host)?.report.as_ref() {
-            Some(report) if self.is_master() => report.libvirt.then_some(report.capacity),
-            None if self.is_master() => None,
-            Some(_) | None => {
-                Some(HostCapacity { free_kib: UNKNOWN_FREE, total_kib: UNKNOWN_FREE, ..HostCapacity::default() })
-            }
-        }
-    }
-
-    /// Whether a host can take a VM now.
-    ///
-    /// # Errors
-    /// Why not.
-    pub(super) fn room_on(&self, host: HostId, id: VmId, need: &Need, now: Time) -> Result<(), WhyNot> {
-        if let Some(why) = self.away(host, now).or_else(|| self.lacks(host, &need.datastores, now)) {
-            return Err(why);
-        }
-        if let Some(why) = self.vms.get(&id).and_then(|vm| vm.tries.bars(host)) {
-            return Err(WhyNot::Failed(why.to_owned()));
-        }
-        let Some(HostCapacity { free_kib, .. }) = self.capacity_of(host) else { return Err(WhyNot::NoLibvirt) };
-        let promised = self.promised(&BTreeSet::from([id])).get(&host).copied().unwrap_or_default();
-        let asked = need.memory_kib + self.settings.vms.reserve_mib * 1024 + promised;
-        let short_mib = asked.saturating_sub(free_kib).div_ceil(1024);
-        if short_mib == 0 { Ok(()) } else { Err(WhyNot::NoMemory { short_mib }) }
-    }
-
-    /// Memory in KiB of VMs, but for some, that will need it on each host and do not show there yet: they are being started, or their
-    /// host has claimed them.
-    fn promised(&self, but: &BTreeSet<VmId>) -> BTreeMap<HostId, u64> {
-        let is_there = |state: Option<DomainState>| !matches!(state, None | Some(DomainState::Off(_)));
-        let mut shown: BTreeSet<(HostId, VmId)> = BTreeSet::new();
-        for (host, peer) in &self.peers {
-            let vms = peer.report.iter().flat_map(|report| &report.vms);
-            shown.extend(vms.filter(|vm| is_there(vm.domain)).map(|vm| (*host, vm.vm)));
-        }
-        let own = self.libvirt.domains.iter().filter(|(_, domain)| is_there(Some(domain.state)));
-        shown.extend(own.map(|(id, _)| (self.me.host, *id)));
-        let mut promised: BTreeMap<HostId, u64> = BTreeMap::new();
-        for (id, vm) in self.vms.iter().filter(|(id, _)| !but.contains(id)) {
-            let starts = vm.attempt.as_ref().is_some_and(super::attempt::Attempt::starts).then_some(self.me.host);
-            let owner = || {
-                let claim = vm.claim.as_ref().filter(|claim| claim.wanted == Wanted::Running)?;
-                claim.owners().last().map(|owner| owner.host)
-            };
-            let host = vm.placing.as_ref().map(|placing| placing.host).or(starts).or_else(owner);
-            if let Some(host) = host.filter(|host| !shown.contains(&(*host, *id))) {
-                // A VM of unknown size counts as well, so that the VMs of one failure are spread.
-                *promised.entry(host).or_default() += vm.memory_kib().max(UNKNOWN_KIB);
-            }
-        }
-        promised
-    }
-
-    /// Of this host: without what its guests may still touch, since Linux gives memory when it is used.
-    pub(super) fn own_capacity(&self) -> HostCapacity {
-        let running = self.libvirt.domains.iter().filter(|(_, domain)| !matches!(domain.state, DomainState::Off(_)));
-        let given: u64 = running.filter_map(|(id, _)| self.vms.get(id)).map(super::vms::Vm::memory_kib).sum();
-        let untouched = given.saturating_sub(self.capacity.resident_kib);
-        HostCapacity { free_kib: self.capacity.free_kib.saturating_sub(untouched), ..self.capacity }
-    }
-
-    /// A lease that others attest lets VMs run on; to start one, its host must reach the datastore itself.
-    pub(super) fn reaches(&self, host: HostId, datastore: DatastoreId, now: Time) -> bool {
-        if host == self.me.host {
-            let lost = self.datastores_in(self.lost_datastores(now)).contains(&datastore);
-            return !lost && self.guard.leases.get(&datastore).is_some_and(|lease| lease.until.is_some());
-        }
-        let Some(beat) = self.peers.get(&host).and_then(|peer| peer.beat.as_ref()) else { return false };
-        self.datastores_in(beat.reaches).contains(&datastore)
-            && !self.datastores_in(beat.agent.storage_lost).contains(&datastore)
+        self.is_quarantined(host, now).then_some(WhyNot::Quarantine).or_else(|| self.unwell(host))
     }
 }

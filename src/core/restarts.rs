@@ -21,6 +21,7 @@ use super::note::Note;
 use super::placement::Bars;
 use super::placement::rules::Meaning;
 use super::placement::search::{Plan, plan};
+use crate::types::control::Takes;
 use crate::types::rules::Priority;
 use crate::types::store::{StoreAnswer, StoreOrder};
 use crate::types::{DatastoreId, HostId, VmId};
@@ -105,7 +106,7 @@ impl Core {
         let vm = self.vm(id);
         vm.sized = Some(true);
         if let StoreAnswer::Record(record) = answer {
-            vm.reported = (record.memory_kib, record.vcpus);
+            vm.reported = Takes::of(&record);
         }
         self.look = true;
     }

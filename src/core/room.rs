@@ -154,8 +154,7 @@ impl Core {
     }
 
     fn size_of(&self, id: VmId) -> Size {
-        let need = self.need_of(id);
-        Size { memory_kib: need.memory_kib, vcpus: need.vcpus.into(), ..Size::default() }
+        Size::of(&self.need_of(id).takes, self.usual_pages_are_1g())
     }
 
     /// The fewest that really make room: of sets of one size that with the fewest that stop, and then the smallest.
@@ -218,12 +217,13 @@ impl Core {
     /// What is free on a host when some VMs are gone from it. More may be promised or taken there than there is.
     fn free_without(&self, room: &Room, set: &[Maker]) -> Size {
         let freed = self.size_of_all(set);
-        let memory_kib = (room.free.memory_kib + freed.memory_kib).saturating_sub(room.owed_kib);
+        let mut free = room.free.plus(freed);
+        free.memory_kib = free.memory_kib.saturating_sub(room.owed_kib);
         if room.total.vcpus == u64::MAX {
-            return Size { memory_kib, ..room.free };
+            return free;
         }
         let taken: u64 = room.runs.iter().map(|id| self.size_of(*id).vcpus).sum();
-        Size { memory_kib, vcpus: (room.total.vcpus + freed.vcpus).saturating_sub(taken), ..room.free }
+        Size { vcpus: (room.total.vcpus + freed.vcpus).saturating_sub(taken), ..free }
     }
 
     /// Whether it has a place then, nobody has lost one, and each of those who go may go as they would have to.

@@ -52,6 +52,8 @@ impl Core {
             Event::Inside { vm, inside } => self.inside(vm, inside),
             Event::Day(unix_ms) => self.day(cx, unix_ms),
             Event::Capacity(capacity) => self.capacity(capacity),
+            Event::Means(means) => self.means(means),
+            Event::Health(findings) => self.found(cx, findings),
             Event::LockLeases(leases) => self.lock_leases = leases.into_iter().collect(),
             Event::GoingDown => self.going_down(cx),
             Event::Due => self.due(cx),
@@ -74,6 +76,7 @@ impl Core {
                 self.cut_power(cx);
                 self.fail_over(cx);
                 self.planned_moves(cx);
+                self.flee(cx);
             } else {
                 self.pass_proofs_on(cx.now);
             }

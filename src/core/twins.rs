@@ -41,9 +41,9 @@ impl Core {
             return self.twins_done(cx, id);
         };
         let disks: Vec<String> = record.exclusive().map(str::to_owned).collect();
-        let takes = Takes { memory_kib: record.memory_kib, vcpus: record.vcpus };
+        let takes = Takes::of(&record);
         if self.is_master()
-            && let Some(denial) = self.not_admitted(self.me.host, id, takes, cx.now)
+            && let Some(denial) = self.not_admitted(self.me.host, id, &takes, cx.now)
         {
             return self.fail(cx, id, denial);
         }
@@ -62,7 +62,7 @@ impl Core {
             .collect();
         let mut open: BTreeMap<Ticket, String> = BTreeMap::new();
         for host in hosts {
-            let request = Request::Twins { vm: id, disks: disks.clone(), takes };
+            let request = Request::Twins { vm: id, disks: disks.clone(), takes: takes.clone() };
             open.insert(cx.send(host, request, ANSWER, Pending::Twins(id)), self.name_of(host));
         }
         for claim in silent.into_iter().take(MAX_SILENT) {
@@ -120,7 +120,7 @@ impl Core {
         ask: AskId,
         (from, id): (HostId, VmId),
         disks: &[String],
-        takes: Takes,
+        takes: &Takes,
     ) {
         let young = cx.now.since(self.me.started) < YOUNG;
         if young && !(self.libvirt.listed && self.guard.settled) {

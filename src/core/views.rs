@@ -102,6 +102,7 @@ impl Core {
             free_mib: capacity.map(|capacity| capacity.free_kib / 1024),
             maintenance: self.maintenance_view(host),
             quarantined: self.is_quarantined(host, now),
+            findings: self.findings_of(host),
             address: self.settings.member(host).map(|member| member.control.to_string()).unwrap_or_default(),
             name,
         }
@@ -313,6 +314,9 @@ impl Core {
         }
         if let Some(what) = self.waits_for_trust(claim.home) {
             lines.push(format!("it cannot be claimed anew, moved or taken over; that waits for {what}"));
+        }
+        if let Some((_, why)) = &vm.stays {
+            lines.push(format!("it is not moved away: {why}"));
         }
         if let Some(what) = vm.waits.as_ref().or(vm.attempt.as_ref().and_then(|attempt| attempt.waits.as_ref())) {
             lines.push(format!("waits for {what}"));

@@ -20,8 +20,9 @@ use super::maintenance::Evacuation;
 use super::moving::{Incoming, Moving};
 use super::note::Note;
 use super::tries::{Tries, ends_tries};
-use crate::types::control::VmReport;
+use crate::types::control::{Takes, VmReport};
 use crate::types::guests::Inside;
+use crate::types::needs::Pages;
 use crate::types::vm::OffReason;
 use crate::types::{Claim, Digest, Generation, Holder, HostId, Nonce, Proof, Tenure, Time, VmId, VmRecord, Wanted};
 
@@ -107,8 +108,8 @@ pub struct Vm {
     /// An error of its disk paused it, and it was not seen to run for a while since. QEMU tells such errors once a second at
     /// most, and libvirt takes a pause without one for a person's: meanwhile each pause is by error.
     pub io_error: bool,
-    /// Its memory and vCPUs, as its host last reported them.
-    pub reported: (u64, u32),
+    /// What it takes, as its host last reported it.
+    pub reported: Takes,
     /// As master: its record was asked for its size, and has answered.
     pub sized: Option<bool>,
     /// How far it is inside, while it runs here.
@@ -125,6 +126,8 @@ pub struct Vm {
     pub back: Option<Away>,
     /// As master: nobody is asked again to make room for it before.
     pub room_again: Option<Time>,
+    /// As master: when it was moved away from this host, for what was found there.
+    pub fled: Option<(Time, HostId)>,
     /// It was told to end: its isolation response, or to make room.
     pub responded: Option<Responded>,
     /// As master: since when only those that it waits for keep it from its start.
@@ -151,15 +154,34 @@ impl Vm {
     pub fn wanted(&self) -> Option<Wanted> {
         self.claim.as_ref().map(|claim| claim.wanted)
     }
-    /// Guest memory in KiB: from its definition here, else as its host reported it.
+    /// What it takes of its host: from its definition here, else as its host reported it.
+    #[must_use]
+    pub fn takes(&self) -> Takes {
+        self.definition().map_or_else(|| self.reported.clone(), Takes::of)
+    }
+    /// Guest memory in KiB, likewise.
     #[must_use]
     pub fn memory_kib(&self) -> u64 {
-        self.record.as_ref().and_then(|record| record.as_ref().ok()).map_or(self.reported.0, |record| record.memory_kib)
+        self.definition().map_or(self.reported.memory_kib, |record| record.memory_kib)
     }
     /// Virtual CPUs, likewise.
     #[must_use]
     pub fn vcpus(&self) -> u32 {
-        self.record.as_ref().and_then(|record| record.as_ref().ok()).map_or(self.reported.1, |record| record.vcpus)
+        self.definition().map_or(self.reported.vcpus, |record| record.vcpus)
+    }
+    /// Where its memory lies, likewise.
+    #[must_use]
+    pub fn pages(&self) -> Pages {
+        self.definition().map_or(self.reported.needs.pages, |record| record.needs.pages)
+    }
+    /// Whether it needs this bridge, libvirt network or network device.
+    #[must_use]
+    pub fn uses_network(&self, name: &str) -> bool {
+        let needs = self.definition().map_or(&self.reported.needs, |record| &record.needs);
+        needs.networks.iter().any(|need| need == name)
+    }
+    fn definition(&self) -> Option<&VmRecord> {
+        self.record.as_ref().and_then(|record| record.as_ref().ok())
     }
     /// (v, g) of the newest claim.
     #[must_use]
@@ -273,8 +295,8 @@ impl Core {
                 let known = cx.now;
                 self.learn(cx, claim.clone(), known);
             }
-            if 0 < vm.memory_kib {
-                self.vm(vm.vm).reported = (vm.memory_kib, vm.vcpus);
+            if 0 < vm.takes.memory_kib {
+                self.vm(vm.vm).reported = vm.takes.clone();
             }
         }
         for (claim, proof) in report.over.iter().filter(|_| !behind) {

@@ -98,6 +98,8 @@ pub struct AgentFacts {
     pub disarmed: Option<String>,
     /// What is wrong with the rules for VMs; only the master knows.
     pub rules: Vec<String>,
+    /// What this host finds wrong with itself, and what is done about it.
+    pub findings: Vec<String>,
 }
 
 /// A power switch as it answers this host.
@@ -193,6 +195,7 @@ pub fn checks(input: &DoctorInput) -> Vec<Finding> {
             found.extend(storage::datastores(agent, &input.system));
             found.extend(power::devices(agent));
             found.extend(cluster::rules(agent));
+            found.extend(host::health(agent));
         }
         Err(NoFacts::NoMember) => {
             found.push(Finding::ok("agent", "mainstayd", "answers"));

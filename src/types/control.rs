@@ -6,7 +6,9 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::failure::{Failure, Piece};
+use super::finding::Condition;
 use super::guests::{GuestWord, Inside};
+use super::needs::{HostMeans, Needs};
 use super::settings::{ClusterSettings, OnDoubt, SettingsChange};
 use super::verdict::{VerdictAsk, VerdictView};
 use super::view::{ClusterView, EvacuationView, NoteView, VmView, WhatIfView};
@@ -92,12 +94,22 @@ pub enum Request {
 }
 
 /// What a VM takes of its host.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Takes {
     /// Memory in KiB.
     pub memory_kib: u64,
     /// Virtual CPUs.
     pub vcpus: u32,
+    /// What its host must have.
+    pub needs: Needs,
+}
+
+impl Takes {
+    /// As a record says.
+    #[must_use]
+    pub fn of(record: &VmRecord) -> Self {
+        Self { memory_kib: record.memory_kib, vcpus: record.vcpus, needs: record.needs.clone() }
+    }
 }
 
 /// A host asks to become a member.
@@ -216,6 +228,10 @@ pub struct HostReport {
     pub host: HostId,
     /// Memory and CPUs.
     pub capacity: HostCapacity,
+    /// What it has for VMs beside that.
+    pub means: HostMeans,
+    /// What it finds wrong with itself; at most twice `MAX_FINDINGS`.
+    pub conditions: Vec<Condition>,
     /// libvirtd answers.
     pub libvirt: bool,
     /// Every domain that it has or holds a row of.
@@ -244,10 +260,8 @@ pub struct VmReport {
     pub domain: Option<DomainState>,
     /// The guard holds it stopped.
     pub stopped: bool,
-    /// Its memory in KiB, as far as its definition is known here.
-    pub memory_kib: u64,
-    /// Its virtual CPUs, likewise.
-    pub vcpus: u32,
+    /// What it takes, as far as its definition is known here.
+    pub takes: Takes,
     /// How far it is inside.
     pub inside: Inside,
     /// What this host is doing with it, or what it waits for.

@@ -9,9 +9,11 @@
 pub mod beat;
 pub mod control;
 pub mod failure;
+pub mod finding;
 pub mod guard;
 pub mod guests;
 pub mod ids;
+pub mod needs;
 pub mod power;
 pub mod record;
 pub mod rules;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::needs::Needs;
 use super::settings::OnDoubt;
 use super::{
     BootId, ClusterId, Counter, DatastoreId, Digest, Flags, HostId, HostIndex, Incarnation, ListName, Nonce, Sequence,
@@ -422,8 +423,8 @@ pub struct VmRecord {
     pub vcpus: u32,
     /// Everything that it opens.
     pub disks: Vec<DiskNeed>,
-    /// Bridges and libvirt networks that must exist on the host.
-    pub networks: Vec<String>,
+    /// What its host must have beside that.
+    pub needs: Needs,
     /// Why it is only partly protected (NVRAM or TPM state on a local disk); empty = fully.
     pub gaps: Vec<String>,
     /// What is done in doubt, if its definition says so.

@@ -6,6 +6,7 @@
 //!  dependency   app waits for db until it is ready, at most so long
 //!  affinity     together | apart, must | should           between VMs
 //!  placement    only | not, must | should                 between VMs and hosts
+//!  health       tell | quarantine | evacuate              by what a host finds wrong with itself
 //!  isolation    what a host that is cut off does: leave | shut down | power off
 //!  admission    what a start must leave free          floor: and how much CPU
 //!  failback     the hosts that VMs belong to
@@ -20,6 +21,7 @@ mod moves;
 
 use serde::{Deserialize, Serialize};
 
+use super::finding::{HealthAction, Source};
 use super::guests::Glob;
 pub use moves::{AtShutdown, FailbackRule, RoomRules, ShutdownRules};
 
@@ -196,6 +198,16 @@ pub struct IsolationRule {
     pub response: Response,
 }
 
+/// What is done about what hosts find wrong with themselves.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HealthRule {
+    /// What finds it; of several rules for one source the first counts.
+    pub source: Source,
+    /// What is done.
+    pub action: HealthAction,
+}
+
 /// What a start must leave possible.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -258,6 +270,8 @@ pub struct VmRules {
     /// What an isolated host does.
     #[serde(rename = "isolation")]
     pub isolations: Vec<IsolationRule>,
+    /// What is done about what hosts find wrong with themselves.
+    pub health: Vec<HealthRule>,
     /// What a start must leave possible.
     pub admission: Admission,
     /// And how much CPU.
@@ -333,6 +347,13 @@ pub enum BadRules {
 }
 
 impl VmRules {
+    /// What is done about what a source finds.
+    #[must_use]
+    pub fn action(&self, source: Source) -> HealthAction {
+        let rule = self.health.iter().find(|rule| rule.source == source);
+        rule.map_or(source.usual_action(), |rule| rule.action)
+    }
+
     /// Whether it makes sense, whatever VMs there are.
     ///
     /// # Errors
@@ -347,6 +368,7 @@ impl VmRules {
             ("isolation", self.isolations.len()),
             ("failback", self.failbacks.len()),
             ("room", self.room.moved.len().max(self.room.stopped.len())),
+            ("health", self.health.len()),
         ];
         if let Some((kind, count)) = kinds.into_iter().find(|(_, count)| MAX_RULES < *count) {
             return Err(BadRules::Many { kind, count });

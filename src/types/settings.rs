@@ -417,7 +417,7 @@ mod tests {
             r#""message":null,"count":1,"within_s":60,"then":"as-asked"}],"permission":[],"#,
             r#""limits":{"resets_per_hour":3,"backoff_s":30},"dumps":{"mib":8192,"within_s":120},"#,
             r#""monitor":[{"vm":"*","preset":"medium","silence_s":null,"io_s":null,"uptime_s":null,"screen_s":null,"dump":false}]},"#,
-            r#""rules":{"priority":[],"dependency":[],"affinity":[],"placement":[],"isolation":[],"admission":"off","floor":null,"#,
+            r#""rules":{"priority":[],"dependency":[],"affinity":[],"placement":[],"isolation":[],"health":[],"admission":"off","floor":null,"#,
             r#""failback":[],"room":{"move":[],"stop":[],"within_s":60},"shutdown":{"vms":"release","within_s":300},"#,
             r#""limits":{"starts_per_host":4,"starts_per_datastore":16,"moves_per_host":1,"vcpus_per_cpu":null}},"maintenance":[],"disarmed":null}"#
         );

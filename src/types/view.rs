@@ -70,6 +70,9 @@ pub struct HostView {
     /// It came and went too often: nothing is placed on it.
     #[serde(default)]
     pub quarantined: bool,
+    /// What it finds wrong with itself, and what is done about it.
+    #[serde(default)]
+    pub findings: Vec<String>,
 }
 
 /// A host that people work on.

@@ -155,6 +155,21 @@ pub struct HostCapacity {
     pub cpus: u32,
     /// Memory in KiB that QEMUs have taken already.
     pub resident_kib: u64,
+    /// Pages of 2 MiB.
+    pub pages_2m: PagesLeft,
+    /// Pages of 1 GiB.
+    pub pages_1g: PagesLeft,
+    /// The usual large page has 1 GiB.
+    pub usual_1g: bool,
+}
+
+/// Large pages of one size.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct PagesLeft {
+    /// Not used, in KiB.
+    pub free_kib: u64,
+    /// All, in KiB.
+    pub total_kib: u64,
 }
 
 /// An order to libvirt. Every one is carried out on a worker thread with a deadline.

@@ -338,6 +338,7 @@ pub fn example() -> ClusterView {
         free_mib: age.map(|_| 48_200),
         maintenance: None,
         quarantined: false,
+        findings: Vec::new(),
         address: format!("192.0.2.1{number}:7784"),
     };
     let vm = |number: u128, name: &str, state: &str, host: Option<&str>, why: Option<&str>| VmView {

@@ -170,6 +170,17 @@ impl World {
             ["starts", "fail", "on", names @ .., "for", what] => self.fail_starts(names, what),
             ["starts", "fail", "on", names @ ..] => self.fail_starts(names, "host"),
             ["starts", "work"] => self.starts_fail.clear(),
+            ["host", host, how @ ("loses" | "regains"), "uplink", bridge] => {
+                let (h, object) = (self.named(host), format!("bridge:{bridge}"));
+                self.set_finding(h, "uplink", &object, *how == "loses");
+            }
+            ["host", host, "finds", source] => self.set_finding(self.named(host), source, "it", true),
+            ["host", host, "no", "longer", "finds", source] => {
+                self.set_finding(self.named(host), source, "it", false);
+            }
+            ["host", host, how @ ("gets" | "loses"), what @ ..] => {
+                self.set_means(self.named(host), &what.join(" "), *how == "gets");
+            }
             ["lose", "claim", vm] => self.lose_claim(self.named_vm(vm)),
             ["tear", "claim", vm] => {
                 let vm = self.named_vm(vm);

@@ -192,6 +192,9 @@ fn setup(dice: &mut Dice, seed: u64, wish: &Wish) -> Setup {
             rules.extend(room);
         }
     }
+    if dice.roll(2) == 0 {
+        rules.push("health vendor evacuate".to_owned());
+    }
     Setup {
         hosts,
         datastores,
@@ -460,7 +463,8 @@ impl Cast {
 
     fn of_hypervisor(&mut self, host: &str) -> Fault {
         let works = Some(format!("switch switch-{host} works"));
-        match self.dice.roll(9) {
+        match self.dice.roll(10) {
+            9 => (format!("host {host} finds vendor"), Some(format!("host {host} no longer finds vendor"))),
             5 => ("answers are lost".to_owned(), Some("answers come".to_owned())),
             6 => (format!("switch switch-{host} hangs"), works),
             7 if self.lies => (format!("switch switch-{host} lies"), works),

@@ -246,7 +246,9 @@ impl World {
         self.starts_fail.clear();
         self.switches.clear();
         self.answers_lost = false;
+        self.short.findings.clear();
         for h in 0..self.hosts.len() {
+            self.tell_findings(h);
             self.sick[h] = Sick::default();
             self.thaw(h);
             self.let_agent_go(h);

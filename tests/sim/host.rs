@@ -137,9 +137,12 @@ pub struct Host {
     pub paths: BTreeMap<DatastoreId, Path>,
     /// When something last happened to it that explains stops of its VMs.
     pub excused: u64,
-    /// Free memory as its agent was told last, and all of it.
-    pub told_kib: u64,
+    /// Free memory as its agent was told last, ordinary and in large pages; and all of it.
+    pub told_kib: (u64, u64),
     pub memory_kib: u64,
+    pub pages_kib: u64,
+    /// Its agent knows of something wrong.
+    pub found: bool,
     /// It reaches its router.
     pub router: bool,
     /// Since when again.
@@ -190,7 +193,9 @@ impl Host {
             underway: Vec::new(),
             paths: BTreeMap::new(),
             excused: 0,
-            told_kib: 0,
+            told_kib: (0, 0),
+            pages_kib: 0,
+            found: false,
         }
     }
     /// Of its kernel.
@@ -321,13 +326,16 @@ impl World {
         let mut core = Core::new(me, host.settings.clone());
         let output = core.start(now);
         self.hosts[h].agent = Some(Agent { life, core, tape, due: u64::MAX });
-        self.hosts[h].told_kib = 0;
+        self.hosts[h].told_kib = (0, 0);
         self.carry_out(h, output);
         self.arm(h);
         let gate = Gate::Agent(h, life);
         self.after(gate, Duration::from_millis(1), move |world| world.connect_guard(h));
         self.after(gate, Duration::from_millis(5), move |world| world.connect_libvirt(h));
         self.after(gate, Duration::from_millis(1), move |world| world.tell_capacity(h));
+        self.after(gate, Duration::from_millis(6), move |world| world.tell_means(h));
+        self.hosts[h].found = false;
+        self.after(gate, Duration::from_secs(3), move |world| world.tell_findings(h));
     }
 
     /// SIGKILL.

@@ -334,6 +334,10 @@ impl World {
             self.domain(h, vm).starting = false;
             return then(self, Err(why));
         }
+        if let Some(why) = self.cannot_start(h, vm) {
+            self.domain(h, vm).starting = false;
+            return then(self, Err(why));
+        }
         let boot = self.hosts[h].life.unwrap_or(0);
         if let Err(holder) = self.stores.get_mut(&home).expect("its home").lock(vm, h, boot) {
             self.domain(h, vm).starting = false;

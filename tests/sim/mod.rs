@@ -32,6 +32,7 @@ pub mod host;
 pub mod hypervisor;
 pub mod images;
 pub mod invariants;
+pub mod means;
 pub mod migration;
 pub mod network;
 pub mod ownership;

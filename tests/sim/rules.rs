@@ -3,16 +3,17 @@
 //! ```text
 //!   priority P of VMS       VMS after VMS [ready started|agent|application] [delay T] [within T]
 //!   together|apart VMS must|should                VMS only|not on HOSTS must|should
-//!   isolated VMS power-off|shut-down T
+//!   isolated VMS power-off|shut-down T            health SOURCE tell|quarantine|evacuate
 //!   survive N failures [at most N percent less cpu]    keep N percent    dedicate HOSTS
 //!   failback VMS to HOST after T    make room VMS move|stop    make room within T    evacuate at shutdown within T
 //!   at most N starts on a host|from a datastore   at most N vcpus on a cpu
 //! ```
 
+use mainstay::types::finding::{HealthAction, Source};
 use mainstay::types::guests::Glob;
 use mainstay::types::rules::{
-    Admission, AffinityRule, AtShutdown, DependencyRule, FailbackRule, Floor, Force, HostRule, IsolationRule, Priority,
-    PriorityRule, Ready, Response, ShutdownRules, Tie, VmRules, Where,
+    Admission, AffinityRule, AtShutdown, DependencyRule, FailbackRule, Floor, Force, HealthRule, HostRule,
+    IsolationRule, Priority, PriorityRule, Ready, Response, ShutdownRules, Tie, VmRules, Where,
 };
 
 use super::scenario::span;
@@ -70,6 +71,12 @@ fn add(rules: &mut VmRules, words: &[&str]) {
         }
         ["at", "most", percent, "percent", "less", "cpu"] => {
             rules.floor = Some(Floor { cpu_loss_percent: number(percent) });
+        }
+        ["health", source, action] => {
+            let source = Source::ALL.into_iter().find(|one| one.name() == *source).expect("a source");
+            let all = [HealthAction::Tell, HealthAction::Quarantine, HealthAction::Evacuate];
+            let action = all.into_iter().find(|one| one.name() == *action).expect("an action");
+            rules.health.push(HealthRule { source, action });
         }
         ["isolated", vms @ .., "shut-down", time] => {
             isolated(rules, vms, Response::Shutdown { within_s: seconds(time) })

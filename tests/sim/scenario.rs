@@ -125,6 +125,12 @@ impl Scenario {
                 let gib: f64 = gib.parse().expect("a number");
                 self.setup.memory.insert((*name).to_owned(), (gib * f64::from(1 << 20)) as u64);
             }
+            ["pages", host, gib] => {
+                let gib: u64 = gib.parse().expect("a number");
+                self.setup.pages.insert((*host).to_owned(), gib << 20);
+            }
+            ["vm", name, "needs", what @ ..] => self.setup.needs.push(((*name).to_owned(), what.join(" "))),
+            ["host", name, "without", what @ ..] => self.setup.without.push(((*name).to_owned(), what.join(" "))),
             ["rule", rule @ ..] => self.setup.rules.push(rule.join(" ")),
             ["seed", seed] => self.setup.seed = seed.parse().expect("a number"),
             ["run", length] => self.length = span(length),
@@ -205,6 +211,7 @@ impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Setup { hosts, datastores, vms, clones, fence, late_writes, switches, fence_at, .. } = &self.setup;
         let Setup { locks, timing, foreign_migration, seed, clocks, rules, memory, .. } = &self.setup;
+        let Setup { pages, needs, without, .. } = &self.setup;
         writeln!(f, "hosts {}; datastores {}", hosts.join(" "), datastores.join(" "))?;
         for (vm, host, store) in vms {
             writeln!(f, "vm {vm} on {host} in {store}")?;
@@ -235,6 +242,15 @@ impl fmt::Display for Scenario {
         }
         for (name, kib) in memory {
             writeln!(f, "memory {name} {}", *kib as f64 / f64::from(1 << 20))?;
+        }
+        for (host, kib) in pages {
+            writeln!(f, "pages {host} {}", kib >> 20)?;
+        }
+        for (vm, what) in needs {
+            writeln!(f, "vm {vm} needs {what}")?;
+        }
+        for (host, what) in without {
+            writeln!(f, "host {host} without {what}")?;
         }
         writeln!(f, "fence {fence}; locks {locks}; timing {timing}; seed {seed}")?;
         for (at, what) in &self.acts {

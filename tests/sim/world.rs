@@ -20,6 +20,7 @@ use super::datastore::Datastore;
 use super::faults::{Sick, Weather};
 use super::host::{Host, MEMORY_KIB};
 use super::invariants::Judge;
+use super::means::Short;
 use super::network::Links;
 use super::people::Waiter;
 use super::power::{Switch, device};
@@ -116,6 +117,12 @@ pub struct Setup {
     pub rules: Vec<String>,
     /// Memory in KiB of hosts and VMs, by name, which have another than all.
     pub memory: BTreeMap<String, u64>,
+    /// Large pages of hosts, in KiB.
+    pub pages: BTreeMap<String, u64>,
+    /// What VMs need, in the words of `means`.
+    pub needs: Vec<(String, String)>,
+    /// What hosts have not, likewise.
+    pub without: Vec<(String, String)>,
 }
 
 impl Default for Setup {
@@ -137,6 +144,9 @@ impl Default for Setup {
             clocks: Vec::new(),
             rules: Vec::new(),
             memory: BTreeMap::new(),
+            pages: BTreeMap::new(),
+            needs: Vec::new(),
+            without: Vec::new(),
         }
     }
 }
@@ -215,6 +225,8 @@ pub struct World {
     pub policies: BTreeMap<(VmId, u32), Option<OnDoubt>>,
     /// Where the n-th change of a definition has its disks.
     pub places: BTreeMap<(VmId, u32), DatastoreId>,
+    /// What hosts have not, and what is wrong with them.
+    pub short: Short,
 }
 
 /// Each datastore has a program of its own.
@@ -311,6 +323,7 @@ impl World {
             edits: BTreeMap::new(),
             policies: BTreeMap::new(),
             places: BTreeMap::new(),
+            short: Short::default(),
         };
         for (n, member) in settings.members.iter().enumerate() {
             // Clocks of different hosts have nothing to do with each other; where they have time to go apart, they are as
@@ -328,6 +341,7 @@ impl World {
             let rate = own.unwrap_or(rate);
             let memory = setup.memory.get(&member.name).copied().unwrap_or(MEMORY_KIB);
             world.hosts.push(Host::new(n, member.clone(), settings.clone(), rate, memory));
+            world.equip(setup, n, &member.name);
         }
         for (n, (name, _, store)) in setup.vms.iter().enumerate() {
             let spec = world.spec(setup, n, name, store);
@@ -361,7 +375,7 @@ impl World {
             memory_kib: setup.memory.get(name).copied().unwrap_or(1 << 20),
             vcpus: 1,
             disks: vec![disk],
-            networks: Vec::new(),
+            needs: super::means::needs(&setup.needs, name),
             gaps: Vec::new(),
             on_doubt: setup.on_doubt,
         };

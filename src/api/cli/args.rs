@@ -9,6 +9,8 @@ pub use vm::{OnDoubtArgument, VmCommand};
 
 use super::verdict::VerdictCommand;
 
+use super::health::HealthCommand;
+
 /// High availability for virtual machines on plain libvirt/KVM hosts.
 ///
 /// Asks the agent (mainstayd) of this host; any host of the cluster answers for all.
@@ -93,12 +95,16 @@ pub enum HostCommand {
     /// Power switches of hosts: how a silent host is switched off for certain.
     #[command(subcommand)]
     FenceDevice(FenceDeviceCommand),
-    /// End the quarantine of hosts that came and went too often: VMs may be placed on them again. Needs root.
+    /// End the quarantine of hosts that came and went too often, or have found something wrong with themselves: VMs may be placed on
+    /// them again. Needs root.
     Release {
         /// Names or ids.
         #[arg(required = true)]
         hosts: Vec<String>,
     },
+    /// Say that something is wrong with this host, or is well again. Needs root.
+    #[command(subcommand)]
+    Health(HealthCommand),
     /// Work on a host: its VMs are moved away, and back afterwards. Needs root.
     #[command(subcommand)]
     Maintenance(MaintenanceCommand),
@@ -326,11 +332,14 @@ pub enum ClusterCommand {
     /// [shutdown]              # of a host: its VMs are started elsewhere when they have ended (release, the default), or
     /// vms = "evacuate"        # moved away before
     /// within_s = 300
+    /// [[health]]              # what a host finds wrong with itself; action: tell, quarantine, evacuate
+    /// source = "temperature"  # uplink, bond, memory, memory-corrected, temperature, disk, vendor
+    /// action = "quarantine"
     ///
     /// [limits]
     /// starts_per_host = 4
     /// starts_per_datastore = 16
-    /// moves_per_host = 1      # of a host that goes into maintenance
+    /// moves_per_host = 1      # of a host that goes into maintenance, or is unwell
     /// vcpus_per_cpu = 8       # none: any number
     #[command(verbatim_doc_comment)]
     VmRules {

@@ -14,6 +14,7 @@ pub async fn hosts(out: &mut Out, json: bool, command: HostCommand) -> Result<()
     match command {
         HostCommand::Evacuate { for_shutdown } => super::evacuate::run(out, json, for_shutdown).await,
         HostCommand::Release { hosts } => super::maintenance::release(out, json, &hosts).await,
+        HostCommand::Health(command) => super::health::run(out, json, command),
         HostCommand::Maintenance(command) => super::maintenance::run(out, json, command).await,
         HostCommand::FenceDevice(command) => super::fence_device::run(out, json, command).await,
         HostCommand::List => {
@@ -44,6 +45,9 @@ pub fn host_table(out: &Out, hosts: &[HostView]) -> String {
             match (&host.maintenance, host.quarantined) {
                 (Some(_), _) => Word::new(format!("{}, maintenance", host.verdict), Tone::Doubtful),
                 (None, true) => Word::new(format!("{}, quarantined", host.verdict), Tone::Doubtful),
+                (None, false) if !host.findings.is_empty() => {
+                    Word::new(format!("{}, unwell", host.verdict), Tone::Doubtful)
+                }
                 (None, false) => Word::new(&host.verdict, verdict(&host.verdict)),
             },
             Word::plain(host.beat_age_ms.map_or("-".into(), age)),
@@ -65,6 +69,7 @@ fn host_fields(out: &Out, host: &HostView) -> String {
         ("Evidence", Word::plain(&host.evidence)),
         ("Maintenance", Word::new(host.maintenance.as_ref().map(maintenance).unwrap_or_default(), Tone::Doubtful)),
         ("Quarantine", Word::new(quarantine(host), Tone::Doubtful)),
+        ("Findings", Word::new(host.findings.join("; "), Tone::Doubtful)),
         ("Last beat", Word::plain(host.beat_age_ms.map_or("never heard".into(), |ms| format!("{} ago", age(ms))))),
         ("libvirt", libvirt(host.libvirt)),
         ("VMs", Word::plain(host.vms.to_string())),

@@ -93,8 +93,12 @@ fn show(out: &mut Out, json: bool, view: &ClusterView) -> Result<(), Trouble> {
         out.line("")?;
         out.line(&out.paint(&out.wrapped("DISARMED: ", &format!("{disarmed} (mainstay cluster arm)")), Tone::Bad))?;
     }
-    if !view.rule_problems.is_empty() {
+    let unwell: Vec<_> = view.hosts.iter().filter(|host| !host.findings.is_empty()).collect();
+    if !view.rule_problems.is_empty() || !unwell.is_empty() {
         out.line("")?;
+    }
+    for host in unwell {
+        out.line(&out.wrapped(&format!("{}: ", host.name), &host.findings.join("; ")))?;
     }
     for problem in &view.rule_problems {
         out.line(&out.wrapped("Rules: ", problem))?;

@@ -67,6 +67,15 @@ pub(super) fn autostart(agent: &AgentFacts) -> Vec<Finding> {
     )]
 }
 
+/// What it finds wrong with itself.
+pub(super) fn health(agent: &AgentFacts) -> Vec<Finding> {
+    if agent.findings.is_empty() {
+        return vec![Finding::ok("health", "this host", "finds nothing wrong with itself")];
+    }
+    let cure = "mend it; what is done meanwhile stands in mainstay cluster vm-rules ([[health]])";
+    agent.findings.iter().map(|text| Finding::warning("health", "this host", text.clone(), cure)).collect()
+}
+
 /// sanlock kills VMs and holds the watchdog: two masters.
 pub(super) fn lock_manager(system: &SystemFacts) -> Vec<Finding> {
     vec![match system.lock_manager.as_deref() {

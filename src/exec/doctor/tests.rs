@@ -27,6 +27,7 @@ fn well() -> DoctorInput {
         without_device: vec!["a".into(), "b".into(), "c".into()],
         disarmed: None,
         rules: Vec::new(),
+        findings: Vec::new(),
     };
     let mount = Mount {
         point: "/srv/nfs1".into(),
@@ -78,6 +79,13 @@ fn rules_for_vms() {
 }
 
 #[test]
+fn unwell() {
+    check("a bridge", &[("health", Level::Warning, "br0 has lost its uplink")], |agent, _| {
+        agent.findings.push("bridge br0 has lost its uplink: no carrier on eno1 (evacuate)".into());
+    });
+}
+
+#[test]
 fn disarmed() {
     check("for an hour", &[("armed", Level::Warning, "is disarmed")], |agent, _| {
         agent.disarmed = Some("the cluster is disarmed until noon".into());
@@ -100,6 +108,7 @@ fn all_is_well() {
         "datastore",
         "fence",
         "guard",
+        "health",
         "hook",
         "libvirt",
         "libvirt-guests",

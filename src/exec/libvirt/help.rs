@@ -1,5 +1,5 @@
-//! What is done for guests beside the core's orders, which know nothing of what is inside a VM: a guest is asked to reboot, is given
-//! the port of Mainstay's agent, or has its memory written to a file.
+//! What is done beside the core's orders, which know nothing of what is inside a VM: a guest is asked to reboot, is given the port of
+//! Mainstay's agent, or has its memory written to a file; and libvirt is asked what this host has for guests.
 //!
 //! ```text
 //!   port ── its definition has none ────► attached to the definition; libvirt adds a controller
@@ -9,6 +9,7 @@
 //!
 //! Not here: when, and for whom (`core::guests`, people).
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::SyncSender;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use virt::domain::Domain;
 use virt_sys as sys;
 
 use super::failure::failure;
+use super::means::{self, Models};
 use super::session::{Session, in_session};
 use super::xml;
 use crate::types::VmId;
@@ -32,6 +34,10 @@ pub(super) enum Help {
     AddPort { vm: VmId, told: SyncSender<Port> },
     /// Write its memory here, if it has no more bytes than that.
     Dump { vm: VmId, to: PathBuf, format: DumpFormat, most: u64 },
+    /// Say which networks are active.
+    Networks { told: SyncSender<BTreeMap<String, String>> },
+    /// Say what CPUs and machines guests can have.
+    Models { told: SyncSender<Models> },
 }
 
 /// How memory is written.
@@ -70,6 +76,14 @@ pub(super) fn help(uri: &str, session: &mut Option<Session>, order: &Help, withi
         Help::Dump { vm, to, format, most } => {
             let domain = session.domain(*vm).map_err(|error| failure(&error))?;
             dump(&domain, to, *format, *most).map(|()| DomainAnswer::Done)
+        }
+        Help::Networks { told } => {
+            let _ = told.send(means::networks(session)?);
+            Ok(DomainAnswer::Done)
+        }
+        Help::Models { told } => {
+            let _ = told.send(means::models(session)?);
+            Ok(DomainAnswer::Done)
         }
     })
 }

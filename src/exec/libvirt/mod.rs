@@ -16,29 +16,34 @@
 //!
 //! Not here: what to do about anything; the guard's side (pidfds, scopes); statistics.
 
+mod demands;
 mod events;
 mod failure;
 mod help;
 mod lane;
 mod look;
+mod means;
 mod needs;
 mod session;
 mod state;
+mod values;
 mod watch;
 pub mod xml;
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
 use crate::types::VmId;
-use crate::types::vm::{DomainAnswer, DomainChange, DomainFailure, DomainInfo, DomainOrder, HostCapacity};
+use crate::types::vm::{DomainAnswer, DomainChange, DomainFailure, DomainInfo, DomainOrder, HostCapacity, PagesLeft};
 use help::Help;
 pub use help::{DumpFormat, Port};
 use lane::{Lane, Shape, Work};
 use look::Look;
 pub use look::{Part, Stands, What, sample, stands};
+pub use means::Models;
 use session::{Places, carry_out};
 pub use watch::text_of;
 use watch::{Heard, Watcher};
@@ -58,6 +63,8 @@ const HELP: Shape = Shape { name: "help", workers: 2, spare: 0, patient: false }
 const PARTS: usize = 16;
 /// Where libvirt's QEMU driver writes pid files.
 const PIDS: &str = "/run/libvirt/qemu";
+/// Where the kernel counts large pages.
+const PAGES: &str = "/sys/kernel/mm/hugepages";
 
 /// What the watcher tells.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -210,6 +217,22 @@ impl Libvirt {
         told
     }
 
+    /// Which networks are active, with the bridge of each that has one; none if libvirt does not say so in time.
+    #[must_use]
+    pub fn networks(&self, within: Duration) -> Option<BTreeMap<String, String>> {
+        let (told, seen) = sync_channel(1);
+        self.inner.help.ask(Help::Networks { told }, within, Box::new(|_| {}));
+        seen.recv_timeout(within).ok()
+    }
+
+    /// What CPUs and machines guests can have, likewise.
+    #[must_use]
+    pub fn models(&self, within: Duration) -> Option<Models> {
+        let (told, seen) = sync_channel(1);
+        self.inner.help.ask(Help::Models { told }, within, Box::new(|_| {}));
+        seen.recv_timeout(within).ok()
+    }
+
     /// Looks at a running domain. Parts come as they are seen, each once. The channel closes when nothing more will come; while a
     /// call hangs it stays open, so listen with a deadline. A look that was not begun `within` this time never is.
     #[must_use]
@@ -265,7 +288,21 @@ pub fn capacity(qemus: impl IntoIterator<Item = u32>) -> HostCapacity {
         total_kib: kib(&memory, "MemTotal:"),
         cpus: u32::try_from(cpus).unwrap_or(0),
         resident_kib: qemus.into_iter().map(resident).sum(),
+        pages_2m: pages(Path::new(PAGES), 2048),
+        pages_1g: pages(Path::new(PAGES), 1 << 20),
+        usual_1g: kib(&memory, "Hugepagesize:") == 1 << 20,
     }
+}
+
+/// Large pages of one size: those that are promised to somebody already are not free.
+fn pages(folder: &Path, size_kib: u64) -> PagesLeft {
+    let folder = folder.join(format!("hugepages-{size_kib}kB"));
+    let count = |name: &str| {
+        let text = std::fs::read_to_string(folder.join(name)).unwrap_or_default();
+        text.trim().parse::<u64>().unwrap_or(0)
+    };
+    let free = count("free_hugepages").saturating_sub(count("resv_hugepages"));
+    PagesLeft { free_kib: free * size_kib, total_kib: count("nr_hugepages") * size_kib }
 }
 
 fn kib(memory: &str, key: &str) -> u64 {
@@ -286,5 +323,17 @@ mod tests {
         for (text, expected) in table {
             assert_eq!(kib(text, "MemTotal:"), expected, "{text}");
         }
+    }
+
+    #[test]
+    fn pages_that_are_promised_are_not_free() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = folder.path().join("hugepages-2048kB");
+        std::fs::create_dir(&of).unwrap();
+        for (name, count) in [("nr_hugepages", 10), ("free_hugepages", 6), ("resv_hugepages", 2)] {
+            std::fs::write(of.join(name), format!("{count}\n")).unwrap();
+        }
+        assert_eq!(pages(folder.path(), 2048), PagesLeft { free_kib: 8192, total_kib: 20480 });
+        assert_eq!(pages(folder.path(), 1 << 20), PagesLeft::default());
     }
 }

@@ -2,6 +2,7 @@
 //! Pure. Policy is not here: whether a VM with gaps is protected is decided elsewhere.
 
 use super::xml::{BadXml, DomainXml, Tpm, XmlDisk};
+use crate::types::needs::Needs;
 use crate::types::settings::ClusterSettings;
 use crate::types::{DatastoreId, DiskNeed, VmRecord};
 
@@ -25,7 +26,13 @@ pub(super) fn record(domain: &DomainXml, xml: &str, settings: &ClusterSettings) 
         vcpus: domain.vcpus,
         gaps: gaps(domain, settings),
         disks,
-        networks: domain.networks.clone(),
+        needs: Needs {
+            networks: domain.networks.clone(),
+            cpu_model: domain.cpu_model.clone(),
+            machine: domain.machine.clone(),
+            pages: domain.pages,
+            devices: domain.hostdevs || domain.tpm == Some(Tpm::Passthrough),
+        },
         on_doubt: domain.on_doubt,
     })
 }

@@ -8,12 +8,14 @@
 //! entities and characters by number. What we do not know is passed over: libvirt checks definitions, not we.
 //! Bounds: 256 KiB of text, 64 elements deep, 256 disks.
 
-use quick_xml::XmlVersion;
 use quick_xml::events::{BytesStart, Event};
 use quick_xml::reader::Reader;
 use uuid::Uuid;
 
+use super::demands::Demands;
 use super::needs;
+use super::values::{attribute, kib, source};
+use crate::types::needs::Pages;
 use crate::types::settings::{ClusterSettings, OnDoubt};
 use crate::types::{Generation, VmId, VmRecord};
 
@@ -125,6 +127,12 @@ pub struct DomainXml {
     pub shares: Vec<String>,
     /// Devices of the host are passed through.
     pub hostdevs: bool,
+    /// The named CPU model without which libvirt does not start it.
+    pub cpu_model: Option<String>,
+    /// Architecture and machine type, `x86_64/pc-q35-7.2`, without which KVM does not run it.
+    pub machine: Option<String>,
+    /// Where its memory lies.
+    pub pages: Pages,
     /// Mainstay's own metadata: what is done in doubt.
     pub on_doubt: Option<OnDoubt>,
     /// The generation that it runs, or was saved, under.
@@ -142,7 +150,7 @@ pub fn parse(xml: &str) -> Result<DomainXml, BadXml> {
     let mut reader = Reader::from_str(xml);
     let mut parser = Parser::default();
     loop {
-        match reader.read_event().map_err(not_xml)? {
+        match reader.read_event().map_err(BadXml::not_xml)? {
             Event::Start(element) => parser.open(&element)?,
             Event::Empty(element) => {
                 parser.open(&element)?;
@@ -151,7 +159,7 @@ pub fn parse(xml: &str) -> Result<DomainXml, BadXml> {
             Event::End(_) => parser.close()?,
             Event::Text(text) => parser.text.push_str(&text.xml10_content()),
             Event::CData(text) => parser.text.push_str(&text.xml10_content()),
-            Event::GeneralRef(entity) => match entity.resolve_char_ref().map_err(not_xml)? {
+            Event::GeneralRef(entity) => match entity.resolve_char_ref().map_err(BadXml::not_xml)? {
                 Some(character) => parser.text.push(character),
                 None => parser.text.push_str(
                     quick_xml::escape::resolve_predefined_entity(&entity.xml10_content())
@@ -184,8 +192,11 @@ pub fn guest_channel(xml: &str) -> Option<String> {
     parse(xml).ok()?.guest_channel
 }
 
-fn not_xml(error: impl std::fmt::Display) -> BadXml {
-    BadXml::NotXml(error.to_string())
+impl BadXml {
+    /// The reader's own error.
+    pub(super) fn not_xml(error: impl std::fmt::Display) -> Self {
+        Self::NotXml(error.to_string())
+    }
 }
 
 /// Reading state: the open elements, and what was found so far.
@@ -194,6 +205,7 @@ struct Parser {
     path: Vec<String>,
     text: String,
     found: DomainXml,
+    demands: Demands,
     uuid: Option<Uuid>,
     memory_unit: Option<String>,
     disk: Option<Disk>,
@@ -224,6 +236,7 @@ impl Parser {
         self.text.clear();
         self.path.push(element.name().as_ref().to_owned());
         let path: Vec<&str> = self.path.iter().map(String::as_str).collect();
+        self.demands.open(&path, element)?;
         match path.as_slice() {
             ["domain"] => self.seen_domain = true,
             ["domain", "memory"] => self.memory_unit = attribute(element, "unit")?,
@@ -377,6 +390,7 @@ impl Parser {
         let text = std::mem::take(&mut self.text);
         let text = text.trim();
         let path: Vec<&str> = self.path.iter().map(String::as_str).collect();
+        self.demands.close(&path, text);
         match path.as_slice() {
             ["domain", "name"] => text.clone_into(&mut self.found.name),
             ["domain", "uuid"] => self.uuid = Uuid::parse_str(text).ok(),
@@ -431,49 +445,9 @@ impl Parser {
         if self.found.nvram.is_some() {
             self.found.nvram_by_libvirt = false;
         }
+        (self.found.cpu_model, self.found.machine, self.found.pages) = self.demands.read();
         Ok(self.found)
     }
-}
-
-/// An attribute's value, its entities resolved.
-fn attribute(element: &BytesStart<'_>, name: &str) -> Result<Option<String>, BadXml> {
-    let Some(attribute) = element.try_get_attribute(name).map_err(not_xml)? else { return Ok(None) };
-    Ok(Some(attribute.normalized_value(XmlVersion::Explicit1_0).map_err(not_xml)?.into_owned()))
-}
-
-/// Where a `<source>` lies, and whether that is no path of this host. None: nothing is in the drive.
-fn source(element: &BytesStart<'_>) -> Result<Option<(String, bool)>, BadXml> {
-    for key in ["file", "dev", "dir"] {
-        if let Some(path) = attribute(element, key)? {
-            return Ok(Some((path, false)));
-        }
-    }
-    for (first, second, kind) in [("protocol", "name", ""), ("pool", "volume", "volume:")] {
-        if let Some(place) = attribute(element, first)? {
-            let name = attribute(element, second)?.unwrap_or_default();
-            let separator = if kind.is_empty() { ':' } else { '/' };
-            return Ok(Some((format!("{kind}{place}{separator}{name}"), true)));
-        }
-    }
-    Ok(None)
-}
-
-/// An amount with libvirt's units, in KiB, rounded up. None: no number, no such unit, or too large.
-fn kib(amount: &str, unit: Option<&str>) -> Option<u64> {
-    let bytes_each: u128 = match unit.unwrap_or("KiB").to_ascii_lowercase().as_str() {
-        "b" | "byte" | "bytes" => 1,
-        "kb" => 1000,
-        "k" | "kib" => 1 << 10,
-        "mb" => 1_000_000,
-        "m" | "mib" => 1 << 20,
-        "gb" => 1_000_000_000,
-        "g" | "gib" => 1 << 30,
-        "tb" => 1_000_000_000_000,
-        "t" | "tib" => 1 << 40,
-        _ => return None,
-    };
-    let bytes = u128::from(amount.parse::<u64>().ok()?).checked_mul(bytes_each)?;
-    u64::try_from(bytes.div_ceil(1024)).ok()
 }
 
 #[cfg(test)]

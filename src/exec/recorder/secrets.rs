@@ -138,6 +138,8 @@ fn of_event(event: &Event) -> bool {
         | Event::Day(_)
         | Event::Capacity(_)
         | Event::LockLeases(_)
+        | Event::Means(_)
+        | Event::Health(_)
         | Event::GoingDown
         | Event::Due => false,
     }

@@ -28,6 +28,11 @@ fn a_document_is_read_or_refused_with_its_reason() {
             "[[isolation]]\nvms = [\"web\"]\nresponse = { shutdown = { within_s = 0 } }",
             "isolation rule 1: within_s is 1 to 3600 seconds",
         ),
+        ("[[health]]\nsource = \"uplink\"\naction = \"tell\"", ""),
+        (
+            "[[health]]\nsource = \"uplink\"\naction = \"panic\"",
+            "unknown variant `panic`, expected one of `tell`, `quarantine`, `evacuate`",
+        ),
         ("admission = \"off\"", ""),
         ("admission = { host-failures = 1 }", ""),
         ("admission = { host-failures = 0 }", "admission: hosts has to be 1 or more"),
@@ -56,6 +61,15 @@ fn a_document_is_read_or_refused_with_its_reason() {
     ] {
         assert_eq!(read(text).err().unwrap_or_default(), expected, "{text}");
     }
+}
+
+#[test]
+fn the_first_health_rule_of_a_source_counts() {
+    let text = "[[health]]\nsource = \"uplink\"\naction = \"tell\"\n\
+                [[health]]\nsource = \"uplink\"\naction = \"quarantine\"";
+    let rules = read(text).unwrap();
+    assert_eq!(rules.action(Source::Uplink), HealthAction::Tell);
+    assert_eq!(rules.action(Source::Vendor), HealthAction::Quarantine);
 }
 
 #[test]

@@ -2,6 +2,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
+use crate::types::needs::Needs;
 use crate::types::{
     ClaimReason, DatastoreId, Debt, Generation, Holder, Nonce, ObjectKind, Over, Owner, RosterEntry, Sequence, Tenure,
     VmEntry, VmId, VmState, Wanted,
@@ -87,7 +88,7 @@ fn vm_record(xml: usize) -> VmRecord {
         memory_kib: 1 << 20,
         vcpus: 2,
         disks: Vec::new(),
-        networks: vec!["br0".to_owned()],
+        needs: Needs { networks: vec!["bridge:br0".to_owned()], ..Needs::default() },
         gaps: Vec::new(),
         on_doubt: None,
     }
@@ -246,7 +247,7 @@ fn golden_bytes() {
         (
             "record",
             encode_record(&vm_record(40)).unwrap(),
-            "89a7bcd17319b815cb8056e9d2fef65406c8a27ed3247a3095a4035c5021614f",
+            "7ed5d286166a0fab5b3e3f7ca7b3516fca97107e0de2e498f89c4225daa3dfa4",
         ),
     ];
     let differs = table.iter().filter(|(_, bytes, expected)| digest(bytes).to_string() != *expected);

@@ -1,6 +1,7 @@
 //! Claims, records, rosters, complete reads.
 
 use super::*;
+use crate::types::needs::Needs;
 
 #[test]
 fn of_two_creators_exactly_one_wins() {
@@ -200,7 +201,7 @@ fn vm_record(n: u64) -> VmRecord {
         memory_kib: n,
         vcpus: 1,
         disks: Vec::new(),
-        networks: Vec::new(),
+        needs: Needs::default(),
         gaps: Vec::new(),
         on_doubt: None,
     }
