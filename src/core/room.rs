@@ -7,8 +7,9 @@
 //!                                       └─► their room is seen free ─► it is started; whoever was stopped waits for a place
 //! ```
 //!
-//! Whoever was stopped is not started before what it has freed can show: it would take it back. One round at a time, and for one VM not again within `AGAIN`. A master that dies leaves VMs that run, or wait for a place: the next
-//! one begins anew. Never asked to go: who is starting or moving, who must be with others, whom others wait for (`placement/rules`).
+//! Whoever was stopped is not started before what it has freed can show: it would take it back. One round at a time, and for one VM not
+//! again within `AGAIN`. A master that dies leaves VMs that run, or wait for a place: the next one begins anew. Never asked to go: who is
+//! starting or moving, whose storage is in doubt, who must be with others, whom others wait for (`placement/rules`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -142,7 +143,9 @@ impl Core {
             let Holder::Host(owner) = claim.holder else { continue };
             let busy = vm.attempt.is_some() || vm.placing.is_some() || vm.incoming.is_some() || vm.moving.is_some();
             let runs = self.state_on(owner.host, id) == Some(DomainState::Running);
-            if runs && !busy && vm.evacuation.is_none() && self.is_heard(owner.host, now) {
+            // Else late writes might tie it to the host whose room it gives (`yielding`).
+            let paths_work = || self.need_of(id).datastores.iter().all(|store| self.reaches(owner.host, *store, now));
+            if runs && !busy && vm.evacuation.is_none() && self.is_heard(owner.host, now) && paths_work() {
                 all.entry(owner.host).or_default().push((id, may));
             }
         }

@@ -24,7 +24,7 @@ pub const PEACE: Duration = Duration::from_secs(120);
 pub const FAULTS: (u64, u64) = (3, 14);
 
 /// VMs make room for others. Off: one that ended uncleanly for that may wait for its own host for ever (docs/notes/placement.md).
-const ROOM: bool = false;
+const ROOM: bool = true;
 const HOSTS: [&str; 9] = ["a", "b", "c", "d", "e", "f", "g", "h", "i"];
 const STORES: [&str; 2] = ["nfs", "san"];
 const VMS: [&str; 8] = ["web", "db", "mail", "dns", "wiki", "news", "shop", "git"];
