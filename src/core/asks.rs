@@ -129,6 +129,9 @@ impl Core {
         if self.keeps_stop(&command, cx.now) {
             return self.wish_stop(cx, ask, &command); // Not a moment later: its restart may be near.
         }
+        if let VmCommand::Start { vm } = command {
+            self.withdraw_stop(cx, vm);
+        }
         let homes: Vec<_> = self.settings.datastores.iter().map(|datastore| datastore.id).collect();
         if homes.is_empty() {
             return self.command(cx, ask, None, command);

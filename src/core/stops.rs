@@ -22,7 +22,7 @@ use super::failover::{Candidate, ORDER_TIME, Placing};
 use super::note::Note;
 use crate::types::control::{Denial, Reply, Request, RunOrder, VmCommand};
 use crate::types::store::{ClaimsOf, StoreOrder};
-use crate::types::{ClaimReason, HostId, Proof, Tenure, Time, Wanted};
+use crate::types::{ClaimReason, HostId, Proof, Tenure, Time, VmId, Wanted};
 
 /// At most so many; beyond it a stop is refused.
 pub const MAX_STOPS: usize = 256;
@@ -69,6 +69,18 @@ impl Core {
         }
         stop.asks.push(ask);
         stop.force |= force;
+        (self.look, self.tell) = (true, true);
+    }
+
+    /// A person wants it started after all.
+    pub(super) fn withdraw_stop(&mut self, cx: &mut Cx, id: VmId) {
+        let Some(stop) = self.stops.remove(&id) else { return };
+        let name = self.vm_name(id);
+        cx.note(
+            Note::info("vm-stop-waits", format!("{name} is not to be stopped any more: its start is wanted")).of(&name),
+        );
+        let why = "it is wanted started since";
+        stop.asks.into_iter().for_each(|ask| cx.answer(ask, Reply::Denied(Denial::Unable(why.into()))));
         (self.look, self.tell) = (true, true);
     }
 
