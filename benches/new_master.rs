@@ -1,7 +1,8 @@
 //! A new master with 10,000 VMs on one datastore: from its first read to a complete view. Budgets: 1 s on a local disk, 3 s where each
 //! operation takes 1 ms.
 //!
-//! `cargo bench --bench new_master [-- FOLDER]`: on a temporary folder, or on a folder of any other mount.
+//! `cargo bench --bench new_master [-- FOLDER]`: on a temporary folder, or on a folder of any other mount. `cargo lab bench new-master`
+//! does both, with a mount whose requests take 1 ms longer.
 
 #[allow(dead_code)] // It has more than is used here.
 mod cluster;
@@ -45,7 +46,9 @@ fn lay(mount: &Path) {
         let folder = claims.join(claim.tenure.vm.to_string());
         std::fs::create_dir_all(&folder).expect("a folder of claims");
         let block = record::encode_claim(&claim).expect("a claim");
-        std::fs::write(folder.join("1"), block).expect("a claim is written");
+        if !folder.join("1").exists() {
+            std::fs::write(folder.join("1"), block).expect("a claim is written");
+        }
     }
 }
 

@@ -6,12 +6,14 @@
 //!                          ─► qemu started ─► guest up  by the judges         } one machine, one clock
 //!  freeze     what old copies gain when a frozen host goes on (bench/freeze.rs)
 //!  watchdog   a machine whose guard dies with its parent is reset in time (bench/watchdog.rs)
+//!  new-master how soon 10,000 VMs are seen (bench/new_master.rs)
 //!  guest      what the agent inside a guest costs at rest; needs no hosts (bench/guest.rs)
 //!  idle       a minute at rest, 3 VMs on each host: CPU, memory, packets and storage operations of our processes
 //! ```
 
 mod freeze;
 mod guest;
+mod new_master;
 mod watchdog;
 
 use std::collections::BTreeMap;
@@ -33,6 +35,7 @@ use crate::{network, processes, product};
 
 pub use freeze::{Freeze, freeze};
 pub use guest::{at_rest, guest};
+pub use new_master::new_master;
 pub use watchdog::watchdog;
 
 const HOSTS: u8 = 3;

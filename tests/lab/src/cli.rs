@@ -214,6 +214,13 @@ enum BenchCommand {
     },
     /// What agent and guard cost at rest, with three VMs on each host
     Idle,
+    /// From an agent that knows nothing to its complete view of 10,000 VMs on one datastore: on a local disk, on the lab's storage, and
+    /// where each request takes longer; needs one host
+    NewMaster {
+        /// So much longer, in milliseconds
+        #[arg(long, default_value_t = 1)]
+        delay_ms: u64,
+    },
     /// Whether a machine is reset in time when its guard dies or hangs together with its parent; needs no hosts
     Watchdog,
 }
@@ -344,6 +351,7 @@ fn measure(command: BenchCommand, json: bool) -> Result<()> {
         }
         BenchCommand::Guest { seconds } => bench::guest(seconds, json),
         BenchCommand::Idle => bench::idle(json),
+        BenchCommand::NewMaster { delay_ms } => bench::new_master(Duration::from_millis(delay_ms), json),
         BenchCommand::Watchdog => bench::watchdog(json),
     }
 }

@@ -96,7 +96,7 @@ fn build_guest_agent() -> Result<PathBuf> {
 }
 
 /// Where cargo says that it put the binaries.
-fn executables(messages: &str) -> Result<BTreeMap<String, PathBuf>> {
+pub(crate) fn executables(messages: &str) -> Result<BTreeMap<String, PathBuf>> {
     let mut found = BTreeMap::new();
     for line in messages.lines() {
         let message: serde_json::Value = serde_json::from_str(line).context("reading cargo's messages")?;

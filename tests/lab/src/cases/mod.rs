@@ -204,6 +204,11 @@ pub const ALL: &[Case] = &[
         split::storage_of_the_master,
     ),
     case(
+        "delegate-dies",
+        "the master does not reach the datastore, and the host that is to start a VM dies, too: the next one starts it within 8.5 s",
+        split::delegate_dies,
+    ),
+    case(
         "split-both",
         "network and storage part differently: what may run nowhere else waits, says so, and goes on within 3 s of the heal",
         split::both_differently,

@@ -3,6 +3,8 @@
 //! ```text
 //!  storage-split   the master's path hangs, a host dies     another host proves the lapse, and starts what the master orders
 //!                  a person stops one of the dead host's    another host writes that down
+//!  delegate-dies   the master's path hangs, a host dies,    the next host does it
+//!                  and then the one that is to start its VM
 //!  split-both      h1 without network and storage,          its VM may run nowhere else: it waits, says so, and goes on there when all
 //!                  h2 without storage                       is healed; h2's VMs go on by attestation
 //! ```
@@ -49,6 +51,34 @@ pub fn storage_of_the_master(ground: &mut Ground) -> Result<()> {
     ground.wait_view_of(&other, &format!("{stopped} to be wanted stopped"), PATIENCE, |view| {
         view.vm(&stopped).is_some_and(|vm| vm.wanted.as_deref() == Some("stopped") && vm.state == "off")
     })?;
+    ground.judges()?.mark("heal");
+    ground.lab().storage()?.fault(&master.name(), Fault::None)
+}
+
+pub fn delegate_dies(ground: &mut Ground) -> Result<()> {
+    ground.grow(4)?;
+    let (master, owner, other) = roles(ground)?;
+    let guest = ground.gather(&owner, 1)?.remove(0);
+    while let Some(guest) = ground.guests_on(&master)?.pop() {
+        ground.bring(&guest, &other)?;
+    }
+    ground.watch()?;
+    ground.fault(&format!("the storage of {}, the master, hangs", master.name()), &[])?;
+    ground.lab().storage()?.fault(&master.name(), Fault::Hang)?;
+    ground.wait_view_of(&master, "the master to say that it has no storage", PATIENCE, |view| {
+        view.datastores.iter().any(|store| store.trouble.is_some())
+    })?;
+    let (killed, _) = ground.kill(&owner)?;
+    let to = format!("{guest} is to run on ");
+    let note = ground.wait_note(killed, "an order to start it", PATIENCE, |note| note.text.starts_with(&to))?;
+    let delegate = note.text[to.len()..].split(':').next().context("a host is named")?.to_owned();
+    let delegate = ground.lab().host(&delegate)?;
+    let (again, mut guests) = ground.kill(&delegate)?;
+    guests.retain(|other| *other != guest);
+    guests.push(guest.clone());
+    ground.expect(&guest, Wish::Running { starts: 3 })?; // It may have begun there.
+    ground.figure(format!("{} killed {} after the order", delegate.name(), seconds(again.since(note.at()))));
+    ground.demand_started(&guests, again, &delegate, STARTED)?;
     ground.judges()?.mark("heal");
     ground.lab().storage()?.fault(&master.name(), Fault::None)
 }
