@@ -165,6 +165,8 @@ const LOOK: Duration = Duration::from_millis(1200);
 const CALL: Duration = Duration::from_secs(20);
 /// The guard sees a QEMU within milliseconds of its pid file.
 const ADOPT_LIMIT: Duration = Duration::from_secs(10);
+/// The guard's time to say whether it was.
+const LOOKS: Duration = Duration::from_secs(5);
 /// Attempts that cannot claim are tried again after this.
 const RETRY: Duration = Duration::from_millis(500);
 /// A claim with an unknown outcome has landed after this, as far as anybody can tell.
@@ -318,6 +320,7 @@ impl Core {
             (Stage::Locks { since }, Outcome::Locks(result)) => self.locks_probed(cx, id, since, result),
             (Stage::Defining, Outcome::Domain(answer)) => self.defined(cx, id, answer),
             (Stage::Starting, Outcome::Domain(answer)) => self.started_paused(cx, id, answer),
+            (Stage::Adopting, Outcome::Guard(result)) => self.looked_for_qemu(cx, id, result),
             (Stage::Resuming, Outcome::Domain(answer)) => self.resumed(cx, id, answer),
             (Stage::Barring { wanted }, Outcome::Guard(result)) => self.barred(cx, id, wanted, result),
             _ => {}

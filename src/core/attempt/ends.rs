@@ -299,11 +299,8 @@ impl Core {
                 self.wait_in(cx, id, Stage::Sighting(debt), RETRY, what);
             }
             Stage::Locks { since } => self.probe_locks(cx, id, since),
-            Stage::Adopting => {
-                self.start_is_late(id);
-                self.destroy(cx, id);
-                self.give_up(cx, id, Denial::Unable("its QEMU did not appear in time".into()));
-            }
+            Stage::Adopting if attempt.ticket == Ticket(0) => self.look_for_qemu(cx, id, &attempt),
+            Stage::Adopting => self.never_appeared(cx, id), // Nor has the guard answered.
             Stage::Resuming if attempt.ticket == Ticket(0) => self.resume_again(cx, id, &attempt),
             Stage::Barring { .. } => self.leave_barring(cx, id),
             Stage::Confirming

@@ -140,7 +140,7 @@ impl Core {
             (Some(VmState::Running), Kind::Hook { .. }) => self.finish(cx, id),
             (Some(VmState::Running), _) => self.resume(cx, id),
             (Some(VmState::Over(_)), _) => {
-                if let Kind::Hook { .. } = attempt.kind {
+                if matches!(attempt.kind, Kind::Hook { .. }) || attempt.ticket != Ticket(0) {
                     self.start_is_late(id); // libvirt was let go on, and its QEMU may still come up.
                 }
                 self.destroy(cx, id);
@@ -148,6 +148,30 @@ impl Core {
             }
             (Some(VmState::Expected | VmState::Incoming) | None, _) => {}
         }
+    }
+
+    /// Its time is over. This agent may have been held meanwhile, and have heard nothing: the guard bars what it has not seen, and says
+    /// so of what it has.
+    pub(in crate::core) fn look_for_qemu(&mut self, cx: &mut Cx, id: VmId, attempt: &Attempt) {
+        let Some(claim) = &attempt.claim else { return };
+        let ticket = cx.guard(GuardOrder::Abandon { tenure: claim.tenure }, Pending::Attempt(id));
+        self.stage(id, Stage::Adopting, ticket);
+        cx.set(Timer::Attempt(id), cx.now + LOOKS);
+    }
+
+    pub(in crate::core) fn looked_for_qemu(&mut self, cx: &mut Cx, id: VmId, result: Result<(), Refusal>) {
+        let claim = self.vms.get(&id).and_then(|vm| vm.attempt.as_ref()?.claim.clone());
+        let row = claim.and_then(|claim| self.guard.rows.get(&claim.tenure));
+        if result.is_err() && row.is_some_and(|row| row.state == VmState::Running) {
+            return self.adoption(cx, id);
+        }
+        self.never_appeared(cx, id);
+    }
+
+    pub(in crate::core) fn never_appeared(&mut self, cx: &mut Cx, id: VmId) {
+        self.start_is_late(id);
+        self.destroy(cx, id);
+        self.give_up(cx, id, Denial::Unable("its QEMU did not appear in time".into()));
     }
 
     pub(in crate::core) fn resume(&mut self, cx: &mut Cx, id: VmId) {
