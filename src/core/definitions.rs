@@ -169,14 +169,14 @@ impl Core {
                 return;
             }
         };
-        if self.vm(id).waits.as_ref() != Some(&what) {
-            let verdict = self.waits_for(cx, id, what.clone());
+        if self.vm(id).kept_stale.as_ref() != Some(&what) {
             let name = self.vm_name(id);
             let cure = if domain.managed_save { " --managed-save" } else { "" };
             let text = format!(
                 "{name}: {what}; the definition is kept; remove it with 'virsh undefine {name}{cure}' when it is not needed"
             );
-            cx.note(Note::warning("stale-definition", text).of(&name).by(verdict));
+            cx.note(Note::warning("stale-definition", text).of(&name));
+            self.vm(id).kept_stale = Some(what);
         }
     }
 

@@ -315,6 +315,12 @@ impl Core {
         if let Some(what) = self.waits_for_trust(claim.home) {
             lines.push(format!("it cannot be claimed anew, moved or taken over; that waits for {what}"));
         }
+        let elsewhere = claim.owner().is_some_and(|owner| owner.host != self.me.host);
+        if let Some(what) =
+            vm.kept_stale.as_ref().filter(|_| elsewhere && self.libvirt.domains.contains_key(&claim.tenure.vm))
+        {
+            lines.push(format!("{} keeps a stale definition: {what}", self.name_of(self.me.host)));
+        }
         if let Some((_, why)) = &vm.stays {
             lines.push(format!("it is not moved away: {why}"));
         }

@@ -99,6 +99,8 @@ pub struct Vm {
     pub stopping: Vec<AskId>,
     /// What it waits for, for people.
     pub waits: Option<String>,
+    /// Why a stale definition of it is kept here.
+    pub kept_stale: Option<String>,
     /// The wait that was the last verdict on it: an attempt that fails and is made again is one wait.
     pub waited: Option<String>,
     /// libvirt may still start it here, although that was given up: until its rows may be forgotten.
