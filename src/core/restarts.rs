@@ -21,6 +21,7 @@ use super::note::Note;
 use super::placement::Bars;
 use super::placement::rules::Meaning;
 use super::placement::search::{Plan, plan};
+use super::placement::site::Ask;
 use crate::types::control::Takes;
 use crate::types::rules::Priority;
 use crate::types::store::{StoreAnswer, StoreOrder};
@@ -70,7 +71,9 @@ impl Core {
         let ask = |candidate: &&Candidate| {
             let from = candidate.claim.owner().map(|owner| owner.host);
             let tied = candidate.over.and_then(|(_, tied)| tied);
-            bars.ask(candidate.id, &self.need_of(candidate.id), from, tied)
+            let ask = bars.ask(candidate.id, &self.need_of(candidate.id), from, tied);
+            let first = tied.is_some() && self.has_room_back(&candidate.claim) == tied;
+            Ask { priority: if first { Priority::Highest } else { ask.priority }, ..ask }
         };
         let asks: Vec<_> = candidates.iter().map(ask).collect();
         let mut plan = plan(&site, &asks);

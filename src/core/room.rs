@@ -7,9 +7,10 @@
 //!                                       └─► their room is seen free ─► it is started; whoever was stopped waits for a place
 //! ```
 //!
-//! Whoever was stopped is not started before what it has freed can show: it would take it back. One round at a time, and for one VM not
-//! again within `AGAIN`. A master that dies leaves VMs that run, or wait for a place: the next one begins anew. Never asked to go: who is
-//! starting or moving, whose storage is in doubt, who must be with others, whom others wait for (`placement/rules`).
+//! Whoever was stopped is not started before what it has freed can show: it would take it back. It does take it back if it has ended
+//! uncleanly, and can run nowhere else. One round at a time, and for one VM not again within `AGAIN`. A master that dies leaves VMs that
+//! run, or wait for a place: the next one begins anew. Never asked to go: who is starting or moving, whose storage is in doubt, who must
+//! be with others, whom others wait for (`placement/rules`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -88,7 +89,7 @@ impl Core {
             return;
         }
         let rests = |id| self.vms.get(&id).and_then(|vm| vm.room_again).is_some_and(|at| cx.now < at);
-        let next = homeless.find(|n| asks[*n].priority < Priority::Lowest && !rests(asks[*n].vm));
+        let next = homeless.find(|n| meaning.priority(asks[*n].vm) < Priority::Lowest && !rests(asks[*n].vm));
         let Some(n) = next.filter(|_| !self.round_goes_on(cx.now)) else { return };
         let (whom, found) = (asks[n].vm, self.who_goes(cx.now, meaning, (site, asks), n));
         self.vm(whom).room_again = Some(cx.now + if found.is_some() { AGAIN } else { NOBODY });
@@ -97,9 +98,17 @@ impl Core {
         }
     }
 
+    /// The only host that may have one which has ended uncleanly when it made room: writes of it may still be under way there. The room
+    /// that it gave is its own again, whoever else asks for it; that one may have it made again when it runs.
+    pub(super) fn has_room_back(&self, claim: &Claim) -> Option<HostId> {
+        let gave = claim.reason == ClaimReason::MadeRoom && claim.wanted == Wanted::Running;
+        let debt = claim.debts.iter().filter(|_| gave).find(|debt| !self.is_paid(debt));
+        debt.map(|debt| debt.host)
+    }
+
     /// Who has made room waits a moment: what it has freed shows later than its end, and is not for itself.
     pub(super) fn holds_room_free(&mut self, cx: &mut Cx, id: VmId, claim: &Claim) -> bool {
-        if claim.reason != ClaimReason::MadeRoom {
+        if claim.reason != ClaimReason::MadeRoom || self.has_room_back(claim).is_some() {
             return false;
         }
         let of_round = self.room.as_ref().filter(|round| round.stopped.contains(&id)).map(|round| round.until);

@@ -189,7 +189,8 @@ impl Core {
                 let claim = vm.claim.as_ref().filter(|claim| claim.wanted == Wanted::Running)?;
                 claim.owners().last().map(|owner| owner.host)
             };
-            let host = vm.placing.as_ref().map(|placing| placing.host).or(starts).or_else(owner);
+            let gave = || vm.claim.as_ref().and_then(|claim| self.has_room_back(claim));
+            let host = vm.placing.as_ref().map(|placing| placing.host).or(starts).or_else(owner).or_else(gave);
             if let Some(host) = host.filter(|host| !shown.contains(&(*host, *id))) {
                 // A VM of unknown size counts as well, so that the VMs of one failure are spread.
                 let all = promised.entry(host).or_default();
