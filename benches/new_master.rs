@@ -67,8 +67,10 @@ fn measure(mount: &Path) -> (Duration, Duration) {
     loop {
         let event = match (answers.try_recv(), due) {
             (Ok((ticket, answer)), _) => {
-                if matches!(answer, StoreAnswer::Claims { .. }) {
-                    read.get_or_insert(begun.elapsed());
+                match &answer {
+                    StoreAnswer::Claims { .. } => drop(read.get_or_insert(begun.elapsed())),
+                    StoreAnswer::Failed(why) => eprintln!("{:.2} s: {why:?}", begun.elapsed().as_secs_f64()),
+                    _ => {}
                 }
                 Event::Done(ticket, Outcome::Store(answer))
             }
