@@ -29,7 +29,7 @@ use crate::wire::record::{self, BLOCK};
 /// How often a listing is repeated when its highest claim vanished meanwhile (its creator gave way).
 const LISTINGS: usize = 3;
 /// Claims that are read side by side, at most.
-const READERS: usize = 32;
+const READERS: usize = 64;
 /// A reader of its own for each so many.
 const EACH: usize = 16;
 /// Claims that are kept whatever their age.

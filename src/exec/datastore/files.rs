@@ -247,10 +247,14 @@ impl Folder {
     pub fn read(&self, name: &str, max: usize) -> Result<Option<Buffer>, StoreFailure> {
         let Some(file) = self.file(name, OFlag::O_RDONLY)? else { return Ok(None) };
         let path = self.path(name);
-        let buffer = read_at(&file, &path, 0, max + BLOCK)?;
-        let len = buffer.as_slice().len();
-        if max < len {
-            return Err(bad(&path, &BadRecord::TooLarge { len, max }));
+        // Not beyond it: most are as large as they may be, and another read would cost another round trip.
+        let buffer = read_at(&file, &path, 0, max)?;
+        if buffer.as_slice().len() == max {
+            let len = file.metadata().map_err(|error| failure(&path, &error))?.len();
+            let len = usize::try_from(len).unwrap_or(usize::MAX);
+            if max < len {
+                return Err(bad(&path, &BadRecord::TooLarge { len, max }));
+            }
         }
         Ok(Some(buffer))
     }
