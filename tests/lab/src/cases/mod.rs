@@ -205,7 +205,7 @@ pub const ALL: &[Case] = &[
     ),
     case(
         "delegate-dies",
-        "the master does not reach the datastore, and the host that is to start a VM dies, too: the next one starts it within 8.5 s",
+        "the master does not reach the datastore, and the host that is to start a VM dies, too: the next one starts it within 10 s",
         split::delegate_dies,
     ),
     case(
