@@ -315,6 +315,13 @@ impl Core {
         if let Some(what) = self.waits_for_trust(claim.home) {
             lines.push(format!("it cannot be claimed anew, moved or taken over; that waits for {what}"));
         }
+        lines.extend(self.explain_stillness(vm, claim));
+        lines
+    }
+
+    /// Why nothing is done about it here, or not yet.
+    fn explain_stillness(&self, vm: &Vm, claim: &Claim) -> Vec<String> {
+        let mut lines = Vec::new();
         let elsewhere = claim.owner().is_some_and(|owner| owner.host != self.me.host);
         if let Some(what) =
             vm.kept_stale.as_ref().filter(|_| elsewhere && self.libvirt.domains.contains_key(&claim.tenure.vm))

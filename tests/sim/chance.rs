@@ -14,7 +14,7 @@ use mainstay::types::power::FenceAt;
 use mainstay::types::settings::{LateWrites, Timing};
 
 use super::scenario::Scenario;
-use super::world::Setup;
+use super::setup::Setup;
 
 /// Faults happen for so long.
 pub const TROUBLE: Duration = Duration::from_secs(450);
@@ -23,8 +23,6 @@ pub const PEACE: Duration = Duration::from_secs(120);
 /// Fewest and most faults of a story.
 pub const FAULTS: (u64, u64) = (3, 14);
 
-/// VMs make room for others. Off: one that ended uncleanly for that may wait for its own host for ever (docs/notes/placement.md).
-const ROOM: bool = true;
 const HOSTS: [&str; 9] = ["a", "b", "c", "d", "e", "f", "g", "h", "i"];
 const STORES: [&str; 2] = ["nfs", "san"];
 const VMS: [&str; 8] = ["web", "db", "mail", "dns", "wiki", "news", "shop", "git"];
@@ -184,13 +182,10 @@ fn setup(dice: &mut Dice, seed: u64, wish: &Wish) -> Setup {
         let kib = (running.div_ceil(2) as u64 + 1) << 20;
         let limits: BTreeMap<String, u64> = hosts.iter().map(|host| (host.clone(), kib)).collect();
         let (low, more) = (dice.pick(&VMS[..running]), dice.pick(&VMS[..running]));
-        let mut room = vec![format!("priority lowest of {low} {more}")];
-        room.push(format!("make room * {}", dice.pick(&["stop", "stop", "move"])));
-        room.push(format!("make room within {}s", 1 + dice.roll(20)));
-        if ROOM {
-            memory.extend(limits);
-            rules.extend(room);
-        }
+        rules.push(format!("priority lowest of {low} {more}"));
+        rules.push(format!("make room * {}", dice.pick(&["stop", "stop", "move"])));
+        rules.push(format!("make room within {}s", 1 + dice.roll(20)));
+        memory.extend(limits);
     }
     if dice.roll(2) == 0 {
         rules.push("health vendor evacuate".to_owned());

@@ -13,7 +13,8 @@ use mainstay::types::finding::{Finding, Source};
 use mainstay::types::needs::{HostMeans, Needs, Pages};
 use mainstay::types::vm::DomainFailure;
 
-use super::world::{Gate, H, Setup, World};
+use super::setup::Setup;
+use super::world::{Gate, H, World};
 
 /// How long an agent takes to see that something has come or gone.
 const SEEN: Duration = Duration::from_secs(3);

@@ -43,6 +43,7 @@ pub mod rollback;
 pub mod rules;
 pub mod runs;
 pub mod scenario;
+pub mod setup;
 pub mod shutdown;
 pub mod soundness;
 pub mod world;

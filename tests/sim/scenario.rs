@@ -27,7 +27,8 @@ use mainstay::types::power::FenceAt;
 use mainstay::types::settings::{ForeignMigration, LateWrites, OnDoubt, Timing};
 
 use super::recorded::Tapes;
-use super::world::{Gate, SETTLING, Setup, World, nanos};
+use super::setup::Setup;
+use super::world::{Gate, SETTLING, World, nanos};
 
 /// A story to run.
 #[derive(Clone, Debug)]
