@@ -34,15 +34,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub fn storage_of_the_master(ground: &mut Ground) -> Result<()> {
     let (master, owner, other) = roles(ground)?;
     ground.gather(&owner, 3)?;
-    while let Some(guest) = ground.guests_on(&master)?.pop() {
-        ground.bring(&guest, &other)?; // What runs there can read nothing from its disk.
-    }
-    ground.watch()?;
-    ground.fault(&format!("the storage of {}, the master, hangs", master.name()), &[])?;
-    ground.lab().storage()?.fault(&master.name(), Fault::Hang)?;
-    ground.wait_view_of(&master, "the master to say that it has no storage", PATIENCE, |view| {
-        view.datastores.iter().any(|store| store.trouble.is_some())
-    })?;
+    hang_storage(ground, &master, &other)?;
     let (killed, guests) = ground.kill(&owner)?;
     let stopped = guests.last().context("it has guests")?.clone();
     ground.expect(&stopped, Wish::Stopped)?;
@@ -61,15 +53,7 @@ pub fn delegate_dies(ground: &mut Ground) -> Result<()> {
     ground.grow(4)?;
     let (master, owner, other) = roles(ground)?;
     let guest = ground.gather(&owner, 1)?.remove(0);
-    while let Some(guest) = ground.guests_on(&master)?.pop() {
-        ground.bring(&guest, &other)?;
-    }
-    ground.watch()?;
-    ground.fault(&format!("the storage of {}, the master, hangs", master.name()), &[])?;
-    ground.lab().storage()?.fault(&master.name(), Fault::Hang)?;
-    ground.wait_view_of(&master, "the master to say that it has no storage", PATIENCE, |view| {
-        view.datastores.iter().any(|store| store.trouble.is_some())
-    })?;
+    hang_storage(ground, &master, &other)?;
     let (killed, _) = ground.kill(&owner)?;
     let to = format!("{guest} is to run on ");
     let note = ground.wait_note(killed, "an order to start it", PATIENCE, |note| note.text.starts_with(&to))?;
@@ -121,7 +105,21 @@ pub fn both_differently(ground: &mut Ground) -> Result<()> {
     ground.set_rules("")
 }
 
-/// The master, and the two others.
+/// The judges watch, and the master loses its path; its guests are on the other one before, since they could read nothing from their disks.
+fn hang_storage(ground: &mut Ground, master: &Host, other: &Host) -> Result<()> {
+    while let Some(guest) = ground.guests_on(master)?.pop() {
+        ground.bring(&guest, other)?;
+    }
+    ground.watch()?;
+    ground.fault(&format!("the storage of {}, the master, hangs", master.name()), &[])?;
+    ground.lab().storage()?.fault(&master.name(), Fault::Hang)?;
+    ground.wait_view_of(master, "the master to say that it has no storage", PATIENCE, |view| {
+        view.datastores.iter().any(|store| store.trouble.is_some())
+    })?;
+    Ok(())
+}
+
+/// The master, and two others.
 fn roles(ground: &Ground) -> Result<(Host, Host, Host)> {
     let master = ground.master()?;
     match ground.others(&[master])[..] {
